@@ -1,0 +1,98 @@
+"""The data sets, each one function that returns ``Images``."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from errors import InputError
+
+
+@dataclass(frozen=True)
+class Images:
+    """One split of a data set.
+
+    Attributes:
+        pixels: uint8 (N, C, H, W), values 0 .. levels - 1.
+        labels: int64 (N,).
+        num_classes: labels are 0 .. num_classes - 1.
+        levels: number of grey levels; ``pixels / (levels - 1)`` is in [0, 1].
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    num_classes: int
+    levels: int = 256
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+
+def digits(train: bool, **_) -> Images:
+    """The 1,797 handwritten digits of 8x8 pixels and 17 levels that scikit-learn carries; every fifth is held out."""
+    from sklearn.datasets import load_digits  # heavy import, only where used
+
+    data = load_digits()
+    held_out = np.arange(len(data.target)) % 5 == 4
+    chosen = ~held_out if train else held_out
+    pixels = torch.from_numpy(data.images[chosen].astype(np.uint8))[:, None]
+    return Images(pixels, torch.from_numpy(data.target[chosen].astype(np.int64)), num_classes=10, levels=17)
+
+
+def fake(train: bool, image_size: int, num_channels: int, num_classes: int, **_) -> Images:
+    """Random images and labels, the same at each call, 1024 to train on and 256 held out."""
+    generator = torch.Generator().manual_seed(int(train))
+    n = 1024 if train else 256
+    pixels = torch.randint(256, (n, num_channels, image_size, image_size), dtype=torch.uint8, generator=generator)
+    return Images(pixels, torch.randint(max(1, num_classes), (n,), generator=generator), max(1, num_classes))
+
+
+def cifar10(train: bool, dataroot: str, **_) -> Images:
+    """CIFAR-10 from torchvision's files under ``dataroot``, downloaded if they are not there."""
+    from torchvision.datasets import CIFAR10
+
+    try:
+        data = CIFAR10(dataroot, train=train, download=True)
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            f"CIFAR-10 is not in dataroot={Path(dataroot).resolve()} and cannot be downloaded ({error}): "
+            "place cifar-10-python.tar.gz there"
+        ) from error
+    pixels = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
+    return Images(pixels, torch.tensor(data.targets), num_classes=10)
+
+
+DATASETS: dict[str, Callable[..., Images]] = {"digits": digits, "fake": fake, "cifar10": cifar10}
+
+
+def load_images(
+    dataset: str, train: bool, *, image_size: int, num_channels: int, num_classes: int, dataroot: str = "datasets"
+) -> Images:
+    """Load one split of a data set.
+
+    Args:
+        dataset: a name in ``DATASETS``, in any case.
+        train: the training split, or the held-out one.
+        image_size, num_channels, num_classes: what the configuration says of it.
+        dataroot: folder of the data sets that live on disk.
+
+    Raises:
+        InputError: if there is no such data set, it is not there, or it is not what the configuration says.
+    """
+    if dataset.lower() not in DATASETS:
+        raise InputError(f"data.dataset={dataset}: known are {', '.join(DATASETS)}")
+    images = DATASETS[dataset.lower()](
+        train=train, image_size=image_size, num_channels=num_channels, num_classes=num_classes, dataroot=dataroot
+    )
+    shape = (num_channels, image_size, image_size)
+    if tuple(images.pixels.shape[1:]) != shape:
+        raise InputError(
+            f"data.dataset={dataset} has images of {tuple(images.pixels.shape[1:])}, but data.num_channels and "
+            f"data.image_size ask for {shape}"
+        )
+    if num_classes and num_classes != images.num_classes:
+        raise InputError(f"data.num_classes={num_classes}, but data.dataset={dataset} has {images.num_classes}")
+    return images

@@ -1,0 +1,222 @@
+"""DDPM++ (Song et al. 2021, appendix H), the unconditional network of the published CIFAR-10 model."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from errors import InputError
+from models.layers import check_levels, divide_by_sigma, downsample, group_norm, init_layer, upsample
+
+EPS = 1e-6  # of every group normalisation
+
+
+class FourierEmbedding(nn.Module):
+    """Random Fourier features of log sigma, (B,) -> (B, 2 * features); the frequencies are not trained."""
+
+    def __init__(self, features: int, scale: float) -> None:
+        super().__init__()
+        self.frequencies = nn.Parameter(torch.randn(features) * scale, requires_grad=False)
+
+    def forward(self, log_sigma: Tensor) -> Tensor:
+        angle = 2.0 * math.pi * log_sigma[:, None] * self.frequencies[None, :]
+        return torch.cat([angle.sin(), angle.cos()], dim=1)
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions with the noise embedding between them: (B, in, H, W) -> (B, out, H', W').
+
+    ``resample`` (None, ``upsample`` or ``downsample``) acts on both branches and sets H', W'.
+    """
+
+    def __init__(self, in_channels, out_channels, embedding, dropout, skip_rescale, init_scale, resample=None) -> None:
+        super().__init__()
+        self.resample = resample
+        self.rescale = 1.0 / math.sqrt(2.0) if skip_rescale else 1.0
+        self.norm1 = group_norm(in_channels, EPS)
+        self.conv1 = init_layer(nn.Conv2d(in_channels, out_channels, 3, padding=1))
+        self.embed = init_layer(nn.Linear(embedding, out_channels))
+        self.norm2 = group_norm(out_channels, EPS)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = init_layer(nn.Conv2d(out_channels, out_channels, 3, padding=1), init_scale)
+        changes = resample is not None or in_channels != out_channels
+        self.shortcut = init_layer(nn.Conv2d(in_channels, out_channels, 1)) if changes else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = F.silu(self.norm1(x))
+        if self.resample is not None:
+            h, x = self.resample(h), self.resample(x)
+        h = self.conv1(h) + self.embed(F.silu(embedding))[:, :, None, None]
+        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        return (self.shortcut(x) + h) * self.rescale
+
+
+class Attention(nn.Module):
+    """One head of self-attention over the pixels, added to its input, (B, C, H, W) -> same."""
+
+    def __init__(self, channels: int, skip_rescale: bool, init_scale: float) -> None:
+        super().__init__()
+        self.rescale = 1.0 / math.sqrt(2.0) if skip_rescale else 1.0
+        self.norm = group_norm(channels, EPS)
+        self.query = init_layer(nn.Linear(channels, channels))
+        self.key = init_layer(nn.Linear(channels, channels))
+        self.value = init_layer(nn.Linear(channels, channels))
+        self.out = init_layer(nn.Linear(channels, channels), init_scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pixels = self.norm(x).flatten(2).transpose(1, 2)[:, None]  # (B, one head, H*W, C)
+        h = F.scaled_dot_product_attention(self.query(pixels), self.key(pixels), self.value(pixels))
+        return (x + self.out(h)[:, 0].transpose(1, 2).reshape(x.shape)) * self.rescale
+
+
+class DownLevel(nn.Module):
+    """The blocks of one resolution on the way down and, but at the last, the step to half of it."""
+
+    def __init__(self, blocks, attentions, down=None, pyramid=None) -> None:
+        super().__init__()
+        # Each block stands beside its attention, so that parameters come in the order of computation.
+        self.blocks = nn.ModuleList(nn.ModuleList(pair) for pair in zip(blocks, attentions, strict=True))
+        self.down = down
+        self.pyramid = pyramid
+
+
+class UpLevel(nn.Module):
+    """The blocks of one resolution on the way up, one attention, and, but at the first, the step to twice of it."""
+
+    def __init__(self, blocks, attention, up=None) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.attention = attention
+        self.up = up
+
+
+class DDPMpp(nn.Module):
+    """Score network: (x, sigma) -> score.
+
+    Args:
+        image_size: height and width of the images, divisible by 2^(levels - 1).
+        num_channels: of the images.
+        nf: channels at the first level.
+        ch_mult: channels of each level in units of ``nf``; as many levels as entries.
+        num_res_blocks: residual blocks of a level (one more on the way up).
+        attn_resolutions: image sizes at which attention follows the blocks.
+        dropout: probability, in [0, 1).
+        skip_rescale: divide sums of two branches by sqrt(2).
+        fourier_scale: standard deviation of the frequencies of the noise embedding.
+        init_scale: variance of the last layer of each branch; 0 starts branches at (nearly) zero.
+        scale_by_sigma: divide the output by sigma.
+
+    Raises:
+        InputError: if ``image_size`` does not suit the levels.
+    """
+
+    num_classes = 0
+
+    def __init__(
+        self,
+        image_size: int,
+        num_channels: int = 3,
+        *,
+        nf: int = 128,
+        ch_mult: Sequence[int] = (1, 2, 2, 2),
+        num_res_blocks: int = 8,
+        attn_resolutions: Sequence[int] = (16,),
+        dropout: float = 0.1,
+        skip_rescale: bool = True,
+        fourier_scale: float = 16.0,
+        init_scale: float = 0.0,
+        scale_by_sigma: bool = True,
+    ) -> None:
+        super().__init__()
+        levels = len(ch_mult)
+        check_levels(image_size, levels)
+        self.scale_by_sigma = scale_by_sigma
+        self.rescale = 1.0 / math.sqrt(2.0) if skip_rescale else 1.0
+        widths = [nf * m for m in ch_mult]
+        sizes = [image_size >> level for level in range(levels)]
+
+        def block(in_channels, out_channels, resample=None):
+            return ResidualBlock(in_channels, out_channels, 4 * nf, dropout, skip_rescale, init_scale, resample)
+
+        def attention(channels, size):
+            return Attention(channels, skip_rescale, init_scale) if size in attn_resolutions else nn.Identity()
+
+        self.fourier = FourierEmbedding(nf, fourier_scale)
+        self.embed1 = init_layer(nn.Linear(2 * nf, 4 * nf))
+        self.embed2 = init_layer(nn.Linear(4 * nf, 4 * nf))
+        self.conv_in = init_layer(nn.Conv2d(num_channels, nf, 3, padding=1))
+
+        skips, width, pyramid_width = [nf], nf, num_channels  # channels of the skips, of h, of the pyramid
+        self.down_levels = nn.ModuleList()
+        for level, (out, size) in enumerate(zip(widths, sizes, strict=True)):
+            blocks = [block(width if i == 0 else out, out) for i in range(num_res_blocks)]
+            attentions = [attention(out, size) for _ in range(num_res_blocks)]
+            skips += [out] * num_res_blocks
+            down = pyramid = None
+            if level < levels - 1:
+                down = block(out, out, downsample)
+                pyramid = init_layer(nn.Conv2d(pyramid_width, out, 3, stride=2))
+                skips.append(out)
+                pyramid_width = out
+            self.down_levels.append(DownLevel(blocks, attentions, down, pyramid))
+            width = out
+
+        self.mid_block1 = block(width, width)
+        self.mid_attention = Attention(width, skip_rescale, init_scale)
+        self.mid_block2 = block(width, width)
+
+        self.up_levels = nn.ModuleList()
+        for level, out, size in reversed(list(zip(range(levels), widths, sizes, strict=True))):
+            blocks = []
+            for _ in range(num_res_blocks + 1):
+                blocks.append(block(width + skips.pop(), out))
+                width = out
+            up = block(out, out, upsample) if level > 0 else None
+            self.up_levels.append(UpLevel(blocks, attention(out, size), up))
+
+        self.norm_out = group_norm(width, EPS)
+        self.conv_out = init_layer(nn.Conv2d(width, num_channels, 3, padding=1), init_scale)
+
+    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Score at ``x``.
+
+        Args:
+            x: images in [0, 1], (B, C, H, W).
+            sigma: noise levels, (B,).
+            labels: must be None, this network has no classes.
+
+        Returns:
+            Estimate of d/dx log p_sigma(x), (B, C, H, W).
+
+        Raises:
+            InputError: if labels are given.
+        """
+        if labels is not None:
+            raise InputError("this network (ddpmpp) has no classes: call it without labels")
+        embedding = self.embed2(F.silu(self.embed1(self.fourier(torch.log(sigma)))))
+
+        pyramid = 2.0 * x - 1.0
+        h = self.conv_in(pyramid)
+        skips = [h]
+        for level in self.down_levels:
+            for block, attention in level.blocks:
+                h = attention(block(h, embedding))
+                skips.append(h)
+            if level.down is not None:
+                pyramid = level.pyramid(F.pad(pyramid, (0, 1, 0, 1)))
+                h = pyramid = (pyramid + level.down(h, embedding)) * self.rescale
+                skips.append(h)
+
+        h = self.mid_block2(self.mid_attention(self.mid_block1(h, embedding)), embedding)
+
+        for level in self.up_levels:
+            for block in level.blocks:
+                h = block(torch.cat([h, skips.pop()], dim=1), embedding)
+            h = level.attention(h)
+            if level.up is not None:
+                h = level.up(h, embedding)
+
+        h = self.conv_out(F.silu(self.norm_out(h)))
+        return divide_by_sigma(h, sigma) if self.scale_by_sigma else h

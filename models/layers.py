@@ -1,0 +1,69 @@
+"""Pieces that more than one network uses."""
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from errors import InputError
+
+
+def group_norm(channels: int, eps: float) -> nn.GroupNorm:
+    """Group normalisation with at most 32 groups of at least 4 channels.
+
+    Raises:
+        InputError: if the groups do not divide the channels.
+    """
+    groups = max(1, min(32, channels // 4))
+    if channels % groups:
+        raise InputError(
+            f"model: a layer of {channels} channels does not divide into {groups} groups, change the width"
+        )
+    return nn.GroupNorm(groups, channels, eps=eps)
+
+
+def upsample(x: Tensor) -> Tensor:
+    """Nearest-neighbour doubling, (B, C, H, W) -> (B, C, 2H, 2W)."""
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+def downsample(x: Tensor) -> Tensor:
+    """Mean over 2x2 squares, (B, C, H, W) -> (B, C, H/2, W/2)."""
+    return F.avg_pool2d(x, 2)
+
+
+def variance_scaling_(weight: Tensor, scale: float = 1.0) -> Tensor:
+    """Fill with U(-b, b), b = sqrt(3 scale / fan_avg); returns ``weight``. Scale 0 stands for 1e-10."""
+    receptive = weight[0, 0].numel()
+    fan_avg = 0.5 * (weight.shape[0] + weight.shape[1]) * receptive
+    bound = math.sqrt(3.0 * (scale or 1e-10) / fan_avg)
+    return nn.init.uniform_(weight, -bound, bound)
+
+
+def init_layer(layer: nn.Module, scale: float = 1.0) -> nn.Module:
+    """Variance-scaled weight and zero bias for a linear or convolutional ``layer``, which is returned."""
+    variance_scaling_(layer.weight, scale)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def zero_init(layer: nn.Module) -> nn.Module:
+    """Set all parameters of ``layer`` to zero; returns it. A zero last layer starts a block as the identity."""
+    for p in layer.parameters():
+        nn.init.zeros_(p)
+    return layer
+
+
+def check_levels(image_size: int, num_levels: int) -> None:
+    """Raise InputError unless every level but the last can halve the image."""
+    if image_size % 2 ** (num_levels - 1):
+        raise InputError(
+            f"data.image_size={image_size} is not divisible by {2 ** (num_levels - 1)}, "
+            f"which a network of {num_levels} levels needs"
+        )
+
+
+def divide_by_sigma(h: Tensor, sigma: Tensor) -> Tensor:
+    """Turn the output of a network, (B, C, H, W), into a score; type promotion makes it float32 or wider."""
+    return h / sigma.reshape(-1, 1, 1, 1)

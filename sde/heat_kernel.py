@@ -1,0 +1,154 @@
+r"""Transition density of Brownian motion reflected at 0 and 1 (the heat kernel with Neumann boundary).
+
+Started at x0 and run until its free standard deviation is sigma, each coordinate has the density
+
+    p(x | x0) = sum_k N(x; x0 + 2k, sigma^2) + N(x; -x0 + 2k, sigma^2)             (image sum)
+              = 1 + 2 sum_{n>=1} exp(-n^2 pi^2 sigma^2 / 2) cos(n pi x) cos(n pi x0)   (cosine series)
+
+(Lou & Ermon 2023, section 4.1). Both are exact; the first converges fast for small sigma, the second for
+large. Below ``SWITCH`` the image sum is used, from there on the series, each with the number of terms in
+``TERMS``.
+
+**Image sum without lost digits.** By symmetry take x <= 1/2 (else reflect both points). The images are
++-y_j with y_0, y_1, y_2, ... = x0, 2 - x0, 2 + x0, 4 - x0, ... and a pair contributes
+
+    N(x; y) + N(x; -y) = N(x; y) (1 + e),                    e = exp(-2 x y / sigma^2),
+    d/dx of it         = N(x; y) ((1 - e)(y - x) - 2 x e) / sigma^2.
+
+In this form nothing cancels: near the face x = 0, where the forces of the two images are large and
+opposite, 1 - e comes from expm1. Weights are relative to the nearest image, in the log domain,
+
+    R_j = exp(-((y_j - x)^2 - (x - x0)^2) / (2 sigma^2)),
+    with exponent 2 (m - x0)(m - x) / sigma^2 for y = 2m - x0 and 2 m (m + x0 - x) / sigma^2 for y = 2m + x0,
+
+so that they never under- or overflow together, however many sigma apart the points are. Distances from
+the upper face (1 - x, 1 - x0) are taken from the original point and not from its reflection.
+
+**How many terms.** Relative to the density, the first pair left out has R_j at most (worst x, x0 in
+[0, 1/2] x [0, 1]): exp(-3 / sigma^2) after 3 pairs, exp(-6 / sigma^2) after 4; it changes sigma * score by
+at most 2 (5 / sigma) R_j. At sigma = SWITCH = 0.4 that is 2e-7 for 3 pairs and 2e-15 for 4. The series after
+n terms leaves out at most 2 q^((n+1)^2) / (1 - q), q = exp(-pi^2 sigma^2 / 2) = 0.454, against a density of
+at least 0.17: 6e-8 for n = 4 and 4e-16 for n = 6, and (n+1) pi sigma times that in sigma * score: 4e-7 and
+3e-15. So (3, 4) terms are exact in float32 and (4, 6) in float64. docs/method.md has the derivation.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Generator, Tensor
+
+from sde import cube
+
+SWITCH = 0.4  # sigma at which the image sum hands over to the cosine series
+TERMS = {torch.float32: (3, 4), torch.float64: (4, 6)}  # (pairs of images, cosines)
+
+
+def sample(x0: Tensor, sigma: Tensor | float, generator: Generator | None = None) -> Tensor:
+    """Draw x ~ p(. | x0, sigma): a Gaussian step folded back into the cube.
+
+    Args:
+        x0: points in [0, 1], shape (B, ...).
+        sigma: free standard deviation, shape (B,) or a number.
+        generator: source of the noise, on the device of ``x0``.
+
+    Returns:
+        A tensor of the shape of ``x0``, in [0, 1].
+    """
+    noise = torch.randn(x0.shape, dtype=x0.dtype, device=x0.device, generator=generator)
+    return cube.reflect(x0 + _per_image(sigma, x0) * noise)
+
+
+def log_density(x: Tensor, x0: Tensor, sigma: Tensor | float) -> Tensor:
+    """Logarithm of p(x | x0, sigma), elementwise (sum over axes 1.. for the density of an image).
+
+    Args:
+        x, x0: points in [0, 1], of shapes (B, ...) that broadcast; float32 or float64.
+        sigma: free standard deviation, shape (B,) or a number, positive.
+
+    Returns:
+        Natural logarithms, in the broadcast shape of ``x`` and ``x0``.
+    """
+    pairs, cosines = _terms(x)
+    sigma = _per_image(sigma, x)
+
+    small = sigma.clamp(max=SWITCH)
+    total = -1.0  # the nearest image itself counts 1; log1p takes it
+    for weight, e, _, _ in _image_pairs(x, x0, small, pairs):
+        total = total + weight * (1.0 + e)
+    nearest = -0.5 * ((x - x0) / small).square() - torch.log(small * math.sqrt(2.0 * math.pi))
+    by_images = nearest + torch.log1p(total)
+
+    density, _ = _cosine_series(x, x0, sigma.clamp(min=SWITCH), cosines)
+    return torch.where(sigma < SWITCH, by_images, torch.log(density))
+
+
+def score(x: Tensor, x0: Tensor, sigma: Tensor | float) -> Tensor:
+    """Conditional score d/dx log p(x | x0, sigma), elementwise: the regression target of training.
+
+    Arguments as for ``log_density``. Exact also where the density itself would underflow.
+    """
+    pairs, cosines = _terms(x)
+    sigma = _per_image(sigma, x)
+
+    small = sigma.clamp(max=SWITCH)
+    force, total = 0.0, 0.0
+    for weight, e, one_minus_e, distance in _image_pairs(x, x0, small, pairs):
+        to_face = torch.minimum(x, 1.0 - x)
+        force = force + weight * (one_minus_e * distance - 2.0 * to_face * e)
+        total = total + weight * (1.0 + e)
+    inward = torch.where(x > 0.5, -1.0, 1.0).to(x.dtype)  # undoes the reflection of the pair
+    by_images = inward * force / (total * small.square())
+
+    density, slope = _cosine_series(x, x0, sigma.clamp(min=SWITCH), cosines)
+    return torch.where(sigma < SWITCH, by_images, slope / density)
+
+
+def _image_pairs(x: Tensor, x0: Tensor, sigma: Tensor, pairs: int) -> Iterator[tuple[Tensor | float, ...]]:
+    """The pairs of images +-y_j, as (R_j, e, 1 - e, y_j - x) of the module's docstring, x folded to [0, 1/2]."""
+    upper = x > 0.5
+    x_comp, x0_comp = 1.0 - x, 1.0 - x0
+    near, far = torch.minimum(x, x_comp), torch.maximum(x, x_comp)  # distances of x from its two faces
+    near0, far0 = torch.where(upper, x0_comp, x0), torch.where(upper, x0, x0_comp)  # of x0 from the same
+    step = torch.where(upper, x - x0, x0 - x)  # x0 - x after the fold, from the points as given
+    rate = 2.0 / sigma.square()
+    for j in range(pairs):
+        m = (j + 1) // 2
+        if j % 2:  # y = 2m - x0
+            y, distance = 2 * (m - 1) + 1 + far0, 2 * (m - 1) + far0 + far
+            weight = torch.exp(-rate * (m - 1 + far0) * (m - 1 + far))
+        else:  # y = 2m + x0
+            y, distance = 2 * m + near0, 2 * m + step
+            weight = torch.exp(-rate * m * (m + step)) if m else 1.0
+        one_minus_e = -torch.expm1(-rate * near * y)
+        yield weight, 1.0 - one_minus_e, one_minus_e, distance
+
+
+def _cosine_series(x: Tensor, x0: Tensor, sigma: Tensor, cosines: int) -> tuple[Tensor, Tensor]:
+    """Density and its derivative in x from ``cosines`` terms of the series."""
+    angle, angle0 = math.pi * x, math.pi * x0
+    cos, sin, cos0 = torch.cos(angle), torch.sin(angle), torch.cos(angle0)
+    log_q = -0.5 * (math.pi * sigma).square()
+    # cos(n a) and sin(n a) by the three-term recurrence, two neighbours at a time
+    cos_n, cos_last, sin_n, sin_last, cos0_n, cos0_last = cos, 1.0, sin, 0.0, cos0, 1.0
+    density, slope = 1.0, 0.0
+    for n in range(1, cosines + 1):
+        amplitude = 2.0 * torch.exp(n * n * log_q) * cos0_n
+        density = density + amplitude * cos_n
+        slope = slope - n * math.pi * amplitude * sin_n
+        cos_n, cos_last = 2.0 * cos * cos_n - cos_last, cos_n
+        sin_n, sin_last = 2.0 * cos * sin_n - sin_last, sin_n
+        cos0_n, cos0_last = 2.0 * cos0 * cos0_n - cos0_last, cos0_n
+    return density, slope
+
+
+def _per_image(sigma: Tensor | float, x: Tensor) -> Tensor:
+    """``sigma`` of shape (B,) or a number, shaped to broadcast against ``x`` of shape (B, ...)."""
+    sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
+    return sigma.reshape(-1, *[1] * (x.ndim - 1)) if sigma.ndim else sigma
+
+
+def _terms(x: Tensor) -> tuple[int, int]:
+    if x.dtype not in TERMS:
+        raise TypeError(f"the heat kernel needs float32 or float64, got {x.dtype}: half precision loses the faces")
+    return TERMS[x.dtype]

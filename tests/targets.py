@@ -1,0 +1,37 @@
+"""Exactly solvable targets: finitely many points, whose perturbed score and density are known in closed form."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sde import heat_kernel
+
+
+@dataclass(frozen=True)
+class FinitePoints:
+    """The distribution that puts mass ``weights`` (K,) on ``points`` (K, D), perturbed by the heat kernel."""
+
+    points: Tensor
+    weights: Tensor
+
+    def score(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """d/dx log sum_k w_k p(x | point_k, sigma), for x (B, D) and sigma (B,); x must be in the cube."""
+        assert 0.0 <= x.min() and x.max() <= 1.0, "evaluated outside the cube"
+        logs = heat_kernel.log_density(x[:, None], self.points[None], sigma).sum(-1) + self.weights.log()
+        scores = heat_kernel.score(x[:, None], self.points[None], sigma)
+        return (logs.softmax(1)[..., None] * scores).sum(1)
+
+    def shares(self, x: Tensor) -> Tensor:
+        """Share of samples (B, D) that are nearest to each point, (K,)."""
+        return torch.cdist(x, self.points).argmin(1).bincount(minlength=len(self.points)) / len(x)
+
+    def standard_errors(self, x: Tensor) -> Tensor:
+        """How many binomial standard errors the shares of ``x`` are from the weights, (K,)."""
+        return (self.shares(x) - self.weights) / (self.weights * (1 - self.weights) / len(x)).sqrt()
+
+
+FIVE_POINTS = FinitePoints(
+    torch.tensor([[0.0, 0.0], [1.0, 0.3], [0.5, 0.5], [0.2, 1.0], [0.8, 0.8]]),
+    torch.tensor([0.10, 0.15, 0.20, 0.25, 0.30]),
+)

@@ -1,0 +1,88 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from datasets import Batches, load_images
+from errors import InputError
+
+
+def digits(train):
+    return load_images("digits", train, image_size=8, num_channels=1, num_classes=10)
+
+
+def test_digits_are_all_there_once_in_fixed_parts():
+    train, held_out = digits(True), digits(False)
+    assert (len(train), len(held_out)) == (1438, 359)
+    assert train.levels == 17 and train.pixels.max() == 16 and train.pixels.dtype == torch.uint8
+    ours = torch.cat([train.pixels, held_out.pixels]).reshape(-1, 64).numpy()
+    real = load_digits()
+    ours = np.column_stack([ours, np.concatenate([train.labels, held_out.labels])])
+    real_rows = np.column_stack([real.data, real.target])
+    assert sorted(map(tuple, ours.tolist())) == sorted(map(tuple, real_rows.astype(int).tolist()))
+    assert torch.equal(held_out.pixels[0, 0], torch.tensor(real.images[4]).to(torch.uint8))
+    assert train.labels.bincount().min() > 100
+
+
+def test_fake_images_have_the_shape_asked_for_and_repeat():
+    options = {"image_size": 5, "num_channels": 2, "num_classes": 3}
+    first, again = (load_images("fake", True, **options) for _ in range(2))
+    assert first.pixels.shape == (1024, 2, 5, 5) and first.levels == 256
+    assert torch.equal(first.pixels, again.pixels)
+    assert first.labels.unique().tolist() == [0, 1, 2]
+    assert not torch.equal(first.pixels[:256], load_images("fake", False, **options).pixels)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "changes", "message"),
+    [
+        ("mnist", {}, "data.dataset=mnist"),
+        ("digits", {"image_size": 28}, "image_size"),
+        ("digits", {"num_classes": 5}, "data.num_classes=5"),
+    ],
+)
+def test_a_data_set_that_is_not_what_was_said(dataset, changes, message):
+    with pytest.raises(InputError, match=message):
+        load_images(dataset, True, **{"image_size": 8, "num_channels": 1, "num_classes": 10} | changes)
+
+
+def test_cifar10_that_cannot_be_had_says_what_to_place_where(tmp_path, monkeypatch):
+    import torchvision.datasets as tv
+
+    monkeypatch.setattr(tv.CIFAR10, "url", (tmp_path / "nowhere").as_uri())
+    with pytest.raises(InputError, match=r"place cifar-10-python\.tar\.gz there"):
+        load_images("cifar10", True, image_size=32, num_channels=3, num_classes=10, dataroot=str(tmp_path))
+
+
+def test_batches_scale_by_the_levels_and_keep_labels_with_images():
+    data = digits(True)
+    x0, labels = Batches(data, 64, seed=0, device="cpu")(0)
+    index = Batches(data, 64, seed=0, device="cpu").indices(0)
+    assert x0.dtype == torch.float32 and x0.max() == 1.0 and x0.min() == 0.0
+    assert torch.equal((x0 * 16).round().to(torch.uint8), data.pixels[index])
+    assert torch.equal(labels, data.labels[index])
+
+
+def test_the_order_is_a_function_of_seed_and_step_and_every_epoch_is_a_permutation():
+    data = load_images("fake", False, image_size=2, num_channels=1, num_classes=2)
+    batches = Batches(data, 100, seed=7, device="cpu")
+    stream = np.concatenate([batches.indices(k) for k in range(64)])  # 25 epochs of 256
+    for epoch in stream.reshape(25, 256):
+        assert sorted(epoch) == list(range(256))
+    assert not np.array_equal(stream[:256], stream[256:512])
+    fresh = Batches(data, 100, seed=7, device="cpu")
+    for k in (50, 3, 2, 51):
+        np.testing.assert_array_equal(fresh.indices(k), stream[100 * k : 100 * (k + 1)])
+    assert not np.array_equal(Batches(data, 100, seed=8, device="cpu").indices(0), stream[:100])
+    small = Batches(data, 600, seed=7, device="cpu")  # more than two epochs in a batch
+    np.testing.assert_array_equal(small.indices(1), stream[600:1200])
+
+
+def test_flips_mirror_about_half_of_the_images():
+    data = load_images("fake", True, image_size=4, num_channels=1, num_classes=2)
+    torch.manual_seed(0)
+    plain, flipped = (Batches(data, 1024, 0, "cpu", random_flip=flip)(0)[0] for flip in (False, True))
+    same = (plain == flipped).flatten(1).all(1)
+    mirrored = (plain.flip(-1) == flipped).flatten(1).all(1)
+    assert torch.all(same ^ mirrored)
+    assert 400 < mirrored.sum() < 624

@@ -1,0 +1,1 @@
+"""The loop, checkpoints, EMA and logs."""

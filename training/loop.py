@@ -1,0 +1,143 @@
+"""The training loop."""
+
+import logging
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from datasets import Batches, Images, load_images
+from losses import score_matching_loss
+from models import create_model
+from sampling import create_sampler, guided_score
+from sampling.guidance import NULL_LABEL
+from sampling.images import save_grid, to_uint8
+from sde import ReflectedVE
+from training.checkpoint import Checkpoints, TrainState
+from training.ema import EMA
+from training.logs import Metrics, Window
+from training.options import check_options, create_optimizer
+from training.run_dir import open_run
+from training.seeds import Stream, seed_torch
+
+log = logging.getLogger(__name__)
+
+
+def train(cfg: DictConfig, run_dir: Path, device: torch.device) -> None:
+    """Train, or go on training, the run in ``run_dir`` until ``training.n_iters`` updates are made.
+
+    Writes ``metrics.jsonl``, ``checkpoints/``, ``checkpoints-meta/`` and ``samples/`` there.
+
+    Raises:
+        InputError: for a bad configuration, before anything is written.
+        TrainingError: if the loss or the gradient is not finite; checkpoints are left as they are.
+    """
+    check_options(cfg)
+    options = cfg.training
+    sde = ReflectedVE(**cfg.sde)
+    create_sampler(cfg.sampling, sde)  # so that a bad option shows now and not at the first snapshot
+    seed_torch(cfg.seed, Stream.INIT)
+    net = create_model(cfg.model, cfg.data).to(device)
+    trainable = [p for p in net.parameters() if p.requires_grad]
+    optimizer = create_optimizer(trainable, cfg.optim)
+    state = TrainState(net, EMA(net, cfg.model.ema_rate), optimizer)
+
+    images = load_split(cfg, train=True)
+    batches = Batches(images, options.batch_size, cfg.seed, device, cfg.data.random_flip)
+    images_held_out = load_split(cfg, train=False)
+    held_out = Batches(images_held_out, min(cfg.eval.batch_size, len(images_held_out)), cfg.seed, device)
+
+    checkpoints = Checkpoints(run_dir)
+    open_run(run_dir, cfg)
+    resumed = checkpoints.restore(state, device)
+    log.info("model %s: %s parameters on %s", cfg.model.name, f"{sum(p.numel() for p in trainable):,}", device)
+    log.info("data %s: %s images to train on, %s held out", cfg.data.dataset, len(images), len(images_held_out))
+    log.info("%s at step %d in %s", "going on" if resumed else "starting", state.step, run_dir)
+
+    def mean_loss(network: nn.Module, x0: Tensor, labels: Tensor) -> Tensor:
+        return score_matching_loss(
+            network,
+            sde,
+            x0,
+            labels if network.num_classes else None,
+            likelihood_weighting=options.likelihood_weighting,
+            reduce_mean=options.reduce_mean,
+        ).mean()
+
+    def due(freq: int) -> bool:
+        return state.step % freq == 0 or state.step == options.n_iters
+
+    max_norm = cfg.optim.grad_clip if cfg.optim.grad_clip >= 0 else math.inf
+    metrics = Metrics(run_dir / "metrics.jsonl", state.step, options.n_iters)
+    window = Window(device)
+    with logging_redirect_tqdm(), metrics:
+        while state.step < options.n_iters:
+            seed_torch(cfg.seed, Stream.TRAIN, state.step)
+            lr = cfg.optim.lr * min(1.0, (state.step + 1) / max(1, cfg.optim.warmup))
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+
+            x0, labels = batches(state.step)
+            loss = mean_loss(net.train(), x0, drop_labels(labels, options.drop_label))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            grad_norm = nn.utils.clip_grad_norm_(trainable, max_norm)
+            optimizer.step()
+            state.ema.update(net)
+            state.step += 1
+            window.add(loss, grad_norm, len(x0))
+            metrics.advance()
+
+            saving = due(options.snapshot_freq_for_preemption) or due(options.snapshot_freq)
+            if saving or due(options.log_freq) or due(options.eval_freq):
+                entry = {"step": state.step, **window.summary(state.step), "lr": lr}
+                if due(options.eval_freq):
+                    seed_torch(cfg.seed, Stream.EVAL)  # the same times and noise at each evaluation
+                    with torch.no_grad():
+                        entry["eval_loss"] = mean_loss(state.ema.network, *held_out(0)).item()
+                metrics.write(entry)
+                if saving:
+                    state.check_finite()
+                if due(options.snapshot_freq):
+                    number = math.ceil(state.step / options.snapshot_freq)
+                    log.info("step %d: wrote %s", state.step, checkpoints.save_snapshot(state, number))
+                if saving:
+                    checkpoints.save_for_resume(state)
+                if due(options.snapshot_freq) and options.snapshot_sampling:
+                    draw_samples(state.ema.network, sde, cfg, device, run_dir / "samples" / f"iter_{state.step}")
+                window = Window(device)  # so that throughput does not count the time spent here
+
+
+def drop_labels(labels: Tensor, rate: float) -> Tensor:
+    """Replace each label by the null label with probability ``rate``, image by image (classifier-free guidance)."""
+    dropped = torch.rand(labels.shape, device=labels.device) < rate
+    return torch.where(dropped, NULL_LABEL, labels)
+
+
+def load_split(cfg: DictConfig, train: bool) -> Images:
+    """The training or the held-out split of the data set that ``cfg`` names."""
+    data = cfg.data
+    return load_images(
+        data.dataset,
+        train,
+        image_size=data.image_size,
+        num_channels=data.num_channels,
+        num_classes=data.num_classes,
+        dataroot=cfg.dataroot,
+    )
+
+
+def draw_samples(network: nn.Module, sde: ReflectedVE, cfg: DictConfig, device: torch.device, folder: Path) -> None:
+    """Draw ``eval.batch_size`` images, one class after the other, to ``sample_0.png`` and ``sample_0.npy``."""
+    seed_torch(cfg.seed, Stream.SAMPLE)  # the same noise at each snapshot
+    n, classes = cfg.eval.batch_size, network.num_classes
+    labels = torch.arange(n, device=device) % classes if classes else None
+    x_init = sde.prior_sample((n, cfg.data.num_channels, cfg.data.image_size, cfg.data.image_size), device=device)
+    samples = create_sampler(cfg.sampling, sde)(guided_score(network, labels), x_init).samples
+    folder.mkdir(parents=True, exist_ok=True)
+    save_grid(samples, folder / "sample_0.png")
+    np.save(folder / "sample_0.npy", to_uint8(samples))

@@ -1,0 +1,60 @@
+"""The directory of a run: its configuration, and whether it may be continued."""
+
+import os
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from errors import InputError
+from models.pretrained import load_config
+
+IDENTITY = ("model", "data", "sde", "seed")  # a change of these would make it another run
+
+
+def resumed_config(composed: DictConfig, run_dir: Path, overrides: list[str]) -> DictConfig:
+    """The configuration saved in ``run_dir`` with the command line's overrides on top.
+
+    Args:
+        composed: what Hydra composed, where the overrides have their values.
+        run_dir: the run to continue.
+        overrides: ``key=value`` strings of the command line.
+
+    Raises:
+        InputError: if there is no such run.
+    """
+    cfg = load_config(run_dir)
+    for override in overrides:
+        key = override.split("=", 1)[0].lstrip("+")
+        if key == "experiment":
+            raise InputError("experiment cannot change in a resumed run: it keeps its own configuration")
+        OmegaConf.update(cfg, key, OmegaConf.select(composed, key), merge=False)
+    return cfg
+
+
+def open_run(run_dir: Path, cfg: DictConfig) -> None:
+    """Write the configuration of a new run, or check that an old one is continued as the same run.
+
+    Raises:
+        InputError: naming the key, if the directory holds another run.
+    """
+    path = run_dir / ".hydra" / "config.yaml"
+    if path.exists():
+        old = load_config(run_dir)
+        for group in IDENTITY:
+            for key, (before, now) in _differences(old.get(group), cfg.get(group), group).items():
+                raise InputError(
+                    f"{key}={now}, but the run in {run_dir} has {before}: start another run, or drop the override"
+                )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".config.{os.getpid()}.tmp")
+    temporary.write_text(OmegaConf.to_yaml(cfg))
+    os.replace(temporary, path)
+
+
+def _differences(old: object, new: object, key: str) -> dict[str, tuple[object, object]]:
+    if isinstance(old, DictConfig) and isinstance(new, DictConfig):
+        found = {}
+        for name in sorted({*old, *new}):
+            found |= _differences(old.get(name), new.get(name), f"{key}.{name}")
+        return found
+    return {} if old == new else {key: (old, new)}

@@ -1,0 +1,20 @@
+"""Where random numbers come from: each stream is a function of (seed, purpose, step)."""
+
+from enum import IntEnum
+
+import numpy as np
+import torch
+
+
+class Stream(IntEnum):
+    """What a stream of random numbers is for; with the seed and the step it determines them."""
+
+    INIT = 0
+    TRAIN = 1
+    EVAL = 2
+    SAMPLE = 3
+
+
+def seed_torch(seed: int, stream: Stream, step: int = 0) -> None:
+    """Make all that torch draws from here on a function of (seed, stream, step)."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, stream, step]).generate_state(1, np.uint64)[0]))
