@@ -19,7 +19,7 @@ def main(cfg: DictConfig) -> None:
         overrides = [o for o in HydraConfig.get().overrides.task if not o.startswith("resume=")]
         cfg = resumed_config(cfg, run_dir, overrides)
     with open_dict(cfg):
-        del cfg.resume  # says how this process was started, not what the run is
+        cfg.pop("resume", None)  # says how this process was started, not what the run is
     train(cfg, run_dir, choose_device(cfg.device))
 
 

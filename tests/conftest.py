@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 import doors  # noqa: F401  (registers the resolver that the configurations use)
 
@@ -43,7 +43,8 @@ def composed(*overrides: str, name: str = "train") -> DictConfig:
 def tiny_config(*overrides: str) -> DictConfig:
     """The configuration of a run of ``TINY`` with ``overrides``."""
     cfg = composed(*TINY, *overrides)
-    del cfg["resume"]
+    with open_dict(cfg):
+        del cfg.resume
     return cfg
 
 

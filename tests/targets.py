@@ -17,7 +17,7 @@ class FinitePoints:
 
     def score(self, x: Tensor, sigma: Tensor) -> Tensor:
         """d/dx log sum_k w_k p(x | point_k, sigma), for x (B, D) and sigma (B,); x must be in the cube."""
-        assert 0.0 <= x.min() and x.max() <= 1.0, "evaluated outside the cube"
+        assert x.min() >= 0.0 and x.max() <= 1.0, "evaluated outside the cube"
         logs = heat_kernel.log_density(x[:, None], self.points[None], sigma).sum(-1) + self.weights.log()
         scores = heat_kernel.score(x[:, None], self.points[None], sigma)
         return (logs.softmax(1)[..., None] * scores).sum(1)

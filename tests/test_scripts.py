@@ -1,0 +1,103 @@
+"""The entry scripts, run as a user runs them."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.conftest import TINY
+
+
+def one(paths):
+    (path,) = paths
+    return path
+
+
+def failed_with(result, message):
+    """The script ended non-zero with ``message`` on stderr, and no traceback."""
+    assert result.returncode != 0, result.stdout
+    assert message in result.stderr
+    assert "Traceback" not in result.stdout + result.stderr
+    return True
+
+
+def test_train_sample_resume_sample(script, tmp_path):
+    trained = script("run_train.py", *TINY)
+    assert trained.returncode == 0, trained.stderr
+    run = one((tmp_path / "runs/digits").glob("*/*"))
+    assert torch.load(run / "checkpoints/checkpoint_1.pth", weights_only=True)["step"] == 2
+    assert "step 2/2" in (run / "logs").read_text()
+    entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert {"step", "loss", "images_per_sec", "eval_loss"} <= set(entries[-1])
+
+    drawn = script(
+        "run_vis.py", f"load_dir={run}", "label=3", "w=1", "eval.batch_size=6", "eval.rounds=2", "sampling.steps=4"
+    )
+    assert drawn.returncode == 0, drawn.stderr
+    images = one((tmp_path / "vis").glob("*/*/images"))
+    assert str(images.relative_to(tmp_path)) in drawn.stderr
+    assert sorted(p.name for p in images.iterdir()) == [f"samples_{r}.{e}" for r in (0, 1) for e in ("npz", "png")]
+    rounds = [np.load(images / f"samples_{r}.npz") for r in (0, 1)]
+    assert rounds[0]["samples"].shape == (6, 8, 8, 1) and rounds[0]["samples"].dtype == np.uint8
+    assert rounds[0]["labels"].tolist() == [3] * 6
+    assert not np.array_equal(rounds[0]["samples"], rounds[1]["samples"])
+    assert Image.open(images / "samples_0.png").size == (3 * 42 + 2, 2 * 42 + 2)
+
+    resumed = script("run_train.py", f"resume={run}", "training.n_iters=4", "training.snapshot_freq=2")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "going on at step 2" in resumed.stderr
+    assert torch.load(run / "checkpoints/checkpoint_2.pth", weights_only=True)["step"] == 4
+    assert one((tmp_path / "runs/digits").glob("*/*")) == run
+
+    again = script("run_train.py", f"resume={run}", "model.dropout=0.5")
+    assert failed_with(again, "model.dropout=0.5")
+    first = script("run_vis.py", f"load_dir={run}", "eval.ckpt=1", "eval.batch_size=2", "hydra.run.dir=chosen")
+    assert first.returncode == 0, first.stderr
+    assert failed_with(script("run_vis.py", f"load_dir={run}", "hydra.run.dir=chosen"), "chosen/images exists")
+    assert failed_with(script("run_vis.py", f"load_dir={run}", "eval.ckpt=7"), "eval.ckpt can be 1, 2")
+    assert failed_with(script("run_vis.py", f"load_dir={run}", "label=10"), "label=10")
+
+
+def test_an_unconditional_ddpmpp_on_colour_images(script, tmp_path):
+    overrides = [
+        "data=fake", "data.image_size=8", "model.nf=8", "model.ch_mult=[1,2]", "model.num_res_blocks=1",
+        "training.n_iters=2", "training.batch_size=4", "eval.batch_size=4", "sampling.steps=2", "device=cpu",
+        "hydra.run.dir=run", "training.snapshot_sampling=false",
+    ]  # fmt: skip
+    assert script("run_train.py", *overrides).returncode == 0
+    assert not (tmp_path / "run/samples").exists()
+    drawn = script("run_vis.py", "load_dir=run", "eval.batch_size=4", "sampling.steps=2", "hydra.run.dir=drawn")
+    assert drawn.returncode == 0, drawn.stderr
+    arrays = np.load(tmp_path / "drawn/images/samples_0.npz")
+    assert arrays["samples"].shape == (4, 8, 8, 3) and list(arrays) == ["samples"]
+    assert failed_with(script("run_vis.py", "load_dir=run", "label=0"), "has no classes")
+
+
+def test_a_failing_job_fails_a_multirun_and_the_others_finish(script, tmp_path):
+    sweep = script("run_train.py", "-m", *TINY, "optim.optimizer=SGD,Adam,AdamW", "training.snapshot_sampling=false")
+    assert failed_with(sweep, "optim.optimizer=SGD")
+    done = sorted(p.parent.parent.name for p in tmp_path.glob("runs/digits/*/*/*/checkpoints/checkpoint_1.pth"))
+    assert done == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run_train.py", "model=unet"], "unet"),
+        (["run_train.py", "trainig.n_iters=3"], "trainig"),
+        (["run_train.py", *TINY, "sde.sigma_min=9"], "sde.sigma_min=9"),
+        (["run_train.py", *TINY, "device=tpu"], "device=tpu"),
+        (["run_train.py", "resume=nowhere"], "nowhere is not a run directory"),
+        (["run_vis.py"], "load_dir is missing"),
+        (["run_vis.py", "load_dir=nowhere"], "nowhere is not a run directory"),
+    ],
+)
+def test_bad_input_is_one_clear_message_without_a_traceback(script, arguments, message):
+    assert failed_with(script(*arguments), message)
+
+
+def test_debug_brings_the_traceback_back(script):
+    result = script("run_train.py", *TINY, "device=tpu", "debug=true")
+    assert result.returncode != 0 and "Traceback" in result.stderr and "device=tpu" in result.stderr

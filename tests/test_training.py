@@ -1,0 +1,311 @@
+"""The loop, its state and its files, in this process."""
+
+import json
+import math
+import os
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+
+from errors import InputError, TrainingError
+from models import load_pretrained
+from models.pretrained import find_checkpoint, load_config
+from tests.conftest import composed, tiny_config
+from training import checkpoint
+from training.ema import EMA
+from training.loop import drop_labels, train
+from training.options import check_options
+from training.run_dir import resumed_config
+
+CPU = torch.device("cpu")
+
+
+def read(path):
+    return torch.load(path, weights_only=True)
+
+
+def metrics(run_dir):
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def leaves(tree):
+    """All tensors and numbers of a nested structure, in order."""
+    if isinstance(tree, dict):
+        return [leaf for key in tree for leaf in leaves(tree[key])]
+    return [leaf for item in tree for leaf in leaves(item)] if isinstance(tree, list | tuple) else [tree]
+
+
+def assert_same(first, second):
+    first, second = leaves(first), leaves(second)
+    assert len(first) == len(second) > 10
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def test_ema_is_the_published_average():
+    net = nn.Linear(3, 2)
+    ema = EMA(net, 0.3)
+    expected = net.weight.detach().clone()
+    for n in range(1, 30):
+        nn.init.normal_(net.weight)
+        ema.update(net)
+        decay = min(0.3, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * net.weight.detach()
+    assert torch.allclose(ema.network.weight, expected, atol=1e-6)
+    assert ema.num_updates == 29 and not ema.network.weight.requires_grad
+    assert torch.equal(ema.shadow_params[0], ema.network.weight)
+
+
+def test_labels_are_dropped_image_by_image():
+    torch.manual_seed(0)
+    labels = torch.arange(10).repeat(2000)
+    dropped = drop_labels(labels, 0.2)
+    null = dropped == -1
+    assert torch.equal(dropped[~null], labels[~null])
+    assert abs(null.float().mean().item() - 0.2) < 4 * math.sqrt(0.16 / 20_000)
+    assert torch.equal(drop_labels(labels, 0.0), labels)
+
+
+def test_a_run_leaves_what_it_should(tmp_path):
+    cfg = tiny_config("training.n_iters=5", "training.snapshot_freq=2")
+    train(cfg, tmp_path, CPU)
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == [f"checkpoint_{n}.pth" for n in (1, 2, 3)]
+    assert [read(tmp_path / f"checkpoints/checkpoint_{n}.pth")["step"] for n in (1, 2, 3)] == [2, 4, 5]
+    assert os.listdir(tmp_path / "checkpoints-meta") == ["checkpoint.pth"]
+    state = read(tmp_path / "checkpoints-meta/checkpoint.pth")
+    assert set(state) == {"model", "ema", "optimizer", "step", "scaler"}
+    assert set(state["ema"]) == {"decay", "num_updates", "shadow_params"}
+    assert state["ema"]["num_updates"] == state["step"] == 5
+    samples = np.load(tmp_path / "samples/iter_5/sample_0.npy")
+    assert samples.shape == (20, 8, 8, 1) and samples.dtype == np.uint8 and samples.std() > 10
+    assert (tmp_path / "samples/iter_5/sample_0.png").stat().st_size > 1000
+    assert load_config(tmp_path) == cfg
+
+    entries = metrics(tmp_path)
+    assert [e["step"] for e in entries] == [1, 2, 3, 4, 5]
+    assert ["eval_loss" in e for e in entries] == [False, True, False, True, True]
+    assert all(e["loss"] > 0 and e["images_per_sec"] > 0 for e in entries)
+    warm = [cfg.optim.lr * n / cfg.optim.warmup for n in (1, 2, 3, 4, 5)]
+    assert [e["lr"] for e in entries] == pytest.approx(warm)
+
+
+def test_the_same_seed_repeats_and_another_does_not(tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(tiny_config(f"seed={seed}"), tmp_path / name, CPU)
+    a, b, c = (read(tmp_path / name / "checkpoints/checkpoint_1.pth") for name in "abc")
+    assert_same(a, b)
+    assert not torch.equal(a["ema"]["shadow_params"][0], c["ema"]["shadow_params"][0])
+    losses = [[e["eval_loss"] for e in metrics(tmp_path / name) if "eval_loss" in e] for name in "abc"]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_a_resumed_run_ends_as_an_undisturbed_one(tmp_path):
+    options = ["model.dropout=0.1", "data.random_flip=true"]
+    train(tiny_config("training.n_iters=6", *options), tmp_path / "whole", CPU)
+    train(tiny_config("training.n_iters=3", *options), tmp_path / "parts", CPU)
+    with open(tmp_path / "parts/metrics.jsonl", "a") as file:  # what a kill leaves: steps to redo, half a line
+        file.write('{"step": 4, "loss": 123.0}\n{"step": 5, "lo')
+    train(tiny_config("training.n_iters=6", *options), tmp_path / "parts", CPU)
+    assert_same(*(read(tmp_path / name / "checkpoints-meta/checkpoint.pth") for name in ("whole", "parts")))
+    whole, parts = (metrics(tmp_path / name) for name in ("whole", "parts"))
+    assert [e["step"] for e in parts] == [1, 2, 3, 4, 5, 6]
+    assert [e["loss"] for e in parts] == [e["loss"] for e in whole]
+
+
+def test_resume_takes_the_runs_own_configuration(tmp_path):
+    train(tiny_config("optim.lr=0.5"), tmp_path, CPU)
+    command_line = ["training.n_iters=7"]
+    cfg = resumed_config(tiny_config(*command_line), tmp_path, command_line)
+    assert (cfg.optim.lr, cfg.training.n_iters, cfg.data.dataset) == (0.5, 7, "digits")
+
+
+@pytest.mark.parametrize("override", ["sde.sigma_min=0.02", "model.dropout=0.3", "data.random_flip=true", "seed=5"])
+def test_another_run_in_the_same_directory_is_refused_and_changes_nothing(tmp_path, override):
+    train(tiny_config(), tmp_path, CPU)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=override.split("=")[0].replace(".", r"\.")):
+        train(tiny_config("training.n_iters=3", override), tmp_path, CPU)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("bad_step", [1, 2, 3])
+def test_a_non_finite_loss_stops_the_run_and_keeps_the_checkpoint(tmp_path, monkeypatch, bad_step):
+    """Logged every 50 steps only: the loss of an unlogged step counts as well."""
+    import training.loop
+
+    common = ["training.snapshot_freq=1", "training.n_iters=1", "training.log_freq=50", "training.eval_freq=50"]
+    train(tiny_config(*common), tmp_path, CPU)
+    files = [tmp_path / "checkpoints/checkpoint_1.pth", tmp_path / "checkpoints-meta/checkpoint.pth"]
+    before = [file.read_bytes() for file in files]
+
+    honest, calls = training.loop.score_matching_loss, []
+
+    def poisoned(*args, **kwargs):
+        calls.append(1)
+        loss = honest(*args, **kwargs)
+        return loss * float("nan") if len(calls) == bad_step else loss
+
+    monkeypatch.setattr(training.loop, "score_matching_loss", poisoned)
+    with pytest.raises(TrainingError, match="steps 2 and 5"):
+        train(tiny_config(*common, "training.n_iters=5", "training.snapshot_freq=1000"), tmp_path, CPU)
+    assert [file.read_bytes() for file in files] == before
+    assert [e["step"] for e in metrics(tmp_path)] == [1]
+
+
+def test_infinite_weights_do_not_reach_a_checkpoint(tmp_path):
+    """The loss of the first step is finite; Adam without eps divides 0 by 0 where a gradient is zero."""
+    cfg = tiny_config("optim.eps=0", "training.snapshot_freq=1")
+    with pytest.raises(TrainingError, match=r"weight .* not finite at step 1"):
+        train(cfg, tmp_path, CPU)
+    assert not list(tmp_path.rglob("*.pth"))
+
+
+def test_a_kill_while_saving_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "checkpoint.pth"
+    checkpoint.save_atomically({"step": 1}, path)
+
+    def killed(contents, file):
+        file.write(b"half of it")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(torch, "save", killed)
+    with pytest.raises(OSError, match="No space"):
+        checkpoint.save_atomically({"step": 2}, path)
+    assert read(path) == {"step": 1}
+    assert os.listdir(tmp_path) == ["checkpoint.pth"]
+
+
+def test_load_pretrained_gives_the_averaged_weights(tmp_path):
+    cfg = tiny_config("training.n_iters=4", "training.snapshot_freq=2", "optim.warmup=0")
+    train(cfg, tmp_path, CPU)
+    for stray in ("checkpoint_9.pth.tmp", "checkpoint_x.pth", "notes.txt"):
+        (tmp_path / "checkpoints" / stray).write_text("stray")
+    assert find_checkpoint(tmp_path).name == "checkpoint_2.pth"
+    net, loaded = load_pretrained(tmp_path)
+    saved = read(tmp_path / "checkpoints/checkpoint_2.pth")
+    for p, shadow in zip(net.parameters(), saved["ema"]["shadow_params"], strict=True):
+        assert torch.equal(p, shadow)
+    assert not torch.equal(next(net.parameters()), next(iter(saved["model"].values())))
+    assert not net.training and not any(p.requires_grad for p in net.parameters())
+    assert loaded == cfg
+    first, _ = load_pretrained(tmp_path, ckpt=1)
+    assert not torch.equal(next(first.parameters()), next(net.parameters()))
+
+
+def test_load_pretrained_brings_frozen_frequencies(tmp_path):
+    cfg = tiny_config("data.classes=false")
+    OmegaConf.set_struct(cfg, False)
+    cfg.model = {"name": "ddpmpp", "nf": 8, "ch_mult": [1], "num_res_blocks": 1, "ema_rate": 0.9}
+    train(cfg, tmp_path, CPU)
+    net, _ = load_pretrained(tmp_path)
+    saved = read(tmp_path / "checkpoints/checkpoint_1.pth")["model"]
+    assert torch.equal(net.get_parameter("fourier.frequencies"), saved["fourier.frequencies"])
+
+
+def rewrite(path, change):
+    contents = read(path)
+    change(contents)
+    torch.save(contents, path)
+
+
+def damage_config(text):
+    return lambda run: (run / ".hydra/config.yaml").write_text(text)
+
+
+def damage_checkpoint(change):
+    return lambda run: rewrite(run / "checkpoints/checkpoint_1.pth", change)
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.system, ("echo owned > owned.txt",)
+
+
+DAMAGE = {
+    "no config": (lambda run: (run / ".hydra/config.yaml").unlink(), "config.yaml does not exist"),
+    "config is not yaml": (damage_config("model: [1"), "config.yaml cannot be read"),
+    "config is binary": (lambda run: (run / ".hydra/config.yaml").write_bytes(b"\xff\xfe\0"), "config.yaml cannot"),
+    "config is empty": (damage_config(""), "no model.name"),
+    "interpolation": (
+        lambda run: (run / ".hydra/config.yaml").open("a").write("leak: ${oc.env:HOME}\n"),
+        "interpolation",
+    ),
+    "no checkpoints": (lambda run: (run / "checkpoints/checkpoint_1.pth").unlink(), "no checkpoint_"),
+    "empty checkpoint": (lambda run: (run / "checkpoints/checkpoint_1.pth").write_bytes(b""), "checkpoint_1.pth"),
+    "truncated checkpoint": (
+        lambda run: os.truncate(run / "checkpoints/checkpoint_1.pth", 5000),
+        "checkpoint_1.pth cannot be read",
+    ),
+    "hostile checkpoint": (damage_checkpoint(lambda c: c.update(model=Hostile())), "checkpoint_1.pth cannot be read"),
+    "a tensor only": (lambda run: torch.save(torch.ones(3), run / "checkpoints/checkpoint_1.pth"), "it holds a"),
+    "no averages": (damage_checkpoint(lambda c: c.pop("ema")), "does not fit"),
+    "missing tensor": (damage_checkpoint(lambda c: c["model"].pop("conv_in.weight")), "conv_in.weight"),
+    "misshapen average": (
+        damage_checkpoint(lambda c: c["ema"]["shadow_params"].__setitem__(0, torch.ones(3))),
+        "embed1.weight is",
+    ),
+    "too few averages": (damage_checkpoint(lambda c: c["ema"]["shadow_params"].pop()), "EMA tensors"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_run_is_named_and_runs_no_code(tmp_path, monkeypatch, damage):
+    monkeypatch.chdir(tmp_path)
+    train(tiny_config(), tmp_path / "run", CPU)
+    act, message = DAMAGE[damage]
+    act(tmp_path / "run")
+    with pytest.raises(InputError, match=message):
+        load_pretrained(tmp_path / "run")
+    assert not (tmp_path / "owned.txt").exists()
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "training.batch_size=0",
+        "training.n_iters=-1",
+        "training.log_freq=0.5",
+        "training.drop_label=1.5",
+        "optim.optimizer=SGD",
+        "optim.lr=fast",
+        "eval.batch_size=0",
+        "ngpus=2",
+        "seed=-1",
+    ],
+)
+def test_bad_options_are_named_before_anything_is_written(tmp_path, override):
+    with pytest.raises(InputError, match=override.split("=")[0].replace(".", r"\.")):
+        train(tiny_config(override), tmp_path / "run", CPU)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_published_defaults():
+    cfg = composed()
+    check_options(cfg)
+    assert (cfg.data.dataset, cfg.model.name, cfg.ngpus, cfg.dataroot) == ("cifar10", "ddpmpp", 1, "datasets")
+    assert OmegaConf.to_container(cfg.training) == {
+        "batch_size": 128,
+        "n_iters": 1300001,
+        "snapshot_freq": 50000,
+        "snapshot_freq_for_preemption": 10000,
+        "snapshot_sampling": True,
+        "log_freq": 50,
+        "eval_freq": 100,
+        "likelihood_weighting": False,
+        "reduce_mean": False,
+        "drop_label": 0.2,
+    }
+    assert OmegaConf.to_container(cfg.sde) == {"sigma_min": 0.01, "sigma_max": 5, "num_scales": 1000}
+    assert OmegaConf.to_container(cfg.optim) == {
+        "optimizer": "Adam",
+        "lr": 2e-4,
+        "beta1": 0.9,
+        "beta2": 0.999,
+        "eps": 1e-8,
+        "weight_decay": 0,
+        "warmup": 5000,
+        "grad_clip": 1.0,
+    }
