@@ -8,7 +8,9 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
+from checks import number
 from doors import choose_device, door
 from errors import InputError
 from models import load_pretrained
@@ -25,6 +27,10 @@ def main(cfg: DictConfig) -> None:
     """Write ``images/samples_R.png`` and ``.npz`` (samples, labels) for each round R to the output directory."""
     if OmegaConf.is_missing(cfg, "load_dir"):
         raise InputError("load_dir is missing: say load_dir=RUN, a directory that run_train.py wrote")
+    for key in ("eval.batch_size", "eval.rounds"):
+        number(cfg, key, low=1, integer=True)
+    number(cfg, "seed", low=0, integer=True)
+    number(cfg, "w")
     device = choose_device(cfg.device)
     net, run = load_pretrained(cfg.load_dir, cfg.eval.ckpt, device)
     sde = ReflectedVE(run.sde.sigma_min, run.sde.sigma_max, run.sde.num_scales)
@@ -35,7 +41,7 @@ def main(cfg: DictConfig) -> None:
     if folder.exists():
         raise InputError(f"{folder} exists: choose another hydra.run.dir, or leave it to the default, a new directory")
     folder.mkdir(parents=True)
-    with tqdm(total=cfg.eval.rounds * sampler.num_steps, unit="step", disable=None) as bar:
+    with logging_redirect_tqdm(), tqdm(total=cfg.eval.rounds * sampler.num_steps, unit="step", disable=None) as bar:
         for r in range(cfg.eval.rounds):
             seed = np.random.SeedSequence([cfg.seed, r]).generate_state(1, np.uint64)[0]
             generator = torch.Generator(device).manual_seed(int(seed))
@@ -48,7 +54,7 @@ def main(cfg: DictConfig) -> None:
             if labels is not None:
                 arrays["labels"] = labels.cpu().numpy()
             np.savez_compressed(folder / f"samples_{r}.npz", **arrays)
-    log.info("wrote %d images to %s", cfg.eval.rounds * shape[0], folder)
+            log.info("round %d of %d: %d images in %s", r + 1, cfg.eval.rounds, shape[0], folder / f"samples_{r}.png")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Constrained denoising score matching (Lou & Ermon 2023, section 4)."""
+"""Constrained denoising score matching (Lou & Ermon 2023, the CDSM loss)."""
 
 from collections.abc import Callable
 

@@ -33,5 +33,8 @@ def create_model(model: Mapping[str, Any], data: Mapping[str, Any]) -> nn.Module
         raise InputError(f"data.classes=True, but model={name} has no classes: use model=adm or data.classes=False")
     try:
         return NETWORKS[name](data["image_size"], data["num_channels"], **options)
-    except TypeError as error:
+    except InputError:
+        raise
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, IndexError) as error:
+        # Nothing but the user's numbers went in, so whatever torch says of them is about those.
         raise InputError(f"model={name}: {error}") from error

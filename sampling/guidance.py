@@ -1,4 +1,4 @@
-"""Classifier-free guidance (Ho & Salimans 2022), in the convention of the paper (section 5)."""
+"""Classifier-free guidance (Ho & Salimans 2022)."""
 
 from collections.abc import Callable
 

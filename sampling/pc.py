@@ -1,4 +1,4 @@
-"""Predictor-corrector sampling of the reversed reflected process (Lou & Ermon 2023, section 5; Song et al. 2021)."""
+"""Predictor-corrector sampling of the reversed reflected process (Lou & Ermon 2023; Song et al. 2021)."""
 
 import itertools
 import math

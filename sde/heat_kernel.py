@@ -5,9 +5,9 @@ Started at x0 and run until its free standard deviation is sigma, each coordinat
     p(x | x0) = sum_k N(x; x0 + 2k, sigma^2) + N(x; -x0 + 2k, sigma^2)             (image sum)
               = 1 + 2 sum_{n>=1} exp(-n^2 pi^2 sigma^2 / 2) cos(n pi x) cos(n pi x0)   (cosine series)
 
-(Lou & Ermon 2023, section 4.1). Both are exact; the first converges fast for small sigma, the second for
-large. Below ``SWITCH`` the image sum is used, from there on the series, each with the number of terms in
-``TERMS``.
+(Lou & Ermon 2023: sum of Gaussians, and Laplacian eigenfunctions). Both are exact; the first converges fast
+for small sigma, the second for large. Below ``SWITCH`` the image sum is used, from there on the series, each
+with the number of terms in ``TERMS``.
 
 **Image sum without lost digits.** By symmetry take x <= 1/2 (else reflect both points). The images are
 +-y_j with y_0, y_1, y_2, ... = x0, 2 - x0, 2 + x0, 4 - x0, ... and a pair contributes
@@ -28,7 +28,7 @@ the upper face (1 - x, 1 - x0) are taken from the original point and not from it
 [0, 1/2] x [0, 1]): exp(-3 / sigma^2) after 3 pairs, exp(-6 / sigma^2) after 4; it changes sigma * score by
 at most 2 (5 / sigma) R_j. At sigma = SWITCH = 0.4 that is 2e-7 for 3 pairs and 2e-15 for 4. The series after
 n terms leaves out at most 2 q^((n+1)^2) / (1 - q), q = exp(-pi^2 sigma^2 / 2) = 0.454, against a density of
-at least 0.17: 6e-8 for n = 4 and 4e-16 for n = 6, and (n+1) pi sigma times that in sigma * score: 4e-7 and
+at least 0.17: 6e-8 for n = 4 and 3e-16 for n = 6, and (n+1) pi sigma times that in sigma * score: 4e-7 and
 3e-15. So (3, 4) terms are exact in float32 and (4, 6) in float64. docs/method.md has the derivation.
 """
 

@@ -11,7 +11,7 @@ from errors import InputError
 
 @dataclass(frozen=True)
 class ReflectedVE:
-    """dx = g(t) dw reflected at the faces of the cube, t in [0, 1] (Lou & Ermon 2023, sections 3 and 4).
+    """dx = g(t) dw reflected at the faces of the cube, t in [0, 1] (Lou & Ermon 2023, the reflected SDE).
 
     sigma(t) = sigma_min (sigma_max / sigma_min)^t is the standard deviation that the free motion would have.
 

@@ -1,3 +1,6 @@
+import hashlib
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -44,6 +47,38 @@ def test_fake_images_have_the_shape_asked_for_and_repeat():
 def test_a_data_set_that_is_not_what_was_said(dataset, changes, message):
     with pytest.raises(InputError, match=message):
         load_images(dataset, True, **{"image_size": 8, "num_channels": 1, "num_classes": 10} | changes)
+
+
+def test_cifar10_from_torchvisions_files(tmp_path, monkeypatch):
+    import torchvision.datasets as tv
+
+    rng = np.random.default_rng(0)
+    folder = tmp_path / tv.CIFAR10.base_folder
+    folder.mkdir()
+
+    def write(name, contents):
+        data = pickle.dumps(contents)
+        (folder / name).write_bytes(data)
+        return [name, hashlib.md5(data).hexdigest()]
+
+    def part(name):
+        planes = rng.integers(256, size=(20, 3072), dtype=np.uint8)
+        return write(name, {"data": planes, "labels": list(range(10)) * 2}), planes
+
+    parts = [part(f"data_batch_{i}") for i in range(1, 6)]
+    test_part, test_planes = part("test_batch")
+    names, md5 = write("batches.meta", {"label_names": [str(i) for i in range(10)]})
+    monkeypatch.setattr(tv.CIFAR10, "train_list", [entry for entry, _ in parts])
+    monkeypatch.setattr(tv.CIFAR10, "test_list", [test_part])
+    monkeypatch.setattr(tv.CIFAR10, "meta", {"filename": names, "key": "label_names", "md5": md5})
+
+    options = {"image_size": 32, "num_channels": 3, "num_classes": 10, "dataroot": str(tmp_path)}
+    train, held_out = load_images("CIFAR10", True, **options), load_images("cifar10", False, **options)
+    expected = np.concatenate([planes for _, planes in parts]).reshape(100, 3, 32, 32)
+    np.testing.assert_array_equal(train.pixels.numpy(), expected)
+    np.testing.assert_array_equal(held_out.pixels.numpy(), test_planes.reshape(20, 3, 32, 32))
+    assert train.labels.tolist() == list(range(10)) * 10
+    assert train.levels == 256
 
 
 def test_cifar10_that_cannot_be_had_says_what_to_place_where(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """The entry scripts, run as a user runs them."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -75,6 +76,21 @@ def test_an_unconditional_ddpmpp_on_colour_images(script, tmp_path):
     assert failed_with(script("run_vis.py", "load_dir=run", "label=0"), "has no classes")
 
 
+def test_two_runs_started_together_share_no_directory_unless_told_to(script, tmp_path):
+    with ThreadPoolExecutor(4) as pool:
+        apart = [pool.submit(script, "run_train.py", *TINY) for _ in range(2)]
+        long = [*TINY, "training.n_iters=400", "hydra.run.dir=shared"]
+        together = [pool.submit(script, "run_train.py", *long) for _ in range(2)]
+    assert [run.result().returncode for run in apart] == [0, 0]
+    assert len(list(tmp_path.glob("runs/digits/*/*/checkpoints/checkpoint_1.pth"))) == 2
+
+    first, second = sorted((run.result() for run in together), key=lambda result: result.returncode)
+    assert first.returncode == 0, first.stderr
+    assert failed_with(second, "another process trains there")
+    steps = [json.loads(line)["step"] for line in (tmp_path / "shared/metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 401))
+
+
 def test_a_failing_job_fails_a_multirun_and_the_others_finish(script, tmp_path):
     sweep = script("run_train.py", "-m", *TINY, "optim.optimizer=SGD,Adam,AdamW", "training.snapshot_sampling=false")
     assert failed_with(sweep, "optim.optimizer=SGD")
@@ -90,7 +106,10 @@ def test_a_failing_job_fails_a_multirun_and_the_others_finish(script, tmp_path):
         (["run_train.py", *TINY, "sde.sigma_min=9"], "sde.sigma_min=9"),
         (["run_train.py", *TINY, "device=tpu"], "device=tpu"),
         (["run_train.py", "resume=nowhere"], "nowhere is not a run directory"),
+        (["run_train.py", *TINY, "model.channel_mult=[]"], "model=adm"),
         (["run_vis.py"], "load_dir is missing"),
+        (["run_vis.py", "load_dir=nowhere", "eval.batch_size=0"], "eval.batch_size=0"),
+        (["run_vis.py", "load_dir=nowhere", "w=much"], "w=much"),
         (["run_vis.py", "load_dir=nowhere"], "nowhere is not a run directory"),
     ],
 )

@@ -20,6 +20,7 @@ class TrainState:
     model: nn.Module
     ema: EMA
     optimizer: torch.optim.Optimizer
+    trainable: list[nn.Parameter]  # of the model: what the optimiser moves
     step: int = 0  # updates made
 
     def state_dict(self) -> dict[str, Any]:

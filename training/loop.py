@@ -34,29 +34,44 @@ def train(cfg: DictConfig, run_dir: Path, device: torch.device) -> None:
 
     Raises:
         InputError: for a bad configuration, before anything is written.
-        TrainingError: if the loss or the gradient is not finite; checkpoints are left as they are.
+        TrainingError: if the loss, the gradient or a weight is not finite; checkpoints are left as they are.
     """
     check_options(cfg)
-    options = cfg.training
     sde = ReflectedVE(**cfg.sde)
     create_sampler(cfg.sampling, sde)  # so that a bad option shows now and not at the first snapshot
+    state = create_state(cfg, device)
+    images, images_held_out = load_split(cfg, train=True), load_split(cfg, train=False)
+    batches = Batches(images, cfg.training.batch_size, cfg.seed, device, cfg.data.random_flip)
+    held_out = Batches(images_held_out, min(cfg.eval.batch_size, len(images_held_out)), cfg.seed, device)
+    log.info("model %s: %s parameters on %s", cfg.model.name, f"{sum(map(Tensor.numel, state.trainable)):,}", device)
+    log.info("data %s: %s images to train on, %s held out", cfg.data.dataset, len(images), len(images_held_out))
+
+    with open_run(run_dir, cfg), logging_redirect_tqdm():
+        resumed = Checkpoints(run_dir).restore(state, device)
+        log.info("%s at step %d in %s", "going on" if resumed else "starting", state.step, run_dir)
+        run_steps(cfg, run_dir, device, sde, state, batches, held_out)
+
+
+def create_state(cfg: DictConfig, device: torch.device) -> TrainState:
+    """A freshly initialised network with its average and optimiser."""
     seed_torch(cfg.seed, Stream.INIT)
     net = create_model(cfg.model, cfg.data).to(device)
     trainable = [p for p in net.parameters() if p.requires_grad]
-    optimizer = create_optimizer(trainable, cfg.optim)
-    state = TrainState(net, EMA(net, cfg.model.ema_rate), optimizer)
+    return TrainState(net, EMA(net, cfg.model.ema_rate), create_optimizer(trainable, cfg.optim), trainable)
 
-    images = load_split(cfg, train=True)
-    batches = Batches(images, options.batch_size, cfg.seed, device, cfg.data.random_flip)
-    images_held_out = load_split(cfg, train=False)
-    held_out = Batches(images_held_out, min(cfg.eval.batch_size, len(images_held_out)), cfg.seed, device)
 
+def run_steps(
+    cfg: DictConfig,
+    run_dir: Path,
+    device: torch.device,
+    sde: ReflectedVE,
+    state: TrainState,
+    batches: Batches,
+    held_out: Batches,
+) -> None:
+    """The loop itself, from ``state.step`` to ``training.n_iters``."""
+    options, optim = cfg.training, cfg.optim
     checkpoints = Checkpoints(run_dir)
-    open_run(run_dir, cfg)
-    resumed = checkpoints.restore(state, device)
-    log.info("model %s: %s parameters on %s", cfg.model.name, f"{sum(p.numel() for p in trainable):,}", device)
-    log.info("data %s: %s images to train on, %s held out", cfg.data.dataset, len(images), len(images_held_out))
-    log.info("%s at step %d in %s", "going on" if resumed else "starting", state.step, run_dir)
 
     def mean_loss(network: nn.Module, x0: Tensor, labels: Tensor) -> Tensor:
         return score_matching_loss(
@@ -71,45 +86,46 @@ def train(cfg: DictConfig, run_dir: Path, device: torch.device) -> None:
     def due(freq: int) -> bool:
         return state.step % freq == 0 or state.step == options.n_iters
 
-    max_norm = cfg.optim.grad_clip if cfg.optim.grad_clip >= 0 else math.inf
-    metrics = Metrics(run_dir / "metrics.jsonl", state.step, options.n_iters)
+    max_norm = optim.grad_clip if optim.grad_clip >= 0 else math.inf
     window = Window(device)
-    with logging_redirect_tqdm(), metrics:
+    with Metrics(run_dir / "metrics.jsonl", state.step, options.n_iters) as metrics:
         while state.step < options.n_iters:
             seed_torch(cfg.seed, Stream.TRAIN, state.step)
-            lr = cfg.optim.lr * min(1.0, (state.step + 1) / max(1, cfg.optim.warmup))
-            for group in optimizer.param_groups:
+            lr = optim.lr * min(1.0, (state.step + 1) / max(1, optim.warmup))
+            for group in state.optimizer.param_groups:
                 group["lr"] = lr
 
             x0, labels = batches(state.step)
-            loss = mean_loss(net.train(), x0, drop_labels(labels, options.drop_label))
-            optimizer.zero_grad(set_to_none=True)
+            loss = mean_loss(state.model.train(), x0, drop_labels(labels, options.drop_label))
+            state.optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            grad_norm = nn.utils.clip_grad_norm_(trainable, max_norm)
-            optimizer.step()
-            state.ema.update(net)
+            grad_norm = nn.utils.clip_grad_norm_(state.trainable, max_norm)
+            state.optimizer.step()
+            state.ema.update(state.model)
             state.step += 1
             window.add(loss, grad_norm, len(x0))
             metrics.advance()
 
             saving = due(options.snapshot_freq_for_preemption) or due(options.snapshot_freq)
-            if saving or due(options.log_freq) or due(options.eval_freq):
-                entry = {"step": state.step, **window.summary(state.step), "lr": lr}
-                if due(options.eval_freq):
-                    seed_torch(cfg.seed, Stream.EVAL)  # the same times and noise at each evaluation
-                    with torch.no_grad():
-                        entry["eval_loss"] = mean_loss(state.ema.network, *held_out(0)).item()
-                metrics.write(entry)
-                if saving:
-                    state.check_finite()
-                if due(options.snapshot_freq):
-                    number = math.ceil(state.step / options.snapshot_freq)
-                    log.info("step %d: wrote %s", state.step, checkpoints.save_snapshot(state, number))
-                if saving:
-                    checkpoints.save_for_resume(state)
-                if due(options.snapshot_freq) and options.snapshot_sampling:
-                    draw_samples(state.ema.network, sde, cfg, device, run_dir / "samples" / f"iter_{state.step}")
-                window = Window(device)  # so that throughput does not count the time spent here
+            if not (saving or due(options.log_freq) or due(options.eval_freq)):
+                continue
+
+            entry = {"step": state.step, **window.summary(state.step), "lr": lr}
+            if due(options.eval_freq):
+                seed_torch(cfg.seed, Stream.EVAL)  # the same times and noise at each evaluation
+                with torch.no_grad():
+                    entry["eval_loss"] = mean_loss(state.ema.network, *held_out(0)).item()
+            metrics.write(entry)
+            if saving:
+                state.check_finite()
+            if due(options.snapshot_freq):
+                number = math.ceil(state.step / options.snapshot_freq)
+                log.info("step %d: wrote %s", state.step, checkpoints.save_snapshot(state, number))
+            if saving:
+                checkpoints.save_for_resume(state)
+            if due(options.snapshot_freq) and options.snapshot_sampling:
+                draw_samples(state.ema.network, sde, cfg, device, run_dir / "samples" / f"iter_{state.step}")
+            window = Window(device)  # so that throughput does not count the time spent here
 
 
 def drop_labels(labels: Tensor, rate: float) -> Tensor:

@@ -1,10 +1,9 @@
 """Checks of the training configuration that need nothing else, made before any work."""
 
-import math
-
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from checks import number
 from errors import InputError
 
 OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
@@ -17,29 +16,24 @@ POSITIVE_INTEGERS = (
     "training.eval_freq",
     "training.snapshot_freq_for_preemption",
     "eval.batch_size",
+    "data.image_size",
+    "data.num_channels",
+    "data.num_classes",
 )
-AT_LEAST_ZERO = ("seed", "optim.weight_decay", "optim.warmup", "optim.eps", "optim.lr")
+NOT_NEGATIVE = ("optim.weight_decay", "optim.warmup", "optim.eps", "optim.lr")
 RATES = ("training.drop_label", "model.ema_rate", "optim.beta1", "optim.beta2")
 
 
 def check_options(cfg: DictConfig) -> None:
     """Raise InputError, naming the key, for a number out of range or an unknown optimiser."""
-
-    def number(key: str) -> float:
-        value = OmegaConf.select(cfg, key)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise InputError(f"{key}={value}: need a number")
-        return value
-
+    number(cfg, "seed", low=0, integer=True)
+    number(cfg, "optim.grad_clip")
     for key in POSITIVE_INTEGERS:
-        if number(key) < 1 or number(key) != int(number(key)):
-            raise InputError(f"{key}={number(key)}: need a positive integer")
-    for key in AT_LEAST_ZERO:
-        if number(key) < 0:
-            raise InputError(f"{key}={number(key)}: need at least 0")
+        number(cfg, key, low=1, integer=True)
+    for key in NOT_NEGATIVE:
+        number(cfg, key, low=0)
     for key in RATES:
-        if not 0 <= number(key) <= 1:
-            raise InputError(f"{key}={number(key)}: need a rate in [0, 1]")
+        number(cfg, key, low=0, high=1)
     if cfg.optim.optimizer not in OPTIMIZERS:
         raise InputError(f"optim.optimizer={cfg.optim.optimizer}: known are {', '.join(OPTIMIZERS)}")
     if cfg.ngpus != 1:

@@ -1,6 +1,9 @@
 """The directory of a run: its configuration, and whether it may be continued."""
 
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -31,12 +34,24 @@ def resumed_config(composed: DictConfig, run_dir: Path, overrides: list[str]) ->
     return cfg
 
 
-def open_run(run_dir: Path, cfg: DictConfig) -> None:
-    """Write the configuration of a new run, or check that an old one is continued as the same run.
+@contextmanager
+def open_run(run_dir: Path, cfg: DictConfig) -> Iterator[None]:
+    """Hold the directory for this process, with the configuration of a new run, or of the run that goes on, in it.
 
     Raises:
-        InputError: naming the key, if the directory holds another run.
+        InputError: naming the key, if the directory holds another run; or if another process holds it.
     """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with open(run_dir / ".lock", "w") as lock:  # released by the system however the process ends
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{run_dir} is in use: another process trains there") from None
+        _write_config(run_dir, cfg)
+        yield
+
+
+def _write_config(run_dir: Path, cfg: DictConfig) -> None:
     path = run_dir / ".hydra" / "config.yaml"
     if path.exists():
         old = load_config(run_dir)
