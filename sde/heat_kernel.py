@@ -33,7 +33,7 @@ at least 0.17: 6e-8 for n = 4 and 3e-16 for n = 6, and (n+1) pi sigma times that
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Generator, Tensor
@@ -42,6 +42,8 @@ from sde import cube
 
 SWITCH = 0.4  # sigma at which the image sum hands over to the cosine series
 TERMS = {torch.float32: (3, 4), torch.float64: (4, 6)}  # (pairs of images, cosines)
+# Numbers evaluated at once: on a CPU what its caches hold, on a GPU enough to hide the launch of a kernel.
+CPU_CHUNK, GPU_CHUNK = 2**17, 2**22
 
 
 def sample(x0: Tensor, sigma: Tensor | float, generator: Generator | None = None) -> Tensor:
@@ -69,12 +71,40 @@ def log_density(x: Tensor, x0: Tensor, sigma: Tensor | float) -> Tensor:
     Returns:
         Natural logarithms, in the broadcast shape of ``x`` and ``x0``.
     """
-    pairs, cosines = _terms(x)
-    sigma = _per_image(sigma, x)
+    return _by_rows(_log_density, x, x0, sigma)
 
+
+def score(x: Tensor, x0: Tensor, sigma: Tensor | float) -> Tensor:
+    """Conditional score d/dx log p(x | x0, sigma), elementwise: the regression target of training.
+
+    Arguments as for ``log_density``. Exact also where the density itself would underflow.
+    """
+    return _by_rows(_score, x, x0, sigma)
+
+
+def _by_rows(function: Callable[..., Tensor], x: Tensor, x0: Tensor, sigma: Tensor | float) -> Tensor:
+    """function(x, x0, sigma), a few images at a time, so that its temporaries stay small beside the batch."""
+    if x.dtype not in TERMS:
+        raise TypeError(f"the heat kernel needs float32 or float64, got {x.dtype}: half precision loses the faces")
+    sigma = _per_image(sigma, x)
+    x, x0 = torch.broadcast_tensors(x, x0)
+    chunk = CPU_CHUNK if x.device.type == "cpu" else GPU_CHUNK
+    if x.numel() <= chunk:
+        return function(x, x0, sigma)
+    rows = max(1, chunk // x[0].numel())
+    sigma = sigma.expand(len(x), *[1] * (x.ndim - 1))
+    out = x.new_empty(x.shape)
+    for start in range(0, len(x), rows):
+        part = slice(start, start + rows)
+        out[part] = function(x[part], x0[part], sigma[part])
+    return out
+
+
+def _log_density(x: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
+    pairs, cosines = TERMS[x.dtype]
     small = sigma.clamp(max=SWITCH)
     total = -1.0  # the nearest image itself counts 1; log1p takes it
-    for weight, e, _, _ in _image_pairs(x, x0, small, pairs):
+    for weight, e, _, _, _ in _image_pairs(x, x0, small, pairs):
         total = total + weight * (1.0 + e)
     nearest = -0.5 * ((x - x0) / small).square() - torch.log(small * math.sqrt(2.0 * math.pi))
     by_images = nearest + torch.log1p(total)
@@ -83,19 +113,12 @@ def log_density(x: Tensor, x0: Tensor, sigma: Tensor | float) -> Tensor:
     return torch.where(sigma < SWITCH, by_images, torch.log(density))
 
 
-def score(x: Tensor, x0: Tensor, sigma: Tensor | float) -> Tensor:
-    """Conditional score d/dx log p(x | x0, sigma), elementwise: the regression target of training.
-
-    Arguments as for ``log_density``. Exact also where the density itself would underflow.
-    """
-    pairs, cosines = _terms(x)
-    sigma = _per_image(sigma, x)
-
+def _score(x: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
+    pairs, cosines = TERMS[x.dtype]
     small = sigma.clamp(max=SWITCH)
     force, total = 0.0, 0.0
-    for weight, e, one_minus_e, distance in _image_pairs(x, x0, small, pairs):
-        to_face = torch.minimum(x, 1.0 - x)
-        force = force + weight * (one_minus_e * distance - 2.0 * to_face * e)
+    for weight, e, one_minus_e, distance, near in _image_pairs(x, x0, small, pairs):
+        force = force + weight * (one_minus_e * distance - 2.0 * near * e)
         total = total + weight * (1.0 + e)
     inward = torch.where(x > 0.5, -1.0, 1.0).to(x.dtype)  # undoes the reflection of the pair
     by_images = inward * force / (total * small.square())
@@ -105,7 +128,7 @@ def score(x: Tensor, x0: Tensor, sigma: Tensor | float) -> Tensor:
 
 
 def _image_pairs(x: Tensor, x0: Tensor, sigma: Tensor, pairs: int) -> Iterator[tuple[Tensor | float, ...]]:
-    """The pairs of images +-y_j, as (R_j, e, 1 - e, y_j - x) of the module's docstring, x folded to [0, 1/2]."""
+    """The pairs of images +-y_j, as (R_j, e, 1 - e, y_j - x, x) of the module's docstring, x folded to [0, 1/2]."""
     upper = x > 0.5
     x_comp, x0_comp = 1.0 - x, 1.0 - x0
     near, far = torch.minimum(x, x_comp), torch.maximum(x, x_comp)  # distances of x from its two faces
@@ -121,7 +144,7 @@ def _image_pairs(x: Tensor, x0: Tensor, sigma: Tensor, pairs: int) -> Iterator[t
             y, distance = 2 * m + near0, 2 * m + step
             weight = torch.exp(-rate * m * (m + step)) if m else 1.0
         one_minus_e = -torch.expm1(-rate * near * y)
-        yield weight, 1.0 - one_minus_e, one_minus_e, distance
+        yield weight, 1.0 - one_minus_e, one_minus_e, distance, near
 
 
 def _cosine_series(x: Tensor, x0: Tensor, sigma: Tensor, cosines: int) -> tuple[Tensor, Tensor]:
@@ -146,9 +169,3 @@ def _per_image(sigma: Tensor | float, x: Tensor) -> Tensor:
     """``sigma`` of shape (B,) or a number, shaped to broadcast against ``x`` of shape (B, ...)."""
     sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
     return sigma.reshape(-1, *[1] * (x.ndim - 1)) if sigma.ndim else sigma
-
-
-def _terms(x: Tensor) -> tuple[int, int]:
-    if x.dtype not in TERMS:
-        raise TypeError(f"the heat kernel needs float32 or float64, got {x.dtype}: half precision loses the faces")
-    return TERMS[x.dtype]

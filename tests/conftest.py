@@ -50,11 +50,11 @@ def tiny_config(*overrides: str) -> DictConfig:
 
 @pytest.fixture
 def script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run an entry script in ``tmp_path``: script("run_train.py", *overrides)."""
+    """Run an entry script in ``tmp_path``: script("run_train.py", *overrides); the time limit is for hangs only."""
 
-    def run(name: str, *args: str) -> subprocess.CompletedProcess[str]:
+    def run(name: str, *args: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         environment = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}
         command = [sys.executable, str(ROOT / name), *args]
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=timeout)
 
     return run

@@ -9,7 +9,8 @@ from tests.conftest import ROOT
 
 
 def test_the_demo_recipe_draws_the_digits_asked_for(script, tmp_path):
-    trained = script("run_train.py", "experiment=digits", "hydra.run.dir=run", "training.snapshot_sampling=false")
+    recipe = ["experiment=digits", "hydra.run.dir=run", "training.snapshot_sampling=false"]
+    trained = script("run_train.py", *recipe, timeout=900)
     assert trained.returncode == 0, trained.stderr
     drawn = script(
         "run_vis.py", "load_dir=run", "label=[0,1,2,3,4,5,6,7,8,9]", "w=1", "eval.batch_size=200", "hydra.run.dir=drawn"

@@ -1,4 +1,6 @@
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +9,7 @@ import torch
 from scipy import stats
 
 from sde import heat_kernel
+from tests.conftest import ROOT
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "heat_kernel.npz")
 # Bounds in units of 1 (of 1/sigma for scores), relative where the value exceeds 1.
@@ -112,6 +115,33 @@ def test_sigma_is_per_image_and_shapes_broadcast():
         alone = heat_kernel.score(x[i : i + 1], x0[i : i + 1], sigma[i].item())
         assert torch.allclose(together[i], alone[0], rtol=1e-6)
     assert heat_kernel.log_density(x[:, None], x0[None], sigma).shape == (5, 5, 3, 4, 4)
+
+
+def test_a_batch_in_parts_is_the_batch_at_once(monkeypatch):
+    x, x0, sigma = torch.rand(7, 1, 11), torch.rand(1, 5, 11), torch.logspace(-3, 0.7, 7)
+    for function in (heat_kernel.score, heat_kernel.log_density):
+        whole = [function(x, x0, s) for s in (sigma, 0.2)]
+        monkeypatch.setattr(heat_kernel, "CPU_CHUNK", 120)  # two images of 55 numbers at a time
+        parts = [function(x, x0, s) for s in (sigma, 0.2)]
+        for a, b in zip(whole, parts, strict=True):
+            assert torch.allclose(a, b, rtol=1e-6)
+        monkeypatch.undo()
+
+
+def test_the_temporaries_of_a_large_batch_are_small_beside_it():
+    """Peak memory of the process, in units of the batch of 67 MB; the result itself is 1."""
+    code = """
+import resource, torch
+from sde import heat_kernel
+x, x0, sigma = torch.rand(2**12, 2**12), torch.rand(2**12, 2**12), torch.rand(2**12)
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+heat_kernel.score(x[:64], x0[:64], sigma[:64])  # loads what the first call loads
+before = peak()
+heat_kernel.score(x, x0, sigma)
+print((peak() - before) / (4 * x.numel()))
+"""
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert 0.9 < float(out) < 2
 
 
 def test_derivative_by_autograd_is_the_score():
