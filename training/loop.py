@@ -49,6 +49,8 @@ def train(cfg: DictConfig, run_dir: Path, device: torch.device) -> None:
     with open_run(run_dir, cfg), logging_redirect_tqdm():
         resumed = Checkpoints(run_dir).restore(state, device)
         log.info("%s at step %d in %s", "going on" if resumed else "starting", state.step, run_dir)
+        if state.step >= cfg.training.n_iters:
+            log.info("nothing to do: training.n_iters=%d is reached", cfg.training.n_iters)
         run_steps(cfg, run_dir, device, sde, state, batches, held_out)
 
 
