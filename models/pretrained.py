@@ -90,14 +90,14 @@ def find_checkpoint(run_dir: Path, ckpt: int = -1) -> Path:
     return folder / f"checkpoint_{number}.pth"
 
 
-def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """The contents of a checkpoint: tensors and plain Python, nothing in it is executed.
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The contents of a checkpoint, on the CPU: tensors and plain Python, nothing in it is executed.
 
     Raises:
         InputError: if the file is missing, damaged, or holds anything else.
     """
     try:
-        checkpoint = torch.load(path, map_location=device, weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path} cannot be read as a checkpoint: {reason}") from error

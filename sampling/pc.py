@@ -67,10 +67,12 @@ class PredictorCorrector:
         _check("corrector", self.corrector, ("none", "langevin"))
         _check("denoiser", self.denoiser, ("none", "mean"))
         _check("boundary", self.boundary, tuple(BOUNDARIES))
-        if self.steps is not None and self.steps < 1:
-            raise InputError(f"sampling.steps={self.steps}: need at least 1")
-        if self.n_steps_each < 0 or self.snr < 0:
-            raise InputError(f"sampling.n_steps_each={self.n_steps_each}, sampling.snr={self.snr}: need at least 0")
+        if self.steps is not None and not (isinstance(self.steps, int) and self.steps >= 1):
+            raise InputError(f"sampling.steps={self.steps}: need a positive integer, or null")
+        if not (isinstance(self.n_steps_each, int) and self.n_steps_each >= 0):
+            raise InputError(f"sampling.n_steps_each={self.n_steps_each}: need an integer, at least 0")
+        if not (isinstance(self.snr, int | float) and 0 <= self.snr < math.inf):
+            raise InputError(f"sampling.snr={self.snr}: need a number, at least 0")
 
     @property
     def num_steps(self) -> int:

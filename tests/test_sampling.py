@@ -103,7 +103,10 @@ def test_the_start_is_honoured_and_a_seed_repeats():
         ("denoiser", "net"),
         ("boundary", "wrap"),
         ("steps", 0),
+        ("steps", 2.5),
+        ("n_steps_each", -1),
         ("snr", -1),
+        ("snr", "low"),
     ],
 )
 def test_bad_options_are_named(key, value):

@@ -108,11 +108,14 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(tmp_path):
     train(tiny_config("training.n_iters=3", *options), tmp_path / "parts", CPU)
     with open(tmp_path / "parts/metrics.jsonl", "a") as file:  # what a kill leaves: steps to redo, half a line
         file.write('{"step": 4, "loss": 123.0}\n{"step": 5, "lo')
+    stale = tmp_path / "parts/checkpoints-meta/.checkpoint.pth.12345.tmp"
+    stale.write_bytes(b"half of a checkpoint")
     train(tiny_config("training.n_iters=6", *options), tmp_path / "parts", CPU)
     assert_same(*(read(tmp_path / name / "checkpoints-meta/checkpoint.pth") for name in ("whole", "parts")))
     whole, parts = (metrics(tmp_path / name) for name in ("whole", "parts"))
     assert [e["step"] for e in parts] == [1, 2, 3, 4, 5, 6]
     assert [e["loss"] for e in parts] == [e["loss"] for e in whole]
+    assert not stale.exists()
 
 
 def test_resume_takes_the_runs_own_configuration(tmp_path):
@@ -271,6 +274,9 @@ def test_a_damaged_run_is_named_and_runs_no_code(tmp_path, monkeypatch, damage):
         "training.drop_label=1.5",
         "optim.optimizer=SGD",
         "optim.lr=fast",
+        "optim.grad_clip=0",
+        "sde.sigma_min=small",
+        "sampling.steps=many",
         "eval.batch_size=0",
         "ngpus=2",
         "seed=-1",

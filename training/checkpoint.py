@@ -67,15 +67,20 @@ class Checkpoints:
         """Replace the checkpoint that the run resumes from."""
         save_atomically(state.state_dict(), self.resume_path)
 
-    def restore(self, state: TrainState, device: torch.device) -> bool:
+    def restore(self, state: TrainState) -> bool:
         """Put ``state`` where the run left off; False if it has not begun.
+
+        Clears what a kill in the middle of a save left behind, so the caller must hold the run's directory.
 
         Raises:
             InputError: if the checkpoint is damaged or of another network.
         """
+        for folder in (self.folder, self.resume_path.parent):
+            for stale in folder.glob(".*.tmp"):
+                stale.unlink()
         if not self.resume_path.exists():
             return False
-        checkpoint = read_checkpoint(self.resume_path, device)
+        checkpoint = read_checkpoint(self.resume_path)
         try:
             state.load_state_dict(checkpoint)
         except (RuntimeError, KeyError, TypeError, ValueError) as error:

@@ -47,7 +47,7 @@ def train(cfg: DictConfig, run_dir: Path, device: torch.device) -> None:
     log.info("data %s: %s images to train on, %s held out", cfg.data.dataset, len(images), len(images_held_out))
 
     with open_run(run_dir, cfg), logging_redirect_tqdm():
-        resumed = Checkpoints(run_dir).restore(state, device)
+        resumed = Checkpoints(run_dir).restore(state)
         log.info("%s at step %d in %s", "going on" if resumed else "starting", state.step, run_dir)
         if state.step >= cfg.training.n_iters:
             log.info("nothing to do: training.n_iters=%d is reached", cfg.training.n_iters)

@@ -19,15 +19,17 @@ POSITIVE_INTEGERS = (
     "data.image_size",
     "data.num_channels",
     "data.num_classes",
+    "sde.num_scales",
 )
-NOT_NEGATIVE = ("optim.weight_decay", "optim.warmup", "optim.eps", "optim.lr")
+NOT_NEGATIVE = ("sde.sigma_min", "sde.sigma_max", "optim.weight_decay", "optim.warmup", "optim.eps", "optim.lr")
 RATES = ("training.drop_label", "model.ema_rate", "optim.beta1", "optim.beta2")
 
 
 def check_options(cfg: DictConfig) -> None:
     """Raise InputError, naming the key, for a number out of range or an unknown optimiser."""
     number(cfg, "seed", low=0, integer=True)
-    number(cfg, "optim.grad_clip")
+    if number(cfg, "optim.grad_clip") == 0:
+        raise InputError("optim.grad_clip=0 leaves no gradient: need a positive norm, or a negative one for no limit")
     for key in POSITIVE_INTEGERS:
         number(cfg, key, low=1, integer=True)
     for key in NOT_NEGATIVE:
