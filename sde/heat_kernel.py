@@ -43,7 +43,7 @@ from sde import cube
 SWITCH = 0.4  # sigma at which the image sum hands over to the cosine series
 TERMS = {torch.float32: (3, 4), torch.float64: (4, 6)}  # (pairs of images, cosines)
 # Numbers evaluated at once: on a CPU what its caches hold, on a GPU enough to hide the launch of a kernel.
-CPU_CHUNK, GPU_CHUNK = 2**17, 2**22
+CPU_CHUNK, GPU_CHUNK = 2**16, 2**22
 
 
 def sample(x0: Tensor, sigma: Tensor | float, generator: Generator | None = None) -> Tensor:
