@@ -29,8 +29,8 @@ OmegaConf.register_new_resolver("output_dir", _output_dir, replace=True)
 def door(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
     """Make ``main(cfg)`` an entry script on configs/``config_name``.yaml.
 
-    A CleanError or OSError shows as its message alone, unless debug=true or HYDRA_FULL_ERROR=1. Any failure exits
-    non-zero, in a multirun after the other jobs are done.
+    A CleanError or OSError shows as its message without a traceback, unless debug=true or HYDRA_FULL_ERROR=1. Any
+    failure exits non-zero, in a multirun after the other jobs are done.
     """
 
     def decorate(main: Callable[[DictConfig], None]) -> Callable[[], None]:

@@ -1,5 +1,6 @@
 """Train a score network: python run_train.py [overrides]; see configs/train.yaml."""
 
+import sys
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -23,5 +24,17 @@ def main(cfg: DictConfig) -> None:
     train(cfg, run_dir, choose_device(cfg.device))
 
 
+def check_resume(arguments: list[str]) -> None:
+    """Exit with one line if ``resume=`` cannot be, before Hydra makes a directory of that name."""
+    resumed = [Path(argument.removeprefix("resume=")) for argument in arguments if argument.startswith("resume=")]
+    for run_dir in resumed:
+        if not (run_dir / ".hydra/config.yaml").is_file():
+            sys.exit(f"resume={run_dir} is not a run directory: it has no .hydra/config.yaml")
+        for argument in arguments:
+            if argument in ("-m", "--multirun") or argument.startswith("hydra.run.dir="):
+                sys.exit(f"{argument} does not go with resume={run_dir}, which says where the run is")
+
+
 if __name__ == "__main__":
+    check_resume(sys.argv[1:])
     main()

@@ -41,6 +41,7 @@ def main(cfg: DictConfig) -> None:
     if folder.exists():
         raise InputError(f"{folder} exists: choose another hydra.run.dir, or leave it to the default, a new directory")
     folder.mkdir(parents=True)
+    OmegaConf.save(cfg, folder / "vis.yaml")
     with logging_redirect_tqdm(), tqdm(total=cfg.eval.rounds * sampler.num_steps, unit="step", disable=None) as bar:
         for r in range(cfg.eval.rounds):
             seed = np.random.SeedSequence([cfg.seed, r]).generate_state(1, np.uint64)[0]
@@ -49,8 +50,8 @@ def main(cfg: DictConfig) -> None:
             x_init = sde.prior_sample(shape, generator, device)
             samples = sampler(guided_score(net, labels, cfg.w), x_init, generator, on_step=bar.update).samples
 
-            save_grid(samples, folder / f"samples_{r}.png", columns)
             arrays = {"samples": to_uint8(samples)}
+            save_grid(samples, folder / f"samples_{r}.png", columns)
             if labels is not None:
                 arrays["labels"] = labels.cpu().numpy()
             np.savez_compressed(folder / f"samples_{r}.npz", **arrays)

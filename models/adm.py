@@ -28,6 +28,8 @@ class Attention(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.heads = max(1, channels // CHANNELS_PER_HEAD)
+        if channels % self.heads:
+            raise InputError(f"model: {channels} channels with attention do not divide into {self.heads} heads")
         self.norm = group_norm(channels, EPS)
         self.qkv = _init(nn.Conv2d(channels, 3 * channels, 1))
         self.out = zero_init(nn.Conv2d(channels, channels, 1))
@@ -115,6 +117,8 @@ class ADM(nn.Module):
         super().__init__()
         levels = len(channel_mult)
         check_levels(image_size, levels)
+        if model_channels % 2:
+            raise InputError(f"model.model_channels={model_channels}: need an even number")
         self.num_classes = num_classes
         self.scale_by_sigma = scale_by_sigma
         embedding = model_channels * channel_mult_emb

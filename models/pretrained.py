@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import yaml
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from errors import InputError
@@ -61,8 +62,9 @@ def load_config(run_dir: Path) -> DictConfig:
         raise InputError(f"{path} does not exist: {run_dir} is not a run directory")
     try:
         text = path.read_text()
-        values = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        # OmegaConf's loader, a safe one, reads 1e-2 as a number; unresolved, so that nothing is looked up.
+        values = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise InputError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     for section, keys in REQUIRED.items():
         for key in keys:
@@ -73,6 +75,12 @@ def load_config(run_dir: Path) -> DictConfig:
     return OmegaConf.create(values)
 
 
+def checkpoint_numbers(folder: Path) -> list[int]:
+    """The numbers of the files checkpoint_N.pth in ``folder``, rising; other files are ignored."""
+    names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(m[1]) for m in (re.fullmatch(r"checkpoint_(\d+)\.pth", name) for name in names) if m)
+
+
 def find_checkpoint(run_dir: Path, ckpt: int = -1) -> Path:
     """Path of checkpoint number ``ckpt`` of a run, or of the highest for -1; other files are ignored.
 
@@ -80,8 +88,7 @@ def find_checkpoint(run_dir: Path, ckpt: int = -1) -> Path:
         InputError: if there is none.
     """
     folder = Path(run_dir) / "checkpoints"
-    names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
-    numbers = sorted(int(m[1]) for m in (re.fullmatch(r"checkpoint_(\d+)\.pth", name) for name in names) if m)
+    numbers = checkpoint_numbers(folder)
     if not numbers:
         raise InputError(f"{folder} has no checkpoint_*.pth")
     number = numbers[-1] if ckpt == -1 else ckpt

@@ -1,6 +1,7 @@
 """Drawing from a score: samplers, guidance, pictures. A sampler is given score_fn(x, sigma), never a network."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from errors import InputError
@@ -20,4 +21,7 @@ def create_sampler(cfg: Mapping[str, Any], sde: ReflectedVE) -> PredictorCorrect
     if cfg["method"] != "pc":
         raise InputError(f"sampling.method={cfg['method']}: known is pc")
     options = {key: value for key, value in cfg.items() if key != "method"}
+    known = {field.name for field in fields(PredictorCorrector)} - {"sde"}
+    for key in options.keys() - known:
+        raise InputError(f"sampling.{key}: no such option, known are {', '.join(sorted(known))}")
     return PredictorCorrector(sde, **options)

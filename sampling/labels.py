@@ -1,5 +1,7 @@
 """Which classes to draw."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Generator, Tensor
 
@@ -8,7 +10,7 @@ from sampling.guidance import NULL_LABEL
 
 
 def choose_labels(
-    label: int | list[int] | None, w: float, n: int, num_classes: int, generator: Generator
+    label: int | Sequence[int] | None, w: float, n: int, num_classes: int, generator: Generator
 ) -> tuple[Tensor | None, int | None]:
     """Labels of ``n`` images, and the columns of a grid in which each column is one class, if there is one.
 
@@ -32,7 +34,7 @@ def choose_labels(
         return None, None
     if label is None:
         return torch.randint(num_classes, (n,), generator=generator, device=generator.device), None
-    labels = [label] if isinstance(label, int) else list(label)
+    labels = list(label) if isinstance(label, Sequence) and not isinstance(label, str) else [label]
     for value in labels:
         if not isinstance(value, int) or not NULL_LABEL <= value < num_classes:
             raise InputError(f"label={value}: the classes of this network are 0 to {num_classes - 1}, -1 for none")

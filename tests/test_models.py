@@ -90,6 +90,8 @@ DATA = {"image_size": 16, "num_channels": 1, "classes": False, "num_classes": 10
         ({"name": "ddpmpp", "colour": 3}, {}, "colour"),
         ({"name": "ddpmpp", "nf": 16}, {"image_size": 12}, "data.image_size=12"),
         ({"name": "ddpmpp", "nf": 16}, {"classes": True}, "data.classes=True"),
+        ({"name": "adm", "model_channels": 5, "channel_mult": [1], "num_blocks": 1}, {}, "model.model_channels=5"),
+        ({"name": "adm", "model_channels": 224, "channel_mult": [1], "attn_resolutions": [16]}, {}, "3 heads"),
         ({"name": "adm", "model_channels": 36, "channel_mult": [4], "num_blocks": 1}, {}, "144 channels"),
     ],
 )

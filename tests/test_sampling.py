@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from errors import InputError
+from errors import CleanError, InputError
 from sampling import create_sampler, guided_score
 from sampling.images import save_grid, to_uint8
 from sampling.labels import choose_labels
@@ -103,6 +103,7 @@ def test_the_start_is_honoured_and_a_seed_repeats():
         ("denoiser", "net"),
         ("boundary", "wrap"),
         ("steps", 0),
+        ("+noise_removal", "true"),
         ("steps", 2.5),
         ("n_steps_each", -1),
         ("snr", -1),
@@ -110,8 +111,9 @@ def test_the_start_is_honoured_and_a_seed_repeats():
     ],
 )
 def test_bad_options_are_named(key, value):
-    with pytest.raises(InputError, match=rf"sampling\.{key}={value}"):
-        sampler(f"sampling.{key}={value}")
+    plus, name = "+" * key.startswith("+"), key.removeprefix("+")
+    with pytest.raises(InputError, match=rf"sampling\.{name}"):
+        sampler(f"{plus}sampling.{name}={value}")
 
 
 def test_guidance_is_the_stated_combination_in_one_call():
@@ -138,13 +140,18 @@ def test_labels_to_draw():
     labels, _ = choose_labels(None, 0, 1000, 10, generator)
     assert labels.unique().tolist() == list(range(10))
     assert choose_labels(None, 0, 5, 0, generator) == (None, None)
-    for bad in (10, -2, "three", []):
+    for bad in (10, -2, "three", 3.0, []):
         with pytest.raises(InputError, match="label="):
             choose_labels(bad, 0, 5, 10, generator)
     with pytest.raises(InputError, match="label=1"):
         choose_labels(1, 0, 5, 0, generator)
     with pytest.raises(InputError, match="w=2"):
         choose_labels(None, 2, 5, 0, generator)
+
+
+def test_samples_that_are_not_finite_are_no_picture():
+    with pytest.raises(CleanError, match="not finite"):
+        to_uint8(torch.tensor([[[[0.5, float("nan")]]]]))
 
 
 def test_pictures(tmp_path):

@@ -1,6 +1,10 @@
 """The entry scripts, run as a user runs them."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -8,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import TINY
+from tests.conftest import ROOT, TINY
 
 
 def one(paths):
@@ -39,7 +43,10 @@ def test_train_sample_resume_sample(script, tmp_path):
     assert drawn.returncode == 0, drawn.stderr
     images = one((tmp_path / "vis").glob("*/*/images"))
     assert str(images.relative_to(tmp_path)) in drawn.stderr
-    assert sorted(p.name for p in images.iterdir()) == [f"samples_{r}.{e}" for r in (0, 1) for e in ("npz", "png")]
+    assert sorted(p.name for p in images.iterdir()) == [
+        *[f"samples_{r}.{e}" for r in (0, 1) for e in ("npz", "png")],
+        "vis.yaml",
+    ]
     rounds = [np.load(images / f"samples_{r}.npz") for r in (0, 1)]
     assert rounds[0]["samples"].shape == (6, 8, 8, 1) and rounds[0]["samples"].dtype == np.uint8
     assert rounds[0]["labels"].tolist() == [3] * 6
@@ -52,6 +59,10 @@ def test_train_sample_resume_sample(script, tmp_path):
     assert torch.load(run / "checkpoints/checkpoint_2.pth", weights_only=True)["step"] == 4
     assert one((tmp_path / "runs/digits").glob("*/*")) == run
 
+    config = (run / ".hydra/config.yaml").read_bytes()
+    inside = script("run_vis.py", f"load_dir={run}", "eval.batch_size=2", "sampling.steps=2", f"hydra.run.dir={run}")
+    assert inside.returncode == 0, inside.stderr
+    assert (run / ".hydra/config.yaml").read_bytes() == config
     again = script("run_train.py", f"resume={run}", "model.dropout=0.5")
     assert failed_with(again, "model.dropout=0.5")
     first = script("run_vis.py", f"load_dir={run}", "eval.ckpt=1", "eval.batch_size=2", "hydra.run.dir=chosen")
@@ -91,6 +102,29 @@ def test_two_runs_started_together_share_no_directory_unless_told_to(script, tmp
     assert steps == list(range(1, 401))
 
 
+def test_a_run_killed_at_any_moment_ends_as_an_undisturbed_one(script, tmp_path):
+    long = [*TINY, "training.n_iters=250", "training.snapshot_freq_for_preemption=7", "training.snapshot_freq=50"]
+    long += ["training.snapshot_sampling=false"]
+    command = [sys.executable, str(ROOT / "run_train.py"), *long, "hydra.run.dir=killed"]
+    log = tmp_path / "killed/metrics.jsonl"
+    for steps in (20, 120):
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and not (log.exists() and len(log.read_text().splitlines()) > steps):
+            time.sleep(0.01)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    for name in ("killed", "whole"):
+        assert script("run_train.py", *long, f"hydra.run.dir={name}").returncode == 0
+    for path in ["checkpoints-meta/checkpoint.pth", *[f"checkpoints/checkpoint_{n}.pth" for n in (1, 2, 3, 4, 5)]]:
+        killed, whole = (torch.load(tmp_path / name / path, weights_only=True) for name in ("killed", "whole"))
+        assert killed["step"] == whole["step"]
+        for first, second in zip(killed["ema"]["shadow_params"], whole["ema"]["shadow_params"], strict=True):
+            assert torch.equal(first, second)
+        for key, tensor in killed["model"].items():
+            assert torch.equal(tensor, whole["model"][key])
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == list(range(1, 251))
+
+
 def test_a_failing_job_fails_a_multirun_and_the_others_finish(script, tmp_path):
     sweep = script("run_train.py", "-m", *TINY, "optim.optimizer=SGD,Adam,AdamW", "training.snapshot_sampling=false")
     assert failed_with(sweep, "optim.optimizer=SGD")
@@ -106,6 +140,7 @@ def test_a_failing_job_fails_a_multirun_and_the_others_finish(script, tmp_path):
         (["run_train.py", *TINY, "sde.sigma_min=9"], "sde.sigma_min=9"),
         (["run_train.py", *TINY, "device=tpu"], "device=tpu"),
         (["run_train.py", "resume=nowhere"], "nowhere is not a run directory"),
+        (["run_train.py", "resume=nowhere/checkpoints/checkpoint_1.pth"], "is not a run directory"),
         (["run_train.py", *TINY, "model.channel_mult=[]"], "model=adm"),
         (["run_vis.py"], "load_dir is missing"),
         (["run_vis.py", "load_dir=nowhere", "eval.batch_size=0"], "eval.batch_size=0"),
@@ -113,8 +148,9 @@ def test_a_failing_job_fails_a_multirun_and_the_others_finish(script, tmp_path):
         (["run_vis.py", "load_dir=nowhere"], "nowhere is not a run directory"),
     ],
 )
-def test_bad_input_is_one_clear_message_without_a_traceback(script, arguments, message):
+def test_bad_input_is_one_clear_message_without_a_traceback(script, tmp_path, arguments, message):
     assert failed_with(script(*arguments), message)
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_debug_brings_the_traceback_back(script):

@@ -10,13 +10,14 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
+from datasets import load_images
 from errors import InputError, TrainingError
 from models import load_pretrained
 from models.pretrained import find_checkpoint, load_config
 from tests.conftest import composed, tiny_config
 from training import checkpoint
 from training.ema import EMA
-from training.loop import drop_labels, train
+from training.loop import create_state, drop_labels, train
 from training.options import check_options
 from training.run_dir import resumed_config
 
@@ -106,8 +107,10 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(tmp_path):
     options = ["model.dropout=0.1", "data.random_flip=true"]
     train(tiny_config("training.n_iters=6", *options), tmp_path / "whole", CPU)
     train(tiny_config("training.n_iters=3", *options), tmp_path / "parts", CPU)
-    with open(tmp_path / "parts/metrics.jsonl", "a") as file:  # what a kill leaves: steps to redo, half a line
-        file.write('{"step": 4, "loss": 123.0}\n{"step": 5, "lo')
+    with open(
+        tmp_path / "parts/metrics.jsonl", "a", errors="surrogateescape"
+    ) as file:  # what a kill leaves: steps to redo, half a line
+        file.write('5\nnull\n[1]\n\udcff\n{"step": 4, "loss": 123.0}\n{"step": 5, "lo')
     stale = tmp_path / "parts/checkpoints-meta/.checkpoint.pth.12345.tmp"
     stale.write_bytes(b"half of a checkpoint")
     train(tiny_config("training.n_iters=6", *options), tmp_path / "parts", CPU)
@@ -132,6 +135,94 @@ def test_another_run_in_the_same_directory_is_refused_and_changes_nothing(tmp_pa
     with pytest.raises(InputError, match=override.split("=")[0].replace(".", r"\.")):
         train(tiny_config("training.n_iters=3", override), tmp_path, CPU)
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_what_the_loop_gives_to_the_loss(tmp_path, monkeypatch):
+    """Training: the weights that learn, training images, some labels dropped. Evaluation: EMA, held out, all labels."""
+    import training.loop
+
+    calls, clips, drawn = [], [], []
+    honest_loss, honest_clip = training.loop.score_matching_loss, nn.utils.clip_grad_norm_
+    honest_guidance = training.loop.guided_score
+
+    def loss(net, sde, x0, labels, **options):
+        calls.append((net.training, next(net.parameters()).requires_grad, x0, labels, sde, options))
+        return honest_loss(net, sde, x0, labels, **options)
+
+    monkeypatch.setattr(training.loop, "score_matching_loss", loss)
+    monkeypatch.setattr(nn.utils, "clip_grad_norm_", lambda p, m: clips.append(m) or honest_clip(p, m))
+    monkeypatch.setattr(
+        training.loop, "guided_score", lambda net, *rest: drawn.append(net) or honest_guidance(net, *rest)
+    )
+    overrides = ["training.batch_size=100", "eval.batch_size=100", "optim.grad_clip=0.7", "training.reduce_mean=true"]
+    cfg = tiny_config(*overrides, "training.likelihood_weighting=true", "sde.sigma_min=0.02", "data.random_flip=true")
+    train(cfg, tmp_path, CPU)
+
+    splits = [load_images("digits", part, image_size=8, num_channels=1, num_classes=10) for part in (True, False)]
+    known = [{bytes(image.flatten().tolist()) for image in split.pixels} for split in splits]
+    (*steps, evaluation) = calls
+    assert len(steps) == 2
+    for in_training, learning, x0, labels, sde, options in steps:
+        pixels = (x0 * 16).round().to(torch.uint8)
+        shares = [
+            np.mean([bytes(image.flatten().tolist()) in known[0] for image in version])
+            for version in (pixels, pixels.flip(-1))
+        ]
+        assert 0.3 < shares[0] < 0.7 and 0.3 < shares[1] < 0.7, "about half of the images are mirrored"
+        assert in_training and learning
+        assert 5 < (labels == -1).sum() < 40
+        assert (sde.sigma_min, sde.sigma_max) == (0.02, 5)
+        assert options == {"likelihood_weighting": True, "reduce_mean": True}
+    in_training, learning, x0, labels, _, options = evaluation
+    assert not in_training and not learning
+    assert all(bytes(image.flatten().tolist()) in known[1] for image in (x0 * 16).round().to(torch.uint8))
+    assert labels.min() == 0
+    assert options == {"likelihood_weighting": True, "reduce_mean": True}
+    assert clips == [0.7, 0.7]
+    saved = read(tmp_path / "checkpoints/checkpoint_1.pth")
+    assert torch.equal(next(drawn[0].parameters()), saved["ema"]["shadow_params"][0])
+
+
+def test_a_resumed_run_takes_new_optimiser_options_and_goes_on_counting(tmp_path):
+    train(tiny_config("training.n_iters=6", "training.snapshot_freq=2"), tmp_path, CPU)
+    cfg = tiny_config("training.n_iters=7", "training.snapshot_freq=100", "optim.beta1=0.5", "optim.eps=1e-3")
+    train(cfg, tmp_path, CPU)
+    state = read(tmp_path / "checkpoints-meta/checkpoint.pth")
+    (group,) = state["optimizer"]["param_groups"]
+    assert (group["betas"], group["eps"]) == ((0.5, 0.999), 1e-3)
+    steps = {n: read(tmp_path / f"checkpoints/checkpoint_{n}.pth")["step"] for n in (1, 2, 3, 4)}
+    assert steps == {1: 2, 2: 4, 3: 6, 4: 7}
+    assert load_config(tmp_path).optim.beta1 == 0.5
+    train(tiny_config("training.n_iters=7", "optim.lr=7"), tmp_path, CPU)  # nothing to do, nothing recorded
+    assert load_config(tmp_path) == cfg
+
+
+def test_a_kill_while_drawing_draws_again(tmp_path, monkeypatch):
+    import training.loop
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.loop, "draw_samples", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny_config(), tmp_path, CPU)
+    assert not (tmp_path / "samples").exists()
+    train(tiny_config(), tmp_path, CPU)
+    assert np.load(tmp_path / "samples/iter_2/sample_0.npy").shape == (20, 8, 8, 1)
+    assert len(metrics(tmp_path)) == 2
+
+
+def test_restoring_brings_frozen_weights_to_the_average_too(tmp_path):
+    cfg = tiny_config("data.classes=false")
+    OmegaConf.set_struct(cfg, False)
+    cfg.model = {"name": "ddpmpp", "nf": 8, "ch_mult": [1], "num_res_blocks": 1, "ema_rate": 0.9}
+    first = create_state(cfg, CPU)
+    cfg.seed = 1
+    second = create_state(cfg, CPU)
+    second.load_state_dict(first.state_dict())
+    name = "fourier.frequencies"
+    assert torch.equal(second.ema.network.get_parameter(name), first.model.get_parameter(name))
 
 
 @pytest.mark.parametrize("bad_step", [1, 2, 3])
@@ -201,7 +292,14 @@ def test_load_pretrained_gives_the_averaged_weights(tmp_path):
 def test_load_pretrained_brings_frozen_frequencies(tmp_path):
     cfg = tiny_config("data.classes=false")
     OmegaConf.set_struct(cfg, False)
-    cfg.model = {"name": "ddpmpp", "nf": 8, "ch_mult": [1], "num_res_blocks": 1, "ema_rate": 0.9}
+    cfg.model = {
+        "name": "ddpmpp",
+        "nf": 8,
+        "ch_mult": [1],
+        "num_res_blocks": 1,
+        "ema_rate": 0.9,
+        "scale_by_sigma": True,
+    }
     train(cfg, tmp_path, CPU)
     net, _ = load_pretrained(tmp_path)
     saved = read(tmp_path / "checkpoints/checkpoint_1.pth")["model"]
@@ -275,6 +373,9 @@ def test_a_damaged_run_is_named_and_runs_no_code(tmp_path, monkeypatch, damage):
         "optim.optimizer=SGD",
         "optim.lr=fast",
         "optim.grad_clip=0",
+        "optim.beta1=1",
+        "training.reduce_mean=off",
+        "data.random_flip=off",
         "sde.sigma_min=small",
         "sampling.steps=many",
         "eval.batch_size=0",

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from errors import InputError, TrainingError
-from models.pretrained import read_checkpoint
+from models.pretrained import checkpoint_numbers, read_checkpoint
 from training.ema import EMA
 
 
@@ -45,8 +45,12 @@ class TrainState:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` returned."""
         self.model.load_state_dict(state["model"])
+        self.ema.network.load_state_dict(state["model"])  # what is not trained has no average
         self.ema.load_state_dict(state["ema"])
+        chosen = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, options in zip(self.optimizer.param_groups, chosen, strict=True):
+            group.update(options)  # betas, eps, weight decay: of the configuration, which may have changed
         self.step = state["step"]
 
 
@@ -56,11 +60,13 @@ class Checkpoints:
     def __init__(self, run_dir: Path) -> None:
         self.folder = run_dir / "checkpoints"
         self.resume_path = run_dir / "checkpoints-meta" / "checkpoint.pth"
+        self._next = 1
 
-    def save_snapshot(self, state: TrainState, number: int) -> Path:
-        """Write checkpoint ``number``; returns its path."""
-        path = self.folder / f"checkpoint_{number}.pth"
+    def save_snapshot(self, state: TrainState) -> Path:
+        """Write the next checkpoint to keep; returns its path."""
+        path = self.folder / f"checkpoint_{self._next}.pth"
         save_atomically(state.state_dict(), path)
+        self._next += 1
         return path
 
     def save_for_resume(self, state: TrainState) -> None:
@@ -86,6 +92,11 @@ class Checkpoints:
         except (RuntimeError, KeyError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise InputError(f"{self.resume_path} does not fit this run: {reason}") from error
+        # Numbers go on after what is older than this state; a newer one was made before a kill and comes again.
+        for number in reversed(checkpoint_numbers(self.folder)):
+            if read_checkpoint(self.folder / f"checkpoint_{number}.pth")["step"] <= state.step:
+                self._next = number + 1
+                break
         return True
 
 

@@ -29,11 +29,11 @@ class Metrics:
     def __init__(self, path: Path, step: int, total: int) -> None:
         kept = []
         if path.exists():
-            for line in path.read_text().splitlines(keepends=True):
+            for line in path.read_text(errors="replace").splitlines():
                 try:
                     if json.loads(line)["step"] <= step:
-                        kept.append(line)
-                except (json.JSONDecodeError, KeyError):
+                        kept.append(line + "\n")
+                except (json.JSONDecodeError, KeyError, TypeError, IndexError):
                     pass  # the last line of a killed run may be half written
         temporary = path.with_suffix(".tmp")
         temporary.write_text("".join(kept))

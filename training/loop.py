@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from training.checkpoint import Checkpoints, TrainState
 from training.ema import EMA
 from training.logs import Metrics, Window
 from training.options import check_options, create_optimizer
-from training.run_dir import open_run
+from training.run_dir import open_run, write_config
 from training.seeds import Stream, seed_torch
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ def train(cfg: DictConfig, run_dir: Path, device: torch.device) -> None:
         TrainingError: if the loss, the gradient or a weight is not finite; checkpoints are left as they are.
     """
     check_options(cfg)
-    sde = ReflectedVE(**cfg.sde)
+    sde = ReflectedVE(cfg.sde.sigma_min, cfg.sde.sigma_max, cfg.sde.num_scales)
     create_sampler(cfg.sampling, sde)  # so that a bad option shows now and not at the first snapshot
     state = create_state(cfg, device)
     images, images_held_out = load_split(cfg, train=True), load_split(cfg, train=False)
@@ -47,11 +48,14 @@ def train(cfg: DictConfig, run_dir: Path, device: torch.device) -> None:
     log.info("data %s: %s images to train on, %s held out", cfg.data.dataset, len(images), len(images_held_out))
 
     with open_run(run_dir, cfg), logging_redirect_tqdm():
-        resumed = Checkpoints(run_dir).restore(state)
+        checkpoints = Checkpoints(run_dir)
+        resumed = checkpoints.restore(state)
         log.info("%s at step %d in %s", "going on" if resumed else "starting", state.step, run_dir)
         if state.step >= cfg.training.n_iters:
-            log.info("nothing to do: training.n_iters=%d is reached", cfg.training.n_iters)
-        run_steps(cfg, run_dir, device, sde, state, batches, held_out)
+            log.info("training.n_iters=%d is reached", cfg.training.n_iters)
+        else:
+            write_config(run_dir, cfg)
+        run_steps(cfg, run_dir, device, sde, state, checkpoints, batches, held_out)
 
 
 def create_state(cfg: DictConfig, device: torch.device) -> TrainState:
@@ -68,12 +72,12 @@ def run_steps(
     device: torch.device,
     sde: ReflectedVE,
     state: TrainState,
+    checkpoints: Checkpoints,
     batches: Batches,
     held_out: Batches,
 ) -> None:
     """The loop itself, from ``state.step`` to ``training.n_iters``."""
     options, optim = cfg.training, cfg.optim
-    checkpoints = Checkpoints(run_dir)
 
     def mean_loss(network: nn.Module, x0: Tensor, labels: Tensor) -> Tensor:
         return score_matching_loss(
@@ -88,6 +92,13 @@ def run_steps(
     def due(freq: int) -> bool:
         return state.step % freq == 0 or state.step == options.n_iters
 
+    def draw_if_due() -> None:
+        folder = run_dir / "samples" / f"iter_{state.step}"
+        if due(options.snapshot_freq) and options.snapshot_sampling and not (folder / "sample_0.npy").exists():
+            draw_samples(state.ema.network, sde, cfg, device, folder)
+
+    if state.step:
+        draw_if_due()  # a kill while drawing comes after the checkpoint
     max_norm = optim.grad_clip if optim.grad_clip >= 0 else math.inf
     window = Window(device)
     with Metrics(run_dir / "metrics.jsonl", state.step, options.n_iters) as metrics:
@@ -121,12 +132,10 @@ def run_steps(
             if saving:
                 state.check_finite()
             if due(options.snapshot_freq):
-                number = math.ceil(state.step / options.snapshot_freq)
-                log.info("step %d: wrote %s", state.step, checkpoints.save_snapshot(state, number))
+                log.info("step %d: wrote %s", state.step, checkpoints.save_snapshot(state))
             if saving:
                 checkpoints.save_for_resume(state)
-            if due(options.snapshot_freq) and options.snapshot_sampling:
-                draw_samples(state.ema.network, sde, cfg, device, run_dir / "samples" / f"iter_{state.step}")
+            draw_if_due()
             window = Window(device)  # so that throughput does not count the time spent here
 
 
@@ -156,6 +165,9 @@ def draw_samples(network: nn.Module, sde: ReflectedVE, cfg: DictConfig, device: 
     labels = torch.arange(n, device=device) % classes if classes else None
     x_init = sde.prior_sample((n, cfg.data.num_channels, cfg.data.image_size, cfg.data.image_size), device=device)
     samples = create_sampler(cfg.sampling, sde)(guided_score(network, labels), x_init).samples
+    pixels = to_uint8(samples)
     folder.mkdir(parents=True, exist_ok=True)
     save_grid(samples, folder / "sample_0.png")
-    np.save(folder / "sample_0.npy", to_uint8(samples))
+    with open(folder / ".sample_0.tmp", "wb") as file:  # the array comes last and whole: its presence says done
+        np.save(file, pixels)
+    os.replace(folder / ".sample_0.tmp", folder / "sample_0.npy")

@@ -1,7 +1,7 @@
 """Checks of the training configuration that need nothing else, made before any work."""
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from checks import number
 from errors import InputError
@@ -23,6 +23,14 @@ POSITIVE_INTEGERS = (
 )
 NOT_NEGATIVE = ("sde.sigma_min", "sde.sigma_max", "optim.weight_decay", "optim.warmup", "optim.eps", "optim.lr")
 RATES = ("training.drop_label", "model.ema_rate", "optim.beta1", "optim.beta2")
+BOOLEANS = (
+    "training.snapshot_sampling",
+    "training.likelihood_weighting",
+    "training.reduce_mean",
+    "data.classes",
+    "data.random_flip",
+    "model.scale_by_sigma",
+)
 
 
 def check_options(cfg: DictConfig) -> None:
@@ -36,6 +44,12 @@ def check_options(cfg: DictConfig) -> None:
         number(cfg, key, low=0)
     for key in RATES:
         number(cfg, key, low=0, high=1)
+    for key in BOOLEANS:
+        if not isinstance(OmegaConf.select(cfg, key), bool):
+            raise InputError(f"{key}={OmegaConf.select(cfg, key)}: need true or false")
+    for key in ("optim.beta1", "optim.beta2"):
+        if OmegaConf.select(cfg, key) == 1:
+            raise InputError(f"{key}=1 never forgets: need less than 1")
     if cfg.optim.optimizer not in OPTIMIZERS:
         raise InputError(f"optim.optimizer={cfg.optim.optimizer}: known are {', '.join(OPTIMIZERS)}")
     if cfg.ngpus != 1:

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from errors import InputError
 from models.pretrained import load_config
 
-IDENTITY = ("model", "data", "sde", "seed")  # a change of these would make it another run
+IDENTITY = ("model", "data", "sde", "seed", "optim.optimizer")  # a change of these would make it another run
 
 
 def resumed_config(composed: DictConfig, run_dir: Path, overrides: list[str]) -> DictConfig:
@@ -27,6 +27,8 @@ def resumed_config(composed: DictConfig, run_dir: Path, overrides: list[str]) ->
     """
     cfg = load_config(run_dir)
     for override in overrides:
+        if override.startswith("~"):
+            raise InputError(f"{override}: a resumed run cannot lose a key")
         key = override.split("=", 1)[0].lstrip("+")
         if key == "experiment":
             raise InputError("experiment cannot change in a resumed run: it keeps its own configuration")
@@ -36,7 +38,7 @@ def resumed_config(composed: DictConfig, run_dir: Path, overrides: list[str]) ->
 
 @contextmanager
 def open_run(run_dir: Path, cfg: DictConfig) -> Iterator[None]:
-    """Hold the directory for this process, with the configuration of a new run, or of the run that goes on, in it.
+    """Hold the directory for this process, if it is new or holds the run that ``cfg`` describes.
 
     Raises:
         InputError: naming the key, if the directory holds another run; or if another process holds it.
@@ -47,19 +49,23 @@ def open_run(run_dir: Path, cfg: DictConfig) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(f"{run_dir} is in use: another process trains there") from None
-        _write_config(run_dir, cfg)
+        _check_same_run(run_dir, cfg)
         yield
 
 
-def _write_config(run_dir: Path, cfg: DictConfig) -> None:
+def _check_same_run(run_dir: Path, cfg: DictConfig) -> None:
+    if not (run_dir / ".hydra" / "config.yaml").exists():
+        return
+    old = load_config(run_dir)
+    for group in IDENTITY:
+        before, now = OmegaConf.select(old, group), OmegaConf.select(cfg, group)
+        for key, (was, wanted) in _differences(before, now, group).items():
+            raise InputError(f"{key}={wanted}, but the run in {run_dir} has {was}: start another, or drop the override")
+
+
+def write_config(run_dir: Path, cfg: DictConfig) -> None:
+    """Record ``cfg`` as the configuration that the run goes on with."""
     path = run_dir / ".hydra" / "config.yaml"
-    if path.exists():
-        old = load_config(run_dir)
-        for group in IDENTITY:
-            for key, (before, now) in _differences(old.get(group), cfg.get(group), group).items():
-                raise InputError(
-                    f"{key}={now}, but the run in {run_dir} has {before}: start another run, or drop the override"
-                )
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".config.{os.getpid()}.tmp")
     temporary.write_text(OmegaConf.to_yaml(cfg))
