@@ -2,6 +2,7 @@
 
 import pickle
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,8 @@ def load_pretrained(
     checkpoint = read_checkpoint(path)
     try:
         net.load_state_dict(checkpoint["model"])  # what is not trained has no average
-        load_ema(net, checkpoint["ema"]["shadow_params"])
+        trainable = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
+        copy_averages(checkpoint["ema"]["shadow_params"], trainable)
     except (InputError, RuntimeError, AttributeError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path} does not fit the network of its configuration: {reason}") from error
@@ -113,13 +115,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def load_ema(net: nn.Module, shadow_params: list[torch.Tensor]) -> None:
-    """Copy EMA weights, listed in the order of the trainable parameters, into ``net``.
+def copy_averages(shadow_params: Sequence[torch.Tensor], named: Sequence[tuple[str, nn.Parameter]]) -> None:
+    """Copy EMA weights into the ``named`` parameters, which are in the same order.
 
     Raises:
         InputError: if a tensor is missing, too many, or misshapen.
     """
-    named = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
     if len(named) != len(shadow_params):
         raise InputError(f"{len(shadow_params)} EMA tensors for {len(named)} parameters")
     for (name, p), shadow in zip(named, shadow_params, strict=True):

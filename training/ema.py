@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from models.pretrained import copy_averages
+
 
 class EMA:
     """A second copy of the network that holds the averaged weights, ready to evaluate and sample from.
@@ -26,24 +28,27 @@ class EMA:
     @property
     def shadow_params(self) -> list[torch.Tensor]:
         """Averages of the trainable parameters, in the order of ``net.parameters()``."""
-        return self._select(self.network)
+        return [p.data for _, p in self._select(self.network)]
 
-    def _select(self, net: nn.Module) -> list[torch.Tensor]:
-        return [p.data for p, trainable in zip(net.parameters(), self._trainable, strict=True) if trainable]
+    def _select(self, net: nn.Module) -> list[tuple[str, nn.Parameter]]:
+        return [named for named, trainable in zip(net.named_parameters(), self._trainable, strict=True) if trainable]
 
     @torch.no_grad()
     def update(self, net: nn.Module) -> None:
         """Move the averages towards the weights of ``net``."""
         self.num_updates += 1
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
-        torch._foreach_lerp_(self.shadow_params, self._select(net), 1.0 - decay)
+        torch._foreach_lerp_(self.shadow_params, [p.data for _, p in self._select(net)], 1.0 - decay)
 
     def state_dict(self) -> dict[str, Any]:
         """The published layout: ``decay``, ``num_updates`` and the list ``shadow_params``."""
         return {"decay": self.decay, "num_updates": self.num_updates, "shadow_params": self.shadow_params}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` returned (the decay stays that of the configuration)."""
-        for ours, theirs in zip(self.shadow_params, state["shadow_params"], strict=True):
-            ours.copy_(theirs)
+        """Restore what ``state_dict`` returned (the decay stays that of the configuration).
+
+        Raises:
+            InputError: if a tensor is missing, too many, or misshapen.
+        """
+        copy_averages(state["shadow_params"], self._select(self.network))
         self.num_updates = state["num_updates"]
