@@ -36,7 +36,7 @@ def choose_labels(
         return torch.randint(num_classes, (n,), generator=generator, device=generator.device), None
     labels = list(label) if isinstance(label, Sequence) and not isinstance(label, str) else [label]
     for value in labels:
-        if not isinstance(value, int) or not NULL_LABEL <= value < num_classes:
+        if type(value) is not int or not NULL_LABEL <= value < num_classes:
             raise InputError(f"label={value}: the classes of this network are 0 to {num_classes - 1}, -1 for none")
     if not labels:
         raise InputError("label=[]: name at least one class")

@@ -20,7 +20,7 @@ class ReflectedVE:
         num_scales: steps of a sampler that is not told otherwise.
 
     Raises:
-        InputError: unless 0 < sigma_min < sigma_max and num_scales > 0.
+        InputError: unless 0 < sigma_min < sigma_max < infinity and num_scales is a positive integer.
     """
 
     sigma_min: float = 0.01
@@ -28,12 +28,14 @@ class ReflectedVE:
     num_scales: int = 1000
 
     def __post_init__(self) -> None:
-        if not 0 < self.sigma_min < self.sigma_max < math.inf:
+        numbers = all(isinstance(sigma, int | float) for sigma in (self.sigma_min, self.sigma_max))
+        if not numbers or not 0 < self.sigma_min < self.sigma_max < math.inf:
             raise InputError(
-                f"sde.sigma_min={self.sigma_min} and sde.sigma_max={self.sigma_max}: need 0 < sigma_min < sigma_max"
+                f"sde.sigma_min={self.sigma_min} and sde.sigma_max={self.sigma_max}: need numbers, "
+                "0 < sigma_min < sigma_max"
             )
-        if self.num_scales < 1:
-            raise InputError(f"sde.num_scales={self.num_scales}: need at least 1")
+        if not isinstance(self.num_scales, int) or self.num_scales < 1:
+            raise InputError(f"sde.num_scales={self.num_scales}: need a positive integer")
 
     @property
     def log_ratio(self) -> float:

@@ -33,7 +33,15 @@ def test_prior_is_uniform_on_the_cube():
     assert abs(x.var().item() - 1 / 12) < 4 * math.sqrt(1 / 180 / 100_000)
 
 
-@pytest.mark.parametrize("sigmas", [(0.0, 5.0), (5.0, 0.01), (1.0, 1.0), (-1.0, 5.0), (0.01, float("inf"))])
+@pytest.mark.parametrize(
+    "sigmas", [(0.0, 5.0), (5.0, 0.01), (1.0, 1.0), (-1.0, 5.0), (0.01, float("inf")), ("small", 5.0), (0.01, None)]
+)
 def test_bad_ranges_are_named(sigmas):
     with pytest.raises(InputError, match=r"sde\.sigma_min"):
         ReflectedVE(*sigmas)
+
+
+@pytest.mark.parametrize("num_scales", [0, 2.5, "many"])
+def test_a_bad_number_of_steps_is_named(num_scales):
+    with pytest.raises(InputError, match=r"sde\.num_scales"):
+        ReflectedVE(num_scales=num_scales)

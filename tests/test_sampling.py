@@ -140,7 +140,7 @@ def test_labels_to_draw():
     labels, _ = choose_labels(None, 0, 1000, 10, generator)
     assert labels.unique().tolist() == list(range(10))
     assert choose_labels(None, 0, 5, 0, generator) == (None, None)
-    for bad in (10, -2, "three", 3.0, []):
+    for bad in (10, -2, "three", 3.0, True, []):
         with pytest.raises(InputError, match="label="):
             choose_labels(bad, 0, 5, 10, generator)
     with pytest.raises(InputError, match="label=1"):

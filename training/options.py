@@ -19,9 +19,8 @@ POSITIVE_INTEGERS = (
     "data.image_size",
     "data.num_channels",
     "data.num_classes",
-    "sde.num_scales",
 )
-NOT_NEGATIVE = ("sde.sigma_min", "sde.sigma_max", "optim.weight_decay", "optim.warmup", "optim.eps", "optim.lr")
+NOT_NEGATIVE = ("optim.weight_decay", "optim.warmup", "optim.eps", "optim.lr")
 RATES = ("training.drop_label", "model.ema_rate", "optim.beta1", "optim.beta2")
 BOOLEANS = (
     "training.snapshot_sampling",
