@@ -18,6 +18,7 @@ from sampling import create_sampler, guided_score
 from sampling.images import save_grid, to_uint8
 from sampling.labels import choose_labels
 from sde import ReflectedVE
+from training.seeds import Stream, derived_seed
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +45,7 @@ def main(cfg: DictConfig) -> None:
     OmegaConf.save(cfg, folder / "vis.yaml")
     with logging_redirect_tqdm(), tqdm(total=cfg.eval.rounds * sampler.num_steps, unit="step", disable=None) as bar:
         for r in range(cfg.eval.rounds):
-            seed = np.random.SeedSequence([cfg.seed, r]).generate_state(1, np.uint64)[0]
-            generator = torch.Generator(device).manual_seed(int(seed))
+            generator = torch.Generator(device).manual_seed(derived_seed(cfg.seed, Stream.SAMPLE, r))
             labels, columns = choose_labels(cfg.label, cfg.w, shape[0], net.num_classes, generator)
             x_init = sde.prior_sample(shape, generator, device)
             samples = sampler(guided_score(net, labels, cfg.w), x_init, generator, on_step=bar.update).samples

@@ -15,6 +15,11 @@ class Stream(IntEnum):
     SAMPLE = 3
 
 
+def derived_seed(seed: int, stream: Stream, step: int = 0) -> int:
+    """A seed of 64 bits for (seed, stream, step); different ones give unrelated streams."""
+    return int(np.random.SeedSequence([seed, stream, step]).generate_state(1, np.uint64)[0])
+
+
 def seed_torch(seed: int, stream: Stream, step: int = 0) -> None:
     """Make all that torch draws from here on a function of (seed, stream, step)."""
-    torch.manual_seed(int(np.random.SeedSequence([seed, stream, step]).generate_state(1, np.uint64)[0]))
+    torch.manual_seed(derived_seed(seed, stream, step))
