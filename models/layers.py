@@ -43,8 +43,7 @@ def variance_scaling_(weight: Tensor, scale: float = 1.0) -> Tensor:
 def init_layer(layer: nn.Module, scale: float = 1.0) -> nn.Module:
     """Variance-scaled weight and zero bias for a linear or convolutional ``layer``, which is returned."""
     variance_scaling_(layer.weight, scale)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
+    nn.init.zeros_(layer.bias)
     return layer
 
 
