@@ -1,9 +1,14 @@
 """The entry scripts, run as a user runs them."""
 
+import contextlib
 import json
+import os
+import pty
+import re
 import signal
 import subprocess
 import sys
+import termios
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,6 +17,9 @@ import pytest
 import torch
 from PIL import Image
 
+from doors import choose_device
+from errors import InputError
+from run_train import check_resume
 from tests.conftest import ROOT, TINY
 
 
@@ -125,6 +133,26 @@ def test_a_run_killed_at_any_moment_ends_as_an_undisturbed_one(script, tmp_path)
     assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == list(range(1, 251))
 
 
+def test_a_terminal_shows_a_progress_bar_and_an_interrupt_ends_it_cleanly(tmp_path):
+    command = [sys.executable, str(ROOT / "run_train.py"), *TINY, "training.n_iters=5000", "hydra.run.dir=run"]
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 160))
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    shown, interrupted = b"", False
+    with contextlib.suppress(OSError):  # raised when the process has closed its end
+        while chunk := os.read(ours, 4096):
+            shown += chunk
+            if not interrupted and re.search(rb"/5000 .*step/s.*loss=", shown):
+                process.send_signal(signal.SIGINT)
+                interrupted = True
+    os.close(ours)
+    assert process.wait() == 130, shown
+    assert interrupted
+    assert shown.rstrip().endswith(b"interrupted")
+    assert b"Traceback" not in shown
+
+
 def test_a_failing_job_fails_a_multirun_and_the_others_finish(script, tmp_path):
     sweep = script("run_train.py", "-m", *TINY, "optim.optimizer=SGD,Adam,AdamW", "training.snapshot_sampling=false")
     assert failed_with(sweep, "optim.optimizer=SGD")
@@ -151,6 +179,24 @@ def test_a_failing_job_fails_a_multirun_and_the_others_finish(script, tmp_path):
 def test_bad_input_is_one_clear_message_without_a_traceback(script, tmp_path, arguments, message):
     assert failed_with(script(*arguments), message)
     assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("argument", ["-m", "--multirun", "hydra.run.dir=elsewhere"])
+def test_what_does_not_go_with_resume_is_named(tmp_path, argument):
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra/config.yaml").touch()
+    with pytest.raises(SystemExit, match=f"^{argument} does not go with resume="):
+        check_resume([argument, f"resume={tmp_path}"])
+    check_resume([f"resume={tmp_path}", "training.n_iters=3"])
+
+
+def test_devices(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device("auto") == choose_device("cpu") == torch.device("cpu")
+    with pytest.raises(InputError, match="device=cuda"):
+        choose_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_device("auto") == choose_device("cuda") == torch.device("cuda")
 
 
 def test_debug_brings_the_traceback_back(script):

@@ -20,6 +20,7 @@ from training.ema import EMA
 from training.loop import create_state, drop_labels, train
 from training.options import check_options
 from training.run_dir import resumed_config
+from training.seeds import Stream, derived_seed
 
 CPU = torch.device("cpu")
 
@@ -46,6 +47,12 @@ def assert_same(first, second):
         assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
+def rewrite(path, change):
+    contents = read(path)
+    change(contents)
+    torch.save(contents, path)
+
+
 def test_ema_is_the_published_average():
     net = nn.Linear(3, 2)
     ema = EMA(net, 0.3)
@@ -58,6 +65,12 @@ def test_ema_is_the_published_average():
     assert torch.allclose(ema.network.weight, expected, atol=1e-6)
     assert ema.num_updates == 29 and not ema.network.weight.requires_grad
     assert torch.equal(ema.shadow_params[0], ema.network.weight)
+
+
+def test_every_purpose_and_step_has_its_own_seed():
+    seeds = {derived_seed(seed, stream, step) for seed in range(3) for stream in Stream for step in range(100)}
+    assert len(seeds) == 3 * len(Stream) * 100
+    assert derived_seed(7, Stream.TRAIN, 5) == derived_seed(7, Stream.TRAIN, 5)
 
 
 def test_labels_are_dropped_image_by_image():
@@ -107,9 +120,8 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(tmp_path):
     options = ["model.dropout=0.1", "data.random_flip=true"]
     train(tiny_config("training.n_iters=6", *options), tmp_path / "whole", CPU)
     train(tiny_config("training.n_iters=3", *options), tmp_path / "parts", CPU)
-    with open(
-        tmp_path / "parts/metrics.jsonl", "a", errors="surrogateescape"
-    ) as file:  # what a kill leaves: steps to redo, half a line
+    # What a kill leaves: steps to redo, half a line.
+    with open(tmp_path / "parts/metrics.jsonl", "a", errors="surrogateescape") as file:
         file.write('5\nnull\n[1]\n\udcff\n{"step": 4, "loss": 123.0}\n{"step": 5, "lo')
     stale = tmp_path / "parts/checkpoints-meta/.checkpoint.pth.12345.tmp"
     stale.write_bytes(b"half of a checkpoint")
@@ -126,6 +138,34 @@ def test_resume_takes_the_runs_own_configuration(tmp_path):
     command_line = ["training.n_iters=7"]
     cfg = resumed_config(tiny_config(*command_line), tmp_path, command_line)
     assert (cfg.optim.lr, cfg.training.n_iters, cfg.data.dataset) == (0.5, 7, "digits")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [("~training.log_freq", "~training.log_freq: .* cannot lose"), ("experiment=digits", "experiment cannot change")],
+)
+def test_a_resumed_run_keeps_its_keys_and_its_experiment(tmp_path, override, message):
+    train(tiny_config(), tmp_path, CPU)
+    with pytest.raises(InputError, match=message):
+        resumed_config(tiny_config(), tmp_path, [override])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["ema"]["shadow_params"].__setitem__(0, torch.ones(1)), r"embed1\.weight is \(1,\)"),
+        (lambda c: c["ema"]["shadow_params"].pop(), "EMA tensors"),
+        (lambda c: c["model"].pop("conv_in.weight"), "conv_in.weight"),
+        (lambda c: c.pop("step"), "step"),
+    ],
+)
+def test_a_damaged_state_is_not_resumed_from(tmp_path, change, message):
+    train(tiny_config(), tmp_path, CPU)
+    rewrite(tmp_path / "checkpoints-meta/checkpoint.pth", change)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=rf"checkpoints-meta/checkpoint\.pth does not fit this run: .*{message}"):
+        train(tiny_config("training.n_iters=3"), tmp_path, CPU)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("override", ["sde.sigma_min=0.02", "model.dropout=0.3", "data.random_flip=true", "seed=5"])
@@ -306,12 +346,6 @@ def test_load_pretrained_brings_frozen_frequencies(tmp_path):
     assert torch.equal(net.get_parameter("fourier.frequencies"), saved["fourier.frequencies"])
 
 
-def rewrite(path, change):
-    contents = read(path)
-    change(contents)
-    torch.save(contents, path)
-
-
 def damage_config(text):
     return lambda run: (run / ".hydra/config.yaml").write_text(text)
 
@@ -333,6 +367,12 @@ DAMAGE = {
     "interpolation": (
         lambda run: (run / ".hydra/config.yaml").open("a").write("leak: ${oc.env:HOME}\n"),
         "interpolation",
+    ),
+    "config of no network": (
+        lambda run: (run / ".hydra/config.yaml").write_text(
+            (run / ".hydra/config.yaml").read_text().replace("model_channels: 8", "model_channels: wide")
+        ),
+        "config.yaml: model=adm",
     ),
     "no checkpoints": (lambda run: (run / "checkpoints/checkpoint_1.pth").unlink(), "no checkpoint_"),
     "empty checkpoint": (lambda run: (run / "checkpoints/checkpoint_1.pth").write_bytes(b""), "checkpoint_1.pth"),
