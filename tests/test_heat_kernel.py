@@ -18,7 +18,9 @@ BOUNDS = {torch.float32: {"score": 1e-6, "log_density": 1e-6}, torch.float64: {"
 
 
 def scaled_error(value, reference):
-    return (np.abs(value - reference) / np.maximum(1.0, np.abs(reference))).max()
+    error = (np.abs(value - reference) / np.maximum(1.0, np.abs(reference))).max()
+    print(f"largest error {error:.1e}")  # shown by pytest -rP
+    return error
 
 
 def columns(dtype):
