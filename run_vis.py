@@ -13,7 +13,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from checks import number
 from doors import choose_device, door
 from errors import InputError
-from models import load_pretrained
+from models import in_precision, load_pretrained
 from sampling import create_sampler, guided_score
 from sampling.images import save_grid, to_uint8
 from sampling.labels import choose_labels
@@ -34,6 +34,7 @@ def main(cfg: DictConfig) -> None:
     number(cfg, "w")
     device = choose_device(cfg.device)
     net, run = load_pretrained(cfg.load_dir, cfg.eval.ckpt, device)
+    score_net = in_precision(net, cfg.precision)
     sde = ReflectedVE(run.sde.sigma_min, run.sde.sigma_max, run.sde.num_scales)
     sampler = create_sampler(cfg.sampling, sde)
     shape = (cfg.eval.batch_size, run.data.num_channels, run.data.image_size, run.data.image_size)
@@ -48,7 +49,7 @@ def main(cfg: DictConfig) -> None:
             generator = torch.Generator(device).manual_seed(derived_seed(cfg.seed, Stream.SAMPLE, r))
             labels, columns = choose_labels(cfg.label, cfg.w, shape[0], net.num_classes, generator)
             x_init = sde.prior_sample(shape, generator, device)
-            samples = sampler(guided_score(net, labels, cfg.w), x_init, generator, on_step=bar.update).samples
+            samples = sampler(guided_score(score_net, labels, cfg.w), x_init, generator, on_step=bar.update).samples
 
             arrays = {"samples": to_uint8(samples)}
             save_grid(samples, folder / f"samples_{r}.png", columns)

@@ -8,7 +8,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from errors import InputError
-from models.layers import check_levels, divide_by_sigma, downsample, group_norm, upsample, zero_init
+from models.layers import (
+    PixelAttention,
+    check_levels,
+    divide_by_sigma,
+    downsample,
+    full_precision,
+    group_norm,
+    upsample,
+    zero_init,
+)
 
 EPS = 1e-5  # of every group normalisation
 CHANNELS_PER_HEAD = 64
@@ -22,31 +31,11 @@ def _init(layer: nn.Module) -> nn.Module:
     return layer
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention over the pixels, added to its input, (B, C, H, W) -> same."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.heads = max(1, channels // CHANNELS_PER_HEAD)
-        if channels % self.heads:
-            raise InputError(f"model: {channels} channels with attention do not divide into {self.heads} heads")
-        self.norm = group_norm(channels, EPS)
-        self.qkv = _init(nn.Conv2d(channels, 3 * channels, 1))
-        self.out = zero_init(nn.Conv2d(channels, channels, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        b, c, height, width = x.shape
-        # The output channels of qkv are ordered (head, channel of the head, {q, k, v}).
-        qkv = self.qkv(self.norm(x)).reshape(b, self.heads, c // self.heads, 3, height * width)
-        q, k, v = qkv.transpose(2, 4).unbind(3)  # each (B, heads, H*W, C/heads)
-        h = F.scaled_dot_product_attention(q, k, v)
-        return x + self.out(h.transpose(2, 3).reshape(b, c, height, width))
-
-
 class Block(nn.Module):
     """Residual block whose second normalisation is scaled and shifted by the embedding, then attention.
 
-    (B, in, H, W) -> (B, out, H', W'); ``resample`` (None, ``upsample`` or ``downsample``) sets H', W'.
+    (B, in, H, W) -> (B, out, H', W'); ``resample`` (None, ``upsample`` or ``downsample``) sets H', W'. Attention has a
+    head for every 64 channels: fewer channels have none, as in the published network.
     """
 
     def __init__(self, in_channels, out_channels, embedding, dropout, attention=False, resample=None) -> None:
@@ -60,24 +49,26 @@ class Block(nn.Module):
         self.conv2 = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         changes = in_channels != out_channels
         self.shortcut = _init(nn.Conv2d(in_channels, out_channels, 1)) if changes else nn.Identity()
-        self.attention = Attention(out_channels) if attention else nn.Identity()
+        heads = out_channels // CHANNELS_PER_HEAD if attention else 0
+        self.attention = PixelAttention(out_channels, heads, EPS, _init) if heads else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         h = F.silu(self.norm1(x))
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
         scale, shift = self.affine(embedding)[:, :, None, None].chunk(2, dim=1)
-        h = torch.addcmul(shift, self.norm2(self.conv1(h)), scale + 1.0)
+        h = shift + self.norm2(self.conv1(h)) * (scale + 1.0)
         h = self.conv2(self.dropout(F.silu(h)))
         return self.attention(self.shortcut(x) + h)
 
 
 class Level(nn.Module):
-    """The blocks of one resolution, after the block that comes to it from the neighbouring one."""
+    """The blocks of one resolution, ``size`` pixels wide, after those that come to it from the neighbouring one."""
 
-    def __init__(self, enter: nn.ModuleList, blocks: Sequence[Block]) -> None:
+    def __init__(self, size: int, enter: Sequence[Block], blocks: Sequence[Block]) -> None:
         super().__init__()
-        self.enter = enter
+        self.size = size
+        self.enter = nn.ModuleList(enter)
         self.blocks = nn.ModuleList(blocks)
 
 
@@ -92,7 +83,7 @@ class ADM(nn.Module):
         channel_mult: channels of each level in units of ``model_channels``; as many levels as entries.
         channel_mult_emb: size of the embedding in units of ``model_channels``.
         num_blocks: residual blocks of a level (one more on the way up).
-        attn_resolutions: image sizes at which blocks end in attention.
+        attn_resolutions: image sizes at which blocks of at least 64 channels end in attention.
         dropout: probability, in [0, 1).
         scale_by_sigma: divide the output by sigma.
 
@@ -129,9 +120,7 @@ class ADM(nn.Module):
             attention = attention or size in attn_resolutions
             return Block(in_channels, out_channels, embedding, dropout, attention, resample)
 
-        half = model_channels // 2
-        frequencies = 10000.0 ** (-torch.arange(half, dtype=torch.float32) / half)
-        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.model_channels = model_channels
         self.embed1 = _init(nn.Linear(model_channels, embedding))
         self.embed2 = _init(nn.Linear(embedding, embedding))
         if num_classes:
@@ -146,7 +135,7 @@ class ADM(nn.Module):
             skips += [width] * len(enter)
             blocks = [block(width if i == 0 else out, out, size) for i in range(num_blocks)]
             skips += [out] * num_blocks
-            self.encoder.append(Level(nn.ModuleList(enter), blocks))
+            self.encoder.append(Level(size, enter, blocks))
             width = out
 
         self.decoder = nn.ModuleList()
@@ -159,14 +148,16 @@ class ADM(nn.Module):
             for _ in range(num_blocks + 1):
                 blocks.append(block(width + skips.pop(), out, size))
                 width = out
-            self.decoder.append(Level(nn.ModuleList(enter), blocks))
+            self.decoder.append(Level(size, enter, blocks))
 
         self.norm_out = group_norm(width, EPS)
         self.conv_out = zero_init(nn.Conv2d(width, num_channels, 3, padding=1))
 
     def embed(self, sigma: Tensor, labels: Tensor | None) -> Tensor:
         """Embedding of noise level and class, (B,), (B,) -> (B, channel_mult_emb * model_channels)."""
-        angle = torch.log(0.5 * sigma)[:, None] * self.frequencies[None, :].to(sigma.dtype)
+        half = self.model_channels // 2
+        frequencies = 10000.0 ** (-torch.arange(half, dtype=sigma.dtype, device=sigma.device) / half)
+        angle = torch.log(0.5 * sigma)[:, None] * frequencies
         h = self.embed2(F.silu(self.embed1(torch.cat([angle.cos(), angle.sin()], dim=1))))
         if labels is not None:
             # A comparison rather than one_hot: the null label -1 becomes the zero row.
@@ -190,7 +181,8 @@ class ADM(nn.Module):
         """
         if labels is not None and not self.num_classes:
             raise InputError("this network (adm) was built without classes: call it without labels")
-        embedding = self.embed(sigma, labels)
+        with full_precision(x):
+            embedding = self.embed(sigma, labels)
 
         h = self.conv_in(x)
         skips = [h]

@@ -1,5 +1,6 @@
 """From a model configuration to a network."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,31 +9,41 @@ from torch import nn
 from errors import InputError
 from models.adm import ADM
 from models.ddpmpp import DDPMpp
+from models.vdm import VDM
 
-NETWORKS = {"ddpmpp": DDPMpp, "adm": ADM}
+NETWORKS = {"ddpmpp": DDPMpp, "vdm": VDM, "adm": ADM}
 
 
-def create_model(model: Mapping[str, Any], data: Mapping[str, Any]) -> nn.Module:
-    """Build the network ``model.name`` for the images that ``data`` describes.
+def create_model(model: Mapping[str, Any], data: Mapping[str, Any], sde: Mapping[str, Any]) -> nn.Module:
+    """Build the network ``model.name`` for the images that ``data`` describes and the noise levels of ``sde``.
 
     Args:
         model: ``name`` and the keyword arguments of that network; ``ema_rate`` belongs to training, not to it.
         data: ``image_size``, ``num_channels``, and ``classes`` with ``num_classes`` for a network with classes.
+        sde: ``sigma_min`` and ``sigma_max``.
 
     Raises:
         InputError: for an unknown network or argument, or a network without classes for data with them.
     """
-    options = {key: value for key, value in model.items() if key not in ("name", "ema_rate")}
     name = model["name"]
     if name not in NETWORKS:
         raise InputError(f"model.name={name}: known are {', '.join(NETWORKS)}")
+    arguments = inspect.signature(NETWORKS[name]).parameters
     num_classes = data["num_classes"] if data["classes"] else 0
-    if NETWORKS[name] is ADM:
-        options["num_classes"] = num_classes
-    elif num_classes:
+    if num_classes and "num_classes" not in arguments:
         raise InputError(f"data.classes=True, but model={name} has no classes: use model=adm or data.classes=False")
+    given = {
+        "image_size": data["image_size"],
+        "num_channels": data["num_channels"],
+        "num_classes": num_classes,
+        "sigma_min": sde["sigma_min"],
+        "sigma_max": sde["sigma_max"],
+    }
+    options = {key: value for key, value in model.items() if key not in ("name", "ema_rate")}
+    for key in options.keys() & given.keys():
+        raise InputError(f"model.{key}: no such option")
     try:
-        return NETWORKS[name](data["image_size"], data["num_channels"], **options)
+        return NETWORKS[name](**{key: value for key, value in given.items() if key in arguments}, **options)
     except InputError:
         raise
     except (TypeError, ValueError, RuntimeError, ArithmeticError, IndexError) as error:

@@ -8,7 +8,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from errors import InputError
-from models.layers import check_levels, divide_by_sigma, downsample, group_norm, init_layer, upsample
+from models.layers import (
+    check_levels,
+    divide_by_sigma,
+    downsample,
+    full_precision,
+    group_norm,
+    init_layer,
+    upsample,
+)
 
 EPS = 1e-6  # of every group normalisation
 
@@ -195,7 +203,8 @@ class DDPMpp(nn.Module):
         """
         if labels is not None:
             raise InputError("this network (ddpmpp) has no classes: call it without labels")
-        embedding = self.embed2(F.silu(self.embed1(self.fourier(torch.log(sigma)))))
+        with full_precision(x):
+            embedding = self.embed2(F.silu(self.embed1(self.fourier(torch.log(sigma)))))
 
         pyramid = 2.0 * x - 1.0
         h = self.conv_in(pyramid)

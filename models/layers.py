@@ -1,14 +1,23 @@
 """Pieces that more than one network uses."""
 
 import math
+from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from errors import InputError
 
 
-def group_norm(channels: int, eps: float) -> nn.GroupNorm:
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation in the precision of its weights, also under autocast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype))
+
+
+def group_norm(channels: int, eps: float) -> GroupNorm:
     """Group normalisation with at most 32 groups of at least 4 channels.
 
     Raises:
@@ -19,7 +28,35 @@ def group_norm(channels: int, eps: float) -> nn.GroupNorm:
         raise InputError(
             f"model: a layer of {channels} channels does not divide into {groups} groups, change the width"
         )
-    return nn.GroupNorm(groups, channels, eps=eps)
+    return GroupNorm(groups, channels, eps=eps)
+
+
+class PixelAttention(nn.Module):
+    """Self-attention over the pixels, added to its input, (B, C, H, W) -> same.
+
+    Args:
+        channels: C, which ``heads`` divides.
+        heads: each of C / heads channels.
+        eps: of the group normalisation.
+        init: initialises the map to queries, keys and values and returns it; the map out of them starts at zero.
+    """
+
+    def __init__(self, channels: int, heads: int, eps: float, init: Callable[[nn.Module], nn.Module]) -> None:
+        super().__init__()
+        if channels % heads:
+            raise InputError(f"model: {channels} channels with attention do not divide into {heads} heads")
+        self.heads = heads
+        self.norm = group_norm(channels, eps)
+        self.qkv = init(nn.Conv2d(channels, 3 * channels, 1))
+        self.out = zero_init(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, height, width = x.shape
+        # The output channels of qkv are ordered (head, channel of the head, {q, k, v}).
+        qkv = self.qkv(self.norm(x)).reshape(b, self.heads, c // self.heads, 3, height * width)
+        q, k, v = qkv.transpose(2, 4).unbind(3)  # each (B, heads, H*W, C/heads)
+        h = F.scaled_dot_product_attention(q, k, v)
+        return x + self.out(h.transpose(2, 3).reshape(b, c, height, width))
 
 
 def upsample(x: Tensor) -> Tensor:
@@ -52,6 +89,11 @@ def zero_init(layer: nn.Module) -> nn.Module:
     for p in layer.parameters():
         nn.init.zeros_(p)
     return layer
+
+
+def full_precision(x: Tensor) -> torch.autocast:
+    """A context without autocast on the device of ``x``: embeddings of the noise level are not for half precision."""
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def check_levels(image_size: int, num_levels: int) -> None:

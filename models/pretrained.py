@@ -1,129 +1,138 @@
-"""Trained networks from a run directory, which is treated as untrusted data."""
+"""Trained networks, from a run of this project, a published model directory, or an exported file."""
 
-import pickle
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from torch import nn
+from omegaconf import DictConfig
+from torch import Tensor, nn
 
 from errors import InputError
 from models.create import create_model
-
-REQUIRED = {
-    "model": ("name",),
-    "data": ("image_size", "num_channels", "classes"),
-    "sde": ("sigma_min", "sigma_max", "num_scales"),
-}
+from models.files import find_checkpoint, load_config, read_checkpoint, read_safetensors
+from models.published import StoredTensor, published_tensors
 
 
 def load_pretrained(
     run_dir: str | Path, ckpt: int = -1, device: torch.device | str = "cpu"
 ) -> tuple[nn.Module, DictConfig]:
-    """The network of a run with its EMA weights, in evaluation mode, and the configuration of the run.
+    """A trained network with its EMA weights, in evaluation mode, and the configuration of its run.
 
     Args:
-        run_dir: folder with ``.hydra/config.yaml`` and ``checkpoints/checkpoint_*.pth``.
+        run_dir: folder with ``.hydra/config.yaml`` and ``checkpoints/checkpoint_*.pth``, of this project or of the
+            published code, whose configuration comes back in our keys; or a ``.safetensors`` file of models.export.
         ckpt: number of the checkpoint; -1 for the highest.
         device: where the network goes.
 
     Raises:
-        InputError: naming the file, if one is missing, damaged, or does not fit the configuration.
+        InputError: naming the file, if one is missing, damaged, or does not fit the configuration; every tensor of the
+            network must be there, once, in its shape.
     """
     run_dir = Path(run_dir)
-    cfg = load_config(run_dir)
-    try:
-        net = create_model(cfg.model, cfg.data)
-    except (InputError, AttributeError, KeyError, TypeError) as error:
-        raise InputError(f"{run_dir / '.hydra/config.yaml'}: {error}") from error
-    path = find_checkpoint(run_dir, ckpt)
-    checkpoint = read_checkpoint(path)
-    try:
-        net.load_state_dict(checkpoint["model"])  # what is not trained has no average
-        trainable = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
-        copy_averages(checkpoint["ema"]["shadow_params"], trainable)
-    except (InputError, RuntimeError, AttributeError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path} does not fit the network of its configuration: {reason}") from error
+    if run_dir.suffix == ".safetensors" and run_dir.is_file():
+        path = run_dir
+        cfg, averages = read_safetensors(path)
+        net = build_shapes(cfg, path)
+        check_tensors(averages, dict(net.named_parameters()), path)
+    else:
+        cfg = load_config(run_dir)
+        net = build_shapes(cfg, run_dir / ".hydra/config.yaml")
+        path = find_checkpoint(run_dir, ckpt)
+        averages = read_weights(net, cfg, read_checkpoint(path), path).averages
+    net.load_state_dict(averages, assign=True)
     return net.to(device).eval().requires_grad_(False), cfg
 
 
-def load_config(run_dir: Path) -> DictConfig:
-    """The configuration of a run, as plain values: interpolations are refused, not evaluated.
+def build_shapes(cfg: DictConfig, path: Path) -> nn.Module:
+    """The network that a loaded configuration describes, without memory for its weights.
 
     Raises:
-        InputError: if the file is missing, is not YAML, lacks what every run has, or holds an interpolation.
-    """
-    path = Path(run_dir) / ".hydra/config.yaml"
-    if not path.is_file():
-        raise InputError(f"{path} does not exist: {run_dir} is not a run directory")
-    try:
-        text = path.read_text()
-        # OmegaConf's loader, a safe one, reads 1e-2 as a number; unresolved, so that nothing is looked up.
-        values = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise InputError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
-    for section, keys in REQUIRED.items():
-        for key in keys:
-            if not isinstance(values, dict) or key not in (values.get(section) or {}):
-                raise InputError(f"{path} has no {section}.{key}: it is not the configuration of a run")
-    if "${" in text:
-        raise InputError(f"{path} holds an interpolation, ${{...}}: write the value itself")
-    return OmegaConf.create(values)
-
-
-def checkpoint_numbers(folder: Path) -> list[int]:
-    """The numbers of the files checkpoint_N.pth in ``folder``, rising; other files are ignored."""
-    names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
-    return sorted(int(m[1]) for m in (re.fullmatch(r"checkpoint_(\d+)\.pth", name) for name in names) if m)
-
-
-def find_checkpoint(run_dir: Path, ckpt: int = -1) -> Path:
-    """Path of checkpoint number ``ckpt`` of a run, or of the highest for -1; other files are ignored.
-
-    Raises:
-        InputError: if there is none.
-    """
-    folder = Path(run_dir) / "checkpoints"
-    numbers = checkpoint_numbers(folder)
-    if not numbers:
-        raise InputError(f"{folder} has no checkpoint_*.pth")
-    number = numbers[-1] if ckpt == -1 else ckpt
-    if number not in numbers:
-        raise InputError(f"{folder} has no checkpoint_{number}.pth: eval.ckpt can be {', '.join(map(str, numbers))}")
-    return folder / f"checkpoint_{number}.pth"
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The contents of a checkpoint, on the CPU: tensors and plain Python, nothing in it is executed.
-
-    Raises:
-        InputError: if the file is missing, damaged, or holds anything else.
+        InputError: naming ``path``, if the configuration does not describe a network.
     """
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path} cannot be read as a checkpoint: {reason}") from error
-    if not isinstance(checkpoint, dict):
-        raise InputError(f"{path} is not a checkpoint: it holds a {type(checkpoint).__name__}")
-    return checkpoint
+        with torch.device("meta"):
+            return create_model(cfg.model, cfg.data, cfg.sde)
+    except (InputError, AttributeError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: {error}") from error
 
 
-def copy_averages(shadow_params: Sequence[torch.Tensor], named: Sequence[tuple[str, nn.Parameter]]) -> None:
-    """Copy EMA weights into the ``named`` parameters, which are in the same order.
+@dataclass(frozen=True)
+class Weights:
+    """The weights in a checkpoint, {our name: float32 tensor in our layout}.
+
+    Attributes:
+        model: as trained.
+        averages: the EMA weights, and as trained what has no average.
+        published: whether the checkpoint is in the published layout.
+    """
+
+    model: dict[str, Tensor]
+    averages: dict[str, Tensor]
+    published: bool
+
+
+def read_weights(net: nn.Module, cfg: DictConfig, checkpoint: Mapping[str, Any], path: Path) -> Weights:
+    """The weights of ``net`` out of a checkpoint in our layout or the published one.
+
+    Args:
+        net: the network, of which only names, shapes and what is trained matter.
+        cfg: its configuration.
+        checkpoint: as ``read_checkpoint`` returns it, with ``model`` and ``ema.shadow_params``.
+        path: of the checkpoint, for errors.
 
     Raises:
-        InputError: if a tensor is missing, too many, or misshapen.
+        InputError: naming the tensor that is missing, too many or misshapen.
     """
-    if len(named) != len(shadow_params):
-        raise InputError(f"{len(shadow_params)} EMA tensors for {len(named)} parameters")
-    for (name, p), shadow in zip(named, shadow_params, strict=True):
-        if p.shape != shadow.shape:
-            raise InputError(f"{name} is {tuple(shadow.shape)}, the network wants {tuple(p.shape)}")
-        p.data.copy_(shadow)
+    parameters = dict(net.named_parameters())
+    try:
+        stored, shadows = checkpoint["model"], checkpoint["ema"]["shadow_params"]
+        table = published_tensors(net, cfg.sde)
+        published = len(stored.keys() & parameters.keys()) < len(stored.keys() & {entry.name for entry in table})
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is not a checkpoint of a run: {type(error).__name__}: {error}") from error
+    if not published:
+        table = [StoredTensor(name, ours=name) for name in parameters]
+
+    weights = [entry for entry in table if entry.ours is not None]
+    constants = {entry.name: entry.constant for entry in table if entry.ours is None}
+    shapes = {entry.name: entry.convert(parameters[entry.ours]) for entry in weights}
+    check_tensors(stored, shapes | constants, path)
+    for name, constant in constants.items():
+        # sigmas is a record, which the network with Fourier features does not read
+        if name != "sigmas" and not torch.equal(stored[name].double(), constant.double()):
+            raise InputError(f"{path}: {name} does not hold the values of this network")
+
+    trained = [entry for entry in weights if parameters[entry.ours].requires_grad]
+    if not isinstance(shadows, Sequence) or len(shadows) != len(trained):
+        found = len(shadows) if isinstance(shadows, Sequence) else type(shadows).__name__
+        raise InputError(f"{path}: ema.shadow_params holds {found} tensors, the network has {len(trained)} to average")
+    averages = {entry.name: shadow for entry, shadow in zip(trained, shadows, strict=True)}
+    for name, average in averages.items():
+        check_tensor(average, shapes[name].shape, f"the average of {name}", path)
+
+    def in_our_layout(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        converted = {entry.ours: entry.convert(tensors[entry.name]) for entry in weights}
+        return {name: tensor.detach().to(torch.float32).contiguous() for name, tensor in converted.items()}
+
+    return Weights(in_our_layout(stored), in_our_layout({**stored, **averages}), published)
+
+
+def check_tensors(stored: Mapping[str, Any], expected: Mapping[str, Tensor], path: Path) -> None:
+    """Raise InputError, naming the tensor, unless ``stored`` has just the names of ``expected`` and their shapes."""
+    for name, tensor in expected.items():
+        if name not in stored:
+            raise InputError(f"{path} has no {name}, which the network of its configuration has")
+        check_tensor(stored[name], tensor.shape, name, path)
+    for name in stored:
+        if name not in expected:
+            raise InputError(f"{path} has {name}, which the network of its configuration does not have")
+
+
+def check_tensor(tensor: Any, shape: torch.Size, name: str, path: Path) -> None:
+    """Raise InputError unless ``tensor`` is one of numbers with that ``shape``."""
+    if not isinstance(tensor, Tensor) or tensor.is_complex() or tensor.is_quantized or tensor.layout != torch.strided:
+        raise InputError(f"{path}: {name} is not a dense tensor of real numbers")
+    if tensor.shape != shape:
+        raise InputError(f"{path}: {name} is {tuple(tensor.shape)}, the network wants {tuple(shape)}")

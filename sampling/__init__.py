@@ -6,22 +6,28 @@ from typing import Any
 
 from errors import InputError
 from sampling.guidance import guided_score
+from sampling.ode import ProbabilityFlow
 from sampling.pc import PredictorCorrector, Samples
 from sde import ReflectedVE
 
-__all__ = ["PredictorCorrector", "Samples", "create_sampler", "guided_score"]
+__all__ = ["PredictorCorrector", "ProbabilityFlow", "Samples", "create_sampler", "guided_score"]
+
+METHODS = {"pc": PredictorCorrector, "ode": ProbabilityFlow}
 
 
-def create_sampler(cfg: Mapping[str, Any], sde: ReflectedVE) -> PredictorCorrector:
+def create_sampler(cfg: Mapping[str, Any], sde: ReflectedVE) -> PredictorCorrector | ProbabilityFlow:
     """The sampler that a ``sampling`` configuration asks for (configs/sampling/default.yaml explains its keys).
 
     Raises:
         InputError: for a value that does not exist or is out of range.
     """
-    if cfg["method"] != "pc":
-        raise InputError(f"sampling.method={cfg['method']}: known is pc")
-    options = {key: value for key, value in cfg.items() if key != "method"}
-    known = {field.name for field in fields(PredictorCorrector)} - {"sde"}
-    for key in options.keys() - known:
+    method = cfg["method"]
+    if method not in METHODS:
+        raise InputError(f"sampling.method={method}: known are {', '.join(METHODS)}")
+    options = {name: {field.name for field in fields(sampler)} - {"sde"} for name, sampler in METHODS.items()}
+    known = set().union(*options.values())
+    for key in cfg.keys() - {"method"} - known:
         raise InputError(f"sampling.{key}: no such option, known are {', '.join(sorted(known))}")
-    return PredictorCorrector(sde, **options)
+    if method == "ode" and cfg.get("denoiser", "none") != "none":
+        raise InputError(f"sampling.denoiser={cfg['denoiser']}: the flow adds no noise to leave out, use method=pc")
+    return METHODS[method](sde, **{key: value for key, value in cfg.items() if key in options[method]})

@@ -8,36 +8,72 @@ import torch
 from torch import nn
 
 from errors import InputError
-from models import create_model
+from models import create_model, in_precision
 from models.adm import ADM
-from models.ddpmpp import DDPMpp
+from models.files import parse_config
+from models.layers import GroupNorm
+from models.pretrained import read_weights
+from models.published import published_tensors
+from tests.conftest import composed
 
 GOLDEN = Path(__file__).parent / "golden"
-SMALL = {
-    "ddpmpp_small": lambda: DDPMpp(16, 3, nf=32, ch_mult=[1, 2], num_res_blocks=1, attn_resolutions=[8]),
-    "adm_small": lambda: ADM(16, 3, 10, model_channels=32, channel_mult=[1, 2], num_blocks=1, attn_resolutions=[8]),
+SMALL = ("ddpmpp_small", "vdm_small", "adm_small")
+PUBLISHED = {
+    "cifar10_ddpmpp": ["data=cifar10", "model=ddpmpp"],
+    "cifar10_vdm": ["data=cifar10", "model=vdm", "sde.sigma_min=0.0001"],
+    "imagenet64c_adm": ["model=adm", "data.image_size=64", "data.classes=true", "data.num_classes=1000"],
 }
 
 
-def published_tensor(name, shape):
+def small(network):
+    """A fresh network of a published configuration, and that configuration in our keys."""
+    cfg = parse_config((GOLDEN / f"{network}.yaml").read_text(), GOLDEN / f"{network}.yaml")
+    return create_model(cfg.model, cfg.data, cfg.sde).eval(), cfg
+
+
+def published_values(name, shape):
     """The weight that tests/golden's numbers were computed with: generated from its published name."""
-    values = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
-    return torch.tensor(values * (0.5 / np.sqrt(np.prod(shape[1:])) if len(shape) > 1 else 0.1))
+    values = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(tuple(shape))
+    return torch.tensor(values * (0.5 / np.sqrt(np.prod(shape[1:])) if len(shape) > 1 else 0.1), dtype=torch.float32)
+
+
+def published_checkpoint(net, cfg):
+    """What the published code would have saved with those weights in ``net``: (contents, names in the EMA's order)."""
+    model, trained = {}, []
+    for entry in published_tensors(net, cfg.sde):
+        if entry.ours is None:
+            model[entry.name] = entry.constant
+            continue
+        parameter = net.get_parameter(entry.ours)
+        model[entry.name] = published_values(entry.name, entry.convert(parameter).shape)
+        trained += [entry.name] * parameter.requires_grad
+    shadows = [model[name].clone() for name in trained]
+    return {"model": model, "ema": {"decay": 0.9999, "num_updates": 2, "shadow_params": shadows}, "step": 2}, trained
 
 
 def with_published_weights(network):
-    """``network`` in its small form; our parameters come in the published order."""
-    manifest = json.loads((GOLDEN / f"{network}.manifest.json").read_text())
-    net = SMALL[network]().eval()
-    assert sum(p.numel() for p in net.parameters()) == manifest["parameters"]
-    if network == "ddpmpp_small":
-        frequencies = net.get_parameter("fourier.frequencies")
-        frequencies.data.copy_(published_tensor("all_modules.0.W", frequencies.shape))
-    trainable = [p for p in net.parameters() if p.requires_grad]
-    for p, name in zip(trainable, manifest["trainable_in_order"], strict=True):
-        values = published_tensor(name, manifest["state_dict"][name])
-        p.data.copy_(values.T if name.endswith(".W") else values)  # published attention maps are W[in, out]
+    net, cfg = small(network)
+    checkpoint, _ = published_checkpoint(net, cfg)
+    net.load_state_dict(read_weights(net, cfg, checkpoint, Path("golden")).averages)
     return net
+
+
+@pytest.mark.parametrize("network", [*SMALL, *PUBLISHED])
+def test_every_published_tensor_is_one_of_ours_and_the_other_way_round(network):
+    if network in SMALL:
+        net, cfg = small(network)
+    else:
+        cfg = composed(*PUBLISHED[network])
+        with torch.device("meta"):
+            net = create_model(cfg.model, cfg.data, cfg.sde)
+    manifest = json.loads((GOLDEN / f"{network}.manifest.json").read_text())
+    parameters = dict(net.named_parameters())
+    table = published_tensors(net, cfg.sde)
+    shapes = {e.name: list((e.convert(parameters[e.ours]) if e.ours else e.constant).shape) for e in table}
+    assert list(shapes.items()) == list(manifest["state_dict"].items())
+    assert [e.name for e in table if e.ours and parameters[e.ours].requires_grad] == manifest["trainable_in_order"]
+    assert [e.ours for e in table if e.ours] == list(parameters) == list(net.state_dict())
+    assert sum(p.numel() for p in parameters.values()) == manifest["parameters"]
 
 
 @pytest.mark.parametrize("network", SMALL)
@@ -54,7 +90,7 @@ def test_small_networks_compute_what_the_published_ones_do(network):
 @pytest.mark.parametrize("network", SMALL)
 def test_a_fresh_network_starts_at_zero_and_scales_by_sigma(network):
     torch.manual_seed(0)
-    net = SMALL[network]().eval()
+    net, _ = small(network)
     x, sigma = torch.rand(4, 3, 16, 16), torch.tensor([0.01, 0.1, 1.0, 5.0])
     assert (net(x, sigma) * sigma.reshape(-1, 1, 1, 1)).abs().max() < 1e-3
     nn.init.normal_(net.conv_out.weight)
@@ -75,11 +111,13 @@ def test_the_null_label_is_no_label_and_class_zero_is_a_class():
 
 def test_networks_without_classes_refuse_labels():
     x, sigma, labels = torch.rand(2, 3, 16, 16), torch.ones(2), torch.tensor([0, 1])
-    for net in (SMALL["ddpmpp_small"](), ADM(16, 3, 0, model_channels=16, channel_mult=[1], num_blocks=1)):
+    without = ADM(16, 3, 0, model_channels=16, channel_mult=[1], num_blocks=1)
+    for net in (small("ddpmpp_small")[0], small("vdm_small")[0], without):
         with pytest.raises(InputError, match="classes"):
             net(x, sigma, labels)
 
 
+SDE = {"sigma_min": 0.01, "sigma_max": 5.0, "num_scales": 1000}
 DATA = {"image_size": 16, "num_channels": 1, "classes": False, "num_classes": 10}
 
 
@@ -92,12 +130,15 @@ DATA = {"image_size": 16, "num_channels": 1, "classes": False, "num_classes": 10
         ({"name": "ddpmpp", "nf": 16}, {"classes": True}, "data.classes=True"),
         ({"name": "adm", "model_channels": 5, "channel_mult": [1], "num_blocks": 1}, {}, "model.model_channels=5"),
         ({"name": "adm", "model_channels": 224, "channel_mult": [1], "attn_resolutions": [16]}, {}, "3 heads"),
+        ({"name": "vdm", "channels": 2}, {}, "model.channels=2"),
+        ({"name": "vdm", "image_fourier_end": 3}, {}, "model.image_fourier_end=3"),
+        ({"name": "vdm", "sigma_min": 1.0}, {}, "model.sigma_min"),
         ({"name": "adm", "model_channels": 36, "channel_mult": [4], "num_blocks": 1}, {}, "144 channels"),
     ],
 )
 def test_bad_models_are_named(model, data, message):
     with pytest.raises(InputError, match=message):
-        create_model(model, DATA | data)
+        create_model(model, DATA | data, SDE)
 
 
 @pytest.mark.parametrize(("channels", "size"), [(1, 8), (4, 24)])
@@ -106,6 +147,60 @@ def test_any_number_of_channels_and_any_divisible_size(channels, size):
     x, sigma = torch.rand(2, channels, size, size), torch.tensor([0.1, 1.0])
     for model in (
         {"name": "ddpmpp", "nf": 16, "ch_mult": [1, 2], "num_res_blocks": 1, "attn_resolutions": [size // 2]},
-        {"name": "adm", "model_channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [size]},
+        {"name": "vdm", "channels": 16, "num_blocks": 1, "attention": True},
+        {"name": "vdm", "channels": 5, "num_blocks": 0, "image_fourier": False},
+        {"name": "adm", "model_channels": 64, "channel_mult": [1, 1], "num_blocks": 1, "attn_resolutions": [size]},
     ):
-        assert create_model(model, data)(x, sigma).shape == x.shape
+        assert create_model(model, data, SDE)(x, sigma).shape == x.shape
+
+
+def test_adm_attends_with_a_head_for_every_64_channels_and_below_that_not_at_all():
+    few, many = (ADM(8, 1, model_channels=c, channel_mult=[1], num_blocks=1, attn_resolutions=[8]) for c in (32, 128))
+    assert not [name for name, _ in few.named_parameters() if "attention" in name]
+    assert {m.heads for m in many.modules() if hasattr(m, "heads")} == {2}
+
+
+@pytest.mark.parametrize("network", SMALL)
+def test_double_precision_agrees_with_single(network):
+    net = with_published_weights(network)
+    x, sigma = torch.rand(4, 3, 16, 16), torch.tensor([0.01, 0.1, 1.0, 5.0])
+    single, double = net(x, sigma), net.double()(x.double(), sigma.double())
+    for one, reference in zip(single.double(), double, strict=True):
+        assert (one - reference).norm() < 1e-5 * reference.norm()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("network", SMALL)
+def test_half_precision_keeps_norms_embeddings_and_the_score_in_float32(network, precision):
+    net = with_published_weights(network)
+    norms, embeddings, maps = set(), set(), set()
+    for name, module in net.named_modules():
+        into = norms if isinstance(module, GroupNorm) else embeddings if name in ("embed1", "embed2") else maps
+        if not list(module.children()) and not isinstance(module, nn.Identity | nn.Dropout):
+            module.register_forward_hook(lambda _, __, out, into=into: into.add(out.dtype))
+    x, sigma = torch.rand(4, 3, 16, 16), torch.tensor([0.01, 0.1, 1.0, 5.0])
+    labels = torch.tensor([0, 3, -1, 9]) if net.num_classes else None
+    score = in_precision(net, precision)(x, sigma, labels)
+    score.square().mean().backward()
+    assert score.dtype == torch.float32 and norms == embeddings == {torch.float32}
+    assert {torch.bfloat16, torch.float16} & maps == {{"bf16": torch.bfloat16, "fp16": torch.float16}[precision]}
+    assert all(p.grad.isfinite().all() for p in net.parameters() if p.requires_grad)
+    reference = net(x, sigma, labels)
+    error = (score - reference).norm() / reference.norm()
+    assert 1e-5 < error < (0.05 if precision == "bf16" else 0.01)
+
+
+def test_an_unknown_precision_is_named():
+    with pytest.raises(InputError, match="precision=fp8"):
+        in_precision(nn.Identity(), "fp8")
+
+
+@pytest.mark.parametrize("network", SMALL)
+def test_compiles_to_one_graph(network):
+    torch._dynamo.reset()
+    net = with_published_weights(network)
+    x, sigma = torch.rand(2, 3, 16, 16), torch.tensor([0.1, 1.0])
+    labels = torch.tensor([3, -1]) if net.num_classes else None
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")(x, sigma, labels)
+    assert torch.allclose(compiled, net(x, sigma, labels), rtol=1e-4, atol=1e-4)
+    compiled.sum().backward()

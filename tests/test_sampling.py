@@ -2,12 +2,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.integrate import cumulative_simpson
 
 from errors import CleanError, InputError
-from sampling import create_sampler, guided_score
+from sampling import ProbabilityFlow, create_sampler, guided_score
 from sampling.images import save_grid, to_uint8
 from sampling.labels import choose_labels
-from sde import ReflectedVE
+from sde import ReflectedVE, heat_kernel
 from tests.conftest import composed
 from tests.targets import FIVE_POINTS
 
@@ -48,6 +49,46 @@ def test_mean_denoiser_leaves_out_the_last_noise_only():
     variance = 0.01**2 * (500 ** (2 / 400) - 1)
     assert step == pytest.approx(variance**0.5, rel=0.05)
     assert noisy.nfe == clean.nfe == 400
+
+
+def test_the_flow_hits_a_solvable_target_and_does_not_depend_on_the_batch():
+    """FIVE_POINTS.score itself asserts that it is never asked outside the cube."""
+    flow = sampler("sampling.method=ode")
+    calls, steps = [], []
+
+    def score_fn(x, sigma):
+        calls.append(sigma)
+        return FIVE_POINTS.score(x, sigma)
+
+    x_init = SDE.prior_sample((5000, 2), torch.Generator().manual_seed(0))
+    out = flow(score_fn, x_init, on_step=lambda: steps.append(1))
+    assert FIVE_POINTS.standard_errors(out.samples).abs().max() < 4
+    nearest = FIVE_POINTS.points[torch.cdist(out.samples, FIVE_POINTS.points).argmin(1)]
+    assert (out.samples - nearest).square().mean().sqrt().item() == pytest.approx(0.01, rel=0.05)
+    assert out.nfe == len(calls) and len(steps) == flow.num_steps
+    assert torch.stack(calls).min().item() == pytest.approx(0.01) and calls[0].tolist() == pytest.approx([5.0] * 5000)
+    few = flow(FIVE_POINTS.score, x_init[:7]).samples
+    assert torch.equal(few, out.samples[:7])
+
+
+def test_the_flow_solves_the_equation_to_its_tolerance():
+    """One point in one dimension: the flow keeps the distribution function, so that the end is known exactly."""
+    sigma_max, start, point = 0.2, torch.linspace(0.05, 0.95, 19, dtype=torch.float64)[:, None], 0.3
+    sde = ReflectedVE(0.01, sigma_max)
+
+    def distribution(x, sigma):
+        grid = torch.linspace(0, 1, 200_001, dtype=torch.float64)[None]
+        density = heat_kernel.log_density(grid, torch.full_like(grid, point), sigma).exp()[0]
+        return np.interp(x.flatten(), grid[0], cumulative_simpson(density.numpy(), dx=5e-6, initial=0.0))
+
+    flow = ProbabilityFlow(sde, 1e-9, 1e-9)
+    end = flow(lambda x, sigma: heat_kernel.score(x, torch.full_like(x, point), sigma), start).samples
+    np.testing.assert_allclose(distribution(end, 0.01), distribution(start, sigma_max), atol=1e-6)
+
+
+def test_a_score_that_is_not_finite_ends_the_flow():
+    with pytest.raises(CleanError, match="score is not finite"):
+        sampler("sampling.method=ode")(lambda x, _: x / 0.0, torch.rand(2, 3))
 
 
 @pytest.mark.parametrize(
@@ -108,12 +149,14 @@ def test_the_start_is_honoured_and_a_seed_repeats():
         ("n_steps_each", -1),
         ("snr", -1),
         ("snr", "low"),
+        ("rtol", 0),
+        ("atol", "small"),
     ],
 )
 def test_bad_options_are_named(key, value):
     plus, name = "+" * key.startswith("+"), key.removeprefix("+")
     with pytest.raises(InputError, match=rf"sampling\.{name}"):
-        sampler(f"{plus}sampling.{name}={value}")
+        sampler(*["sampling.method=ode"] * (name in ("rtol", "atol")), f"{plus}sampling.{name}={value}")
 
 
 def test_guidance_is_the_stated_combination_in_one_call():

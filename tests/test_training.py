@@ -13,7 +13,7 @@ from torch import nn
 from datasets import load_images
 from errors import InputError, TrainingError
 from models import load_pretrained
-from models.pretrained import find_checkpoint, load_config
+from models.files import find_checkpoint, load_config
 from tests.conftest import composed, tiny_config
 from training import checkpoint
 from training.ema import EMA

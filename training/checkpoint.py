@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from errors import InputError, TrainingError
-from models.pretrained import checkpoint_numbers, read_checkpoint
+from models.files import checkpoint_numbers, read_checkpoint
 from training.ema import EMA
 
 
@@ -20,6 +20,7 @@ class TrainState:
     model: nn.Module
     ema: EMA
     optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler  # of the loss in fp16; does nothing in other precisions
     trainable: list[nn.Parameter]  # of the model: what the optimiser moves
     step: int = 0  # updates made
 
@@ -30,7 +31,7 @@ class TrainState:
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
-            "scaler": None,  # of mixed precision; the published full-precision runs hold None too
+            "scaler": self.scaler.state_dict() or None,  # None where it does nothing
         }
 
     def check_finite(self) -> None:
@@ -51,6 +52,8 @@ class TrainState:
         self.optimizer.load_state_dict(state["optimizer"])
         for group, options in zip(self.optimizer.param_groups, chosen, strict=True):
             group.update(options)  # betas, eps, weight decay: of the configuration, which may have changed
+        if self.scaler.is_enabled() and state["scaler"] is not None:
+            self.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
 
 

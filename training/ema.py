@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from models.pretrained import copy_averages
+from errors import InputError
 
 
 class EMA:
@@ -50,5 +50,11 @@ class EMA:
         Raises:
             InputError: if a tensor is missing, too many, or misshapen.
         """
-        copy_averages(state["shadow_params"], self._select(self.network))
+        shadow_params, named = state["shadow_params"], self._select(self.network)
+        if len(named) != len(shadow_params):
+            raise InputError(f"{len(shadow_params)} EMA tensors for {len(named)} parameters")
+        for (name, p), shadow in zip(named, shadow_params, strict=True):
+            if p.shape != shadow.shape:
+                raise InputError(f"{name} is {tuple(shadow.shape)}, the network wants {tuple(p.shape)}")
+            p.data.copy_(shadow)
         self.num_updates = state["num_updates"]

@@ -13,7 +13,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from datasets import Batches, Images, load_images
 from losses import score_matching_loss
-from models import create_model
+from models import create_model, in_precision
 from sampling import create_sampler, guided_score
 from sampling.guidance import NULL_LABEL
 from sampling.images import save_grid, to_uint8
@@ -61,9 +61,10 @@ def train(cfg: DictConfig, run_dir: Path, device: torch.device) -> None:
 def create_state(cfg: DictConfig, device: torch.device) -> TrainState:
     """A freshly initialised network with its average and optimiser."""
     seed_torch(cfg.seed, Stream.INIT)
-    net = create_model(cfg.model, cfg.data).to(device)
+    net = create_model(cfg.model, cfg.data, cfg.sde).to(device)
     trainable = [p for p in net.parameters() if p.requires_grad]
-    return TrainState(net, EMA(net, cfg.model.ema_rate), create_optimizer(trainable, cfg.optim), trainable)
+    scaler = torch.amp.GradScaler(device.type, enabled=cfg.precision == "fp16")
+    return TrainState(net, EMA(net, cfg.model.ema_rate), create_optimizer(trainable, cfg.optim), scaler, trainable)
 
 
 def run_steps(
@@ -81,7 +82,7 @@ def run_steps(
 
     def mean_loss(network: nn.Module, x0: Tensor, labels: Tensor) -> Tensor:
         return score_matching_loss(
-            network,
+            in_precision(network, cfg.precision),
             sde,
             x0,
             labels if network.num_classes else None,
@@ -111,9 +112,13 @@ def run_steps(
             x0, labels = batches(state.step)
             loss = mean_loss(state.model.train(), x0, drop_labels(labels, options.drop_label))
             state.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            state.scaler.scale(loss).backward()
+            state.scaler.unscale_(state.optimizer)
             grad_norm = nn.utils.clip_grad_norm_(state.trainable, max_norm)
-            state.optimizer.step()
+            if state.scaler.is_enabled():  # it skips a step that overflowed and lowers its scale: no failure of the run
+                grad_norm = torch.nan_to_num(grad_norm, nan=0.0, posinf=0.0)
+            state.scaler.step(state.optimizer)
+            state.scaler.update()
             state.ema.update(state.model)
             state.step += 1
             window.add(loss, grad_norm, len(x0))
@@ -164,7 +169,8 @@ def draw_samples(network: nn.Module, sde: ReflectedVE, cfg: DictConfig, device: 
     n, classes = cfg.eval.batch_size, network.num_classes
     labels = torch.arange(n, device=device) % classes if classes else None
     x_init = sde.prior_sample((n, cfg.data.num_channels, cfg.data.image_size, cfg.data.image_size), device=device)
-    samples = create_sampler(cfg.sampling, sde)(guided_score(network, labels), x_init).samples
+    score_fn = guided_score(in_precision(network, cfg.precision), labels)
+    samples = create_sampler(cfg.sampling, sde)(score_fn, x_init).samples
     pixels = to_uint8(samples)
     folder.mkdir(parents=True, exist_ok=True)
     save_grid(samples, folder / "sample_0.png")

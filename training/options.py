@@ -5,6 +5,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from checks import number
 from errors import InputError
+from models.precision import PRECISIONS
 
 OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
 
@@ -49,6 +50,8 @@ def check_options(cfg: DictConfig) -> None:
     for key in ("optim.beta1", "optim.beta2"):
         if OmegaConf.select(cfg, key) == 1:
             raise InputError(f"{key}=1 never forgets: need less than 1")
+    if cfg.precision not in PRECISIONS:
+        raise InputError(f"precision={cfg.precision}: known are {', '.join(PRECISIONS)}")
     if cfg.optim.optimizer not in OPTIMIZERS:
         raise InputError(f"optim.optimizer={cfg.optim.optimizer}: known are {', '.join(OPTIMIZERS)}")
     if cfg.ngpus != 1:

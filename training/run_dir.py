@@ -9,7 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from errors import InputError
-from models.pretrained import load_config
+from models.files import load_config
 
 IDENTITY = ("model", "data", "sde", "seed", "optim.optimizer")  # a change of these would make it another run
 
@@ -26,6 +26,10 @@ def resumed_config(composed: DictConfig, run_dir: Path, overrides: list[str]) ->
         InputError: if there is no such run.
     """
     cfg = load_config(run_dir)
+    if "seed" not in cfg:
+        raise InputError(f"resume={run_dir} was not trained by this code: it can be drawn from but not resumed")
+    newer = {key: value for key, value in composed.items() if key not in ("model", "data", "sde")}
+    cfg = OmegaConf.merge(OmegaConf.create(newer), cfg)  # an option younger than the run has its default
     for override in overrides:
         if override.startswith("~"):
             raise InputError(f"{override}: a resumed run cannot lose a key")

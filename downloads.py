@@ -1,0 +1,84 @@
+"""Files from elsewhere, trusted with nothing: fetched aside, looked at, compared with what came before, unpacked."""
+
+import hashlib
+import os
+import tarfile
+from pathlib import Path
+
+from errors import CleanError, InputError
+
+
+class DownloadError(CleanError):
+    """A file that could not be had, or is not what it should be."""
+
+
+def fetch(url: str, path: Path) -> None:
+    """Download ``url`` to ``path``, which appears when it is complete; Google Drive's detours are followed.
+
+    Raises:
+        DownloadError: if the host does not give the file.
+    """
+    import gdown  # only where used: it brings an HTTP client
+
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        gdown.download(url, str(temporary), use_cookies=False, timeout=60)
+        temporary.rename(path)
+    except (gdown.exceptions.DownloadError, OSError, RuntimeError, ValueError) as error:
+        raise DownloadError(f"{url} could not be downloaded: {' '.join(str(error).split())}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_archive(path: Path) -> None:
+    """Raise DownloadError unless ``path`` is a tar archive, whole to its end."""
+    with path.open("rb") as file:
+        start = file.read(512).lstrip().lower()
+    if start.startswith(b"<"):
+        raise DownloadError(f"{path} is an HTML page and not an archive: the host answered with a web page")
+    try:
+        with tarfile.open(path) as archive:
+            for _ in archive:
+                pass
+    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+        raise DownloadError(f"{path} is not a whole tar archive: {error}") from error
+
+
+def check_recorded(path: Path, sums: Path) -> str:
+    """The line of ``sums`` for ``path``: recorded on first sight, compared from then on.
+
+    Args:
+        path: a file.
+        sums: in the format of ``sha256sum``; made if it does not exist, left alone until ``record``.
+
+    Returns:
+        The line to record, empty if it is there already.
+
+    Raises:
+        DownloadError: if another sum is recorded for this name.
+    """
+    with path.open("rb") as file:
+        line = f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.name}\n"
+    recorded = sums.read_text().splitlines(keepends=True) if sums.exists() else []
+    known = [other for other in recorded if other.split()[-1:] == [path.name]]
+    if known and line not in known:
+        raise DownloadError(
+            f"{path} is not the file that {sums} recorded for this name: remove it, "
+            "or its line there if you trust the new one"
+        )
+    return "" if known else line
+
+
+def unpack(path: Path, folder: Path) -> None:
+    """Unpack a tar archive inside ``folder``.
+
+    Raises:
+        InputError: if a member would lie or point outside of it, or is neither file nor folder nor link.
+    """
+    try:
+        with tarfile.open(path) as archive:
+            archive.extractall(folder, filter="data")
+    except tarfile.FilterError as error:
+        raise InputError(f"{path} is not safe to unpack: {error}") from error
+    except (tarfile.TarError, EOFError) as error:
+        raise DownloadError(f"{path} is not a whole tar archive: {error}") from error

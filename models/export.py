@@ -1,0 +1,136 @@
+"""Give a trained network away: python -m models.export RUN_DIR OUT [--format published|safetensors] [--ckpt N]
+
+published    a model directory that the published code reads: its configuration keys, tensor names and EMA order
+safetensors  one file with the EMA weights under our names and the configuration in its metadata; load_dir= takes it
+"""
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from errors import CleanError, InputError
+from models.files import find_checkpoint, load_config, read_checkpoint
+from models.pretrained import Weights, build_shapes, read_weights
+from models.published import published_tensors, to_published
+
+# What the published code expects of the gradient scaler that it always had for ADM: the state of a new one.
+NEW_SCALER = {
+    "scale": 65536.0,
+    "growth_factor": 2.0,
+    "backoff_factor": 0.5,
+    "growth_interval": 2000,
+    "_growth_tracker": 0,
+}
+
+
+def export(run_dir: Path, out: Path, layout: str = "published", ckpt: int = -1) -> None:
+    """Write a checkpoint of ``run_dir`` to ``out``, a directory (``published``) or a file (``safetensors``).
+
+    Args:
+        run_dir: a run of this project; for ``safetensors`` also a published model directory.
+        out: must not exist; appears when it is complete.
+        layout: ``published`` or ``safetensors``.
+        ckpt: number of the checkpoint; -1 for the highest.
+
+    Raises:
+        InputError: if the run cannot be read, is in that layout already, or ``out`` exists.
+    """
+    if out.exists():
+        raise InputError(f"{out} exists: choose another name, nothing is overwritten")
+    if layout == "safetensors" and out.suffix != ".safetensors":
+        raise InputError(f"{out}: the name of such a file ends in .safetensors")
+    cfg = load_config(run_dir)
+    net = build_shapes(cfg, run_dir / ".hydra/config.yaml")
+    path = find_checkpoint(run_dir, ckpt)
+    checkpoint = read_checkpoint(path)
+    weights = read_weights(net, cfg, checkpoint, path)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        if layout == "safetensors":
+            save_file(weights.averages, temporary, metadata={"config": OmegaConf.to_yaml(cfg)})
+        elif weights.published:
+            raise InputError(f"{path} is in the published layout already")
+        else:
+            (temporary / ".hydra").mkdir(parents=True)
+            (temporary / "checkpoints").mkdir()
+            published = OmegaConf.create(to_published(OmegaConf.to_container(cfg)))
+            (temporary / ".hydra/config.yaml").write_text(OmegaConf.to_yaml(published))
+            torch.save(published_checkpoint(net, cfg, checkpoint, weights), temporary / "checkpoints" / path.name)
+        temporary.rename(out)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        temporary.unlink(missing_ok=True)
+
+
+def published_checkpoint(
+    net: nn.Module, cfg: DictConfig, checkpoint: Mapping[str, Any], weights: Weights
+) -> dict[str, Any]:
+    """A checkpoint of ours as the published code would have written it.
+
+    Args:
+        net: the network.
+        cfg: its configuration.
+        checkpoint: ours, for ``optimizer``, ``step``, ``scaler`` and the rest of ``ema``.
+        weights: read from it.
+    """
+    parameters = dict(net.named_parameters())
+    table = published_tensors(net, cfg.sde)
+    present = [entry for entry in table if entry.ours is not None]
+    trained = [entry for entry in present if parameters[entry.ours].requires_grad]
+
+    model = {
+        entry.name: entry.constant if entry.ours is None else entry.convert(weights.model[entry.ours]).contiguous()
+        for entry in table
+    }
+    shadows = [entry.convert(weights.averages[entry.ours]).contiguous() for entry in trained]
+
+    # Our optimiser counts what is trained, in our order; theirs counts all parameters, in their order.
+    ours = [name for name, p in parameters.items() if p.requires_grad]
+    state, groups = checkpoint["optimizer"]["state"], checkpoint["optimizer"]["param_groups"]
+    moments = {}
+    for index, entry in enumerate(present):
+        if entry in trained and ours.index(entry.ours) in state:
+            shape = parameters[entry.ours].shape
+            moments[index] = {
+                key: entry.convert(value).contiguous() if isinstance(value, Tensor) and value.shape == shape else value
+                for key, value in state[ours.index(entry.ours)].items()
+            }
+    group = {**groups[0], "params": list(range(len(present)))}
+
+    scaler = checkpoint["scaler"] or (NEW_SCALER if cfg.model.name == "adm" else None)
+    return {
+        "optimizer": {"state": moments, "param_groups": [group]},
+        "model": model,
+        "ema": {**checkpoint["ema"], "shadow_params": shadows},
+        "step": checkpoint["step"],
+        "scaler": scaler,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run_dir", type=Path, help="directory of the run")
+    parser.add_argument("out", type=Path, help="directory (published) or file (safetensors) to write")
+    parser.add_argument("--format", choices=("published", "safetensors"), default="published")
+    parser.add_argument("--ckpt", type=int, default=-1, help="number of the checkpoint; -1, the default: the highest")
+    options = parser.parse_args()
+    try:
+        export(options.run_dir, options.out, options.format, options.ckpt)
+    except (CleanError, OSError) as error:
+        sys.exit(str(error))
+    print(f"wrote {options.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""Mixed precision, an option of training and sampling rather than of a network."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from errors import InputError
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def in_precision(net: nn.Module, precision: str) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+    """``net`` under autocast to ``precision``: fp32 (the network itself), bf16 or fp16.
+
+    Convolutions, linear maps and attention run in half precision; group normalisations, the embedding of the noise
+    level and the division by sigma stay in float32, and so does the score that comes out.
+
+    Raises:
+        InputError: for another precision.
+    """
+    if precision not in PRECISIONS:
+        raise InputError(f"precision={precision}: known are {', '.join(PRECISIONS)}")
+    if precision == "fp32":
+        return net
+
+    def under_autocast(x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        with torch.autocast(x.device.type, PRECISIONS[precision]):
+            return net(x, sigma, labels)
+
+    return under_autocast

@@ -1,0 +1,152 @@
+"""VDM (Kingma et al. 2021), the published network for likelihood: no resampling, Fourier features of pixels."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from errors import InputError
+from models.layers import PixelAttention, divide_by_sigma, full_precision, group_norm, zero_init
+
+EPS = 1e-6  # of every group normalisation
+
+
+def _init(layer: nn.Module) -> nn.Module:
+    """Weight from N(0, 1 / fan_in), bias zero."""
+    nn.init.normal_(layer.weight, std=layer.weight[0].numel() ** -0.5)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions with the noise embedding between them: (B, in, H, W) -> (B, out, H, W)."""
+
+    def __init__(self, in_channels: int, out_channels: int, embedding: int, dropout: float) -> None:
+        super().__init__()
+        self.conv1 = _init(nn.Conv2d(in_channels, out_channels, 3, padding=1))
+        self.conv2 = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        self.norm1 = group_norm(in_channels, EPS)
+        self.norm2 = group_norm(out_channels, EPS)
+        changes = in_channels != out_channels
+        self.shortcut = _init(nn.Conv2d(in_channels, out_channels, 1)) if changes else nn.Identity()
+        self.embed = zero_init(nn.Linear(embedding, out_channels, bias=False))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x))) + self.embed(embedding)[:, :, None, None]
+        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        return self.shortcut(x) + h
+
+
+class VDM(nn.Module):
+    """Score network: (x, sigma) -> score, for images of any size.
+
+    Args:
+        num_channels: of the images.
+        sigma_min, sigma_max: noise levels that the embedding maps to 0 and 1.
+        channels: width of the network, at least 4.
+        num_blocks: residual blocks on the way in (one more on the way out).
+        attention: self-attention after every residual block, and not only in the middle.
+        image_fourier: append sin and cos of 2 pi 2^k x for k in [image_fourier_start, image_fourier_end).
+        dropout: probability, in [0, 1).
+        scale_by_sigma: divide the output by sigma.
+
+    Raises:
+        InputError: if ``channels`` or the Fourier features do not make a network.
+    """
+
+    num_classes = 0
+
+    def __init__(
+        self,
+        num_channels: int = 3,
+        *,
+        sigma_min: float,
+        sigma_max: float,
+        channels: int = 128,
+        num_blocks: int = 32,
+        attention: bool = False,
+        image_fourier: bool = True,
+        image_fourier_start: int = 6,
+        image_fourier_end: int = 8,
+        dropout: float = 0.1,
+        scale_by_sigma: bool = True,
+    ) -> None:
+        super().__init__()
+        if channels < 4:
+            raise InputError(f"model.channels={channels}: need at least 4")
+        if image_fourier and image_fourier_end < image_fourier_start:
+            raise InputError(f"model.image_fourier_end={image_fourier_end} is before {image_fourier_start}, the start")
+        self.sigma_min, self.sigma_max = sigma_min, sigma_max
+        self.channels = channels
+        self.image_fourier = image_fourier
+        self.fourier_powers = list(range(image_fourier_start, image_fourier_end)) if image_fourier else []
+        self.scale_by_sigma = scale_by_sigma
+
+        def block(in_channels: int) -> nn.ModuleList:
+            """A residual block and its attention."""
+            after = PixelAttention(channels, 1, EPS, _init) if attention else nn.Identity()
+            return nn.ModuleList([ResidualBlock(in_channels, channels, 4 * channels, dropout), after])
+
+        self.embed1 = _init(nn.Linear(channels, 4 * channels))
+        self.embed2 = _init(nn.Linear(4 * channels, 4 * channels))
+        self.conv_in = _init(nn.Conv2d(num_channels * (1 + 2 * len(self.fourier_powers)), channels, 3, padding=1))
+        self.encoder = nn.ModuleList(block(channels) for _ in range(num_blocks))
+        self.mid_block1 = ResidualBlock(channels, channels, 4 * channels, dropout)
+        self.mid_attention = PixelAttention(channels, 1, EPS, _init)
+        self.mid_block2 = ResidualBlock(channels, channels, 4 * channels, dropout)
+        self.decoder = nn.ModuleList(block(2 * channels) for _ in range(num_blocks + 1))
+        self.norm_out = group_norm(channels, EPS)
+        self.conv_out = zero_init(nn.Conv2d(channels, num_channels, 3, padding=1))
+
+    def embed(self, sigma: Tensor) -> Tensor:
+        """Embedding of the noise level, (B,) -> (B, 4 * channels)."""
+        t = 1000.0 * (sigma - self.sigma_min) / (self.sigma_max - self.sigma_min)
+        half = self.channels // 2
+        powers = torch.arange(half, dtype=sigma.dtype, device=sigma.device) / (half - 1)
+        angle = t[:, None] * torch.exp(-math.log(10000.0) * powers)
+        features = torch.cat([angle.sin(), angle.cos()], dim=1)
+        if self.channels % 2:
+            features = F.pad(features, (0, 1))
+        return self.embed2(F.silu(self.embed1(features)))
+
+    def append_fourier(self, x: Tensor) -> Tensor:
+        """The image, all sines and all cosines, (B, C, H, W) -> (B, C (1 + 2 powers), H, W)."""
+        if not self.image_fourier:
+            return x
+        frequencies = [2.0 * math.pi * 2.0**k for k in self.fourier_powers]
+        frequencies = torch.tensor(frequencies, dtype=x.dtype, device=x.device)
+        angle = (x[:, :, None] * frequencies[:, None, None]).flatten(1, 2)
+        return torch.cat([x, angle.sin(), angle.cos()], dim=1)
+
+    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Score at ``x``.
+
+        Args:
+            x: images in [0, 1], (B, C, H, W).
+            sigma: noise levels, (B,).
+            labels: must be None, this network has no classes.
+
+        Returns:
+            Estimate of d/dx log p_sigma(x), (B, C, H, W).
+
+        Raises:
+            InputError: if labels are given.
+        """
+        if labels is not None:
+            raise InputError("this network (vdm) has no classes: call it without labels")
+        with full_precision(x):
+            embedding = self.embed(sigma)
+
+        h = self.conv_in(self.append_fourier(x))
+        skips = [h]
+        for block, attention in self.encoder:
+            h = attention(block(h, embedding))
+            skips.append(h)
+        h = self.mid_block2(self.mid_attention(self.mid_block1(h, embedding)), embedding)
+        for block, attention in self.decoder:
+            h = attention(block(torch.cat([h, skips.pop()], dim=1), embedding))
+
+        h = self.conv_out(F.silu(self.norm_out(h)))
+        return divide_by_sigma(h, sigma) if self.scale_by_sigma else h

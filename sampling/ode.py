@@ -1,0 +1,118 @@
+"""Sampling by the probability-flow ODE (Song et al. 2021) on the cube, with step sizes of each image's own."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from errors import CleanError, InputError
+from sampling.pc import Samples, ScoreFn
+from sde import ReflectedVE, cube
+
+# Dormand & Prince (1980), order 5 with an embedded order 4; the last stage is the first one of the next step.
+NODES = (0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
+STAGES = (
+    (),
+    (1 / 5,),
+    (3 / 40, 9 / 40),
+    (44 / 45, -56 / 15, 32 / 9),
+    (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+    (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+    (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
+)
+ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
+
+FIRST_STEP = 0.01  # of the way
+SMALLEST_STEP = 1e-6  # of the way; taken whatever its error, so that a jump of the score at a face cannot stop it
+
+
+@dataclass(frozen=True)
+class ProbabilityFlow:
+    """dx = -sigma^2 score d(log sigma) from sigma_max to sigma_min, in unfolded coordinates.
+
+    The trajectory runs in y, free in space, with x = reflect(y) and the score turned over where the fold is odd. So x
+    never leaves the cube, and no mollifier changes the field near the faces (docs/method.md says why this is the
+    reflected flow). Every image has its own step size, from its own error: it does not depend on its neighbours.
+
+    Args:
+        sde: the process.
+        rtol, atol: error of a step, root mean square over the coordinates of an image, at most atol + rtol |y|.
+
+    Raises:
+        InputError: for a number out of range.
+    """
+
+    sde: ReflectedVE
+    rtol: float = 1e-5
+    atol: float = 1e-5
+
+    def __post_init__(self) -> None:
+        for key in ("rtol", "atol"):
+            value = getattr(self, key)
+            if isinstance(value, bool) or not (isinstance(value, int | float) and 0 < value < math.inf):
+                raise InputError(f"sampling.{key}={value}: need a positive number")
+
+    @property
+    def num_steps(self) -> int:
+        """How often one call reports progress: at each hundredth of the way."""
+        return 100
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        score_fn: ScoreFn,
+        x_init: Tensor,
+        generator: Generator | None = None,
+        on_step: Callable[[], object] | None = None,
+    ) -> Samples:
+        """Carry ``x_init`` from sigma_max to sigma_min.
+
+        Args:
+            score_fn: score_fn(x, sigma) with x (B, ...) in the cube and sigma (B,).
+            x_init: start, (B, ...) in [0, 1]; usually ``sde.prior_sample``.
+            generator: not used, the flow has no noise.
+            on_step: called ``num_steps`` times on the way, for a progress bar.
+
+        Raises:
+            CleanError: if the score is not finite.
+        """
+        per_image = (-1,) + (1,) * (x_init.ndim - 1)
+
+        def field(done: Tensor, y: Tensor) -> Tensor:
+            """dy for a unit of the way, at the share ``done`` (B,) of it."""
+            sigma = self.sde.sigma(1.0 - done).to(y.dtype)
+            turned = torch.where(torch.remainder(y, 2.0) > 1.0, -1.0, 1.0).to(y.dtype)
+            rate = sigma.square().reshape(per_image) * self.sde.log_ratio
+            return rate * turned * score_fn(cube.reflect(y), sigma)
+
+        y = x_init
+        done = torch.zeros(len(y), dtype=torch.float64, device=y.device)
+        step = torch.full_like(done, FIRST_STEP)
+        slope, nfe, reported = field(done, y), 1, 0
+        while (left := 1.0 - done).any():
+            h = torch.minimum(step, left)
+            scale = h.to(y.dtype).reshape(per_image)
+            slopes = [slope]
+            for node, weights in zip(NODES[1:], STAGES[1:], strict=True):
+                new = y + scale * sum(w * k for w, k in zip(weights, slopes, strict=True) if w)
+                slopes.append(field(done + node * h, new))
+            nfe += len(slopes) - 1
+
+            error = scale * sum(w * k for w, k in zip(ERROR, slopes, strict=True) if w)
+            allowed = self.atol + self.rtol * torch.maximum(y.abs(), new.abs())
+            norm = (error / allowed).flatten(1).square().mean(1).sqrt().to(h.dtype)
+            if not norm.isfinite().all():
+                raise CleanError("the score is not finite: try a smaller w, or precision=fp32")
+            accepted = (norm <= 1.0) | (h <= SMALLEST_STEP)
+            done = torch.where(accepted, torch.where(h < left, done + h, 1.0), done)
+            y = torch.where(accepted.reshape(per_image), new, y)
+            slope = torch.where(accepted.reshape(per_image), slopes[-1], slope)
+            step = (h * (0.9 * norm.clamp(min=1e-10) ** -0.2).clamp(0.2, 5.0)).clamp(min=SMALLEST_STEP)
+
+            progress = int(done.min().item() * self.num_steps)
+            for _ in range(progress - reported if on_step is not None else 0):
+                on_step()
+            reported = progress
+        return Samples(cube.reflect(y), nfe)

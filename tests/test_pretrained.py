@@ -1,0 +1,244 @@
+"""Published model directories, runs of ours, and what is exported from them."""
+
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf, open_dict
+from safetensors.torch import save_file
+
+from errors import InputError
+from models import create_model, load_pretrained
+from models.export import export, main
+from models.files import load_config
+from models.published import from_published, published_tensors, to_published
+from tests.conftest import composed
+from tests.test_models import GOLDEN, SMALL, published_checkpoint
+from training.loop import train
+
+RUN = GOLDEN / "reference_run"
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A copy of the published run, to be spoilt."""
+    return shutil.copytree(RUN, tmp_path / "run", copy_function=shutil.copyfile)
+
+
+def changed(run, change):
+    """Apply ``change`` to the contents of the run's checkpoint."""
+    path = run / "checkpoints/checkpoint_1.pth"
+    checkpoint = torch.load(path, weights_only=True)
+    change(checkpoint)
+    torch.save(checkpoint, path)
+
+
+def test_a_published_run_gives_the_published_score():
+    net, cfg = load_pretrained(RUN)
+    golden = np.load(GOLDEN / "reference_run_ema_score.npz")
+    score = net(torch.tensor(golden["x"]), torch.tensor(golden["sigma"])).numpy()
+    assert np.abs(score - golden["score"]).max() <= 2e-6 * np.abs(golden["score"]).max()
+    assert not net.training and not any(p.requires_grad for p in net.parameters())
+    assert (cfg.model.name, cfg.data.dataset, cfg.data.classes) == ("ddpmpp", "cifar10", False)
+
+
+@pytest.mark.parametrize("network", SMALL)
+def test_a_published_directory_of_any_network_gives_the_published_score(network, tmp_path):
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / "checkpoints").mkdir()
+    shutil.copyfile(GOLDEN / f"{network}.yaml", tmp_path / ".hydra/config.yaml")
+    cfg = load_config(tmp_path)
+    checkpoint, trained = published_checkpoint(create_model(cfg.model, cfg.data, cfg.sde), cfg)
+    for name in trained:
+        checkpoint["model"][name] = torch.zeros_like(checkpoint["model"][name])  # the averages are what counts
+    torch.save(checkpoint, tmp_path / "checkpoints/checkpoint_9.pth")
+    for stray in ("checkpoint_10.pth.tmp", "checkpoint_.pth", "checkpoint.pth", "checkpoint_011.pth", "notes.txt"):
+        (tmp_path / "checkpoints" / stray).touch()
+    (tmp_path / "checkpoints/checkpoint_12.pth").mkdir()
+
+    net, _ = load_pretrained(tmp_path)
+    golden = np.load(GOLDEN / f"{network}.npz")
+    x, sigma, labels = (torch.tensor(golden[key]) for key in ("x", "sigma", "labels"))
+    score = net(x, sigma, labels if net.num_classes else None).numpy()
+    for image, reference in zip(score, golden["score"], strict=True):
+        assert np.linalg.norm(image - reference) <= 2e-6 * np.linalg.norm(reference)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("fir", True),
+        ("progressive", "output_skip"),
+        ("progressive_input", "none"),
+        ("resblock_type", "ddpm"),
+        ("embedding_type", "positional"),
+        ("nonlinearity", "relu"),
+        ("conditional", False),
+        ("depth", 3),
+    ],
+)
+def test_variants_that_we_do_not_have_are_named(run, key, value):
+    cfg = OmegaConf.load(run / ".hydra/config.yaml")
+    cfg.model[key] = value
+    OmegaConf.save(cfg, run / ".hydra/config.yaml")
+    with pytest.raises(InputError, match=rf"config\.yaml.*{key}"):
+        load_pretrained(run)
+
+
+def test_spelling_and_keys_that_were_never_read_do_not_matter(run):
+    cfg = OmegaConf.load(run / ".hydra/config.yaml")
+    cfg.model.update({"progressive": "None", "attention_type": "else", "progressive_combine": "cat", "conv_size": 5})
+    del cfg.model.fir
+    OmegaConf.save(cfg, run / ".hydra/config.yaml")
+    assert load_pretrained(run)[0].num_classes == 0
+
+
+W = "all_modules.8.NIN_0.W"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["model"].pop(W), f"has no {W}"),
+        (lambda c: c["model"].update(extra=torch.zeros(1)), "has extra"),
+        (lambda c: c["model"].update({W: torch.zeros(3, 16)}), rf"{W} is \(3, 16\), the network wants \(16, 16\)"),
+        (lambda c: c["model"].update({W: "weights"}), f"{W} is not a dense tensor"),
+        (lambda c: c["model"].update(sigmas=torch.zeros(7)), r"sigmas is \(7,\)"),
+        (lambda c: c["ema"]["shadow_params"].pop(), "holds 155 tensors, the network has 156"),
+        (lambda c: c["ema"]["shadow_params"].reverse(), r"average of all_modules\.1\.weight is \(3,\)"),
+        (lambda c: c["ema"].pop("shadow_params"), "not a checkpoint of a run"),
+        (lambda c: c.pop("ema"), "not a checkpoint of a run"),
+        (lambda c: c.update(model=3), "not a checkpoint of a run"),
+    ],
+)
+def test_loading_is_strict(run, change, message):
+    changed(run, change)
+    with pytest.raises(InputError, match=rf"checkpoint_1\.pth.*{message}"):
+        load_pretrained(run)
+
+
+def test_a_filter_of_other_values_is_another_network(tmp_path):
+    cfg = OmegaConf.load(GOLDEN / "adm_small.yaml")
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / "checkpoints").mkdir()
+    OmegaConf.save(cfg, tmp_path / ".hydra/config.yaml")
+    ours = load_config(tmp_path)
+    checkpoint, _ = published_checkpoint(create_model(ours.model, ours.data, ours.sde), ours)
+    checkpoint["model"]["model.enc.8x8_down.conv0.resample_filter"] = torch.ones(1, 1, 2, 2)
+    torch.save(checkpoint, tmp_path / "checkpoints/checkpoint_1.pth")
+    with pytest.raises(InputError, match="resample_filter does not hold the values"):
+        load_pretrained(tmp_path)
+
+
+def test_a_published_run_is_not_resumed(script, run):
+    before = (run / ".hydra/config.yaml").read_bytes()
+    result = script("run_train.py", f"resume={run}")
+    assert result.returncode != 0 and "was not trained by this code" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert (run / ".hydra/config.yaml").read_bytes() == before
+
+
+def test_a_published_run_is_drawn_from_by_both_methods(script, tmp_path):
+    for method in ("pc", "ode"):
+        options = [f"sampling.method={method}", "sampling.steps=4", "eval.batch_size=3", f"hydra.run.dir={method}"]
+        drawn = script("run_vis.py", f"load_dir={RUN}", *options, "sampling.rtol=1e-2", "sampling.atol=1e-2")
+        assert drawn.returncode == 0, drawn.stderr
+        samples = np.load(tmp_path / method / "images/samples_0.npz")["samples"]
+        assert samples.shape == (3, 8, 8, 3) and samples.std() > 10
+
+
+NETWORKS = {
+    "ddpmpp": ["model.nf=8", "model.ch_mult=[1,2]", "model.num_res_blocks=1", "model.attn_resolutions=[4]"],
+    "vdm": ["model.channels=8", "model.num_blocks=1", "model.attention=true"],
+    "adm": ["model.model_channels=64", "model.channel_mult=[1,1]", "model.num_blocks=1", "data.classes=true"],
+}
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def trained(request, tmp_path_factory):
+    """A run of ours of two steps."""
+    folder = tmp_path_factory.mktemp("runs") / request.param
+    options = ["data=digits", "data.classes=false", f"model={request.param}", *NETWORKS[request.param]]
+    options += ["training.n_iters=2", "training.batch_size=8", "training.snapshot_sampling=false", "eval.batch_size=8"]
+    cfg = composed(*options)
+    with open_dict(cfg):
+        del cfg.resume
+    train(cfg, folder, torch.device("cpu"))
+    return folder
+
+
+def scores(path):
+    net, cfg = load_pretrained(path)
+    generator = torch.Generator().manual_seed(0)
+    return net(torch.rand(3, 1, 8, 8, generator=generator), torch.tensor([0.02, 0.3, 4.0])), cfg
+
+
+def test_an_exported_run_is_a_published_one_and_computes_the_same(trained, tmp_path):
+    export(trained, tmp_path / "out")
+    (before, cfg), (after, cfg_after) = scores(trained), scores(tmp_path / "out")
+    assert torch.equal(before, after)
+    assert cfg_after.model == cfg.model and cfg_after.data == cfg.data
+
+    ours = torch.load(trained / "checkpoints/checkpoint_1.pth", weights_only=True)
+    theirs = torch.load(tmp_path / "out/checkpoints/checkpoint_1.pth", weights_only=True)
+    reference = torch.load(RUN / "checkpoints/checkpoint_1.pth", weights_only=True)
+    assert theirs.keys() == reference.keys() and theirs["ema"].keys() == reference["ema"].keys()
+    assert theirs["step"] == 2 and (theirs["scaler"] is None) == (cfg.model.name != "adm")
+    net = create_model(cfg.model, cfg.data, cfg.sde)
+    table = published_tensors(net, cfg.sde)
+    assert list(theirs["model"]) == [entry.name for entry in table]
+    trainable = [entry for entry in table if entry.ours and net.get_parameter(entry.ours).requires_grad]
+    for entry, shadow in zip(trainable, theirs["ema"]["shadow_params"], strict=True):
+        index = [e.ours for e in trainable].index(entry.ours)
+        assert torch.equal(entry.convert(shadow), ours["ema"]["shadow_params"][index])
+    # The optimiser of the published code counts all parameters, the frozen frequencies of DDPM++ too.
+    everything = [entry for entry in table if entry.ours]
+    assert theirs["optimizer"]["param_groups"][0]["params"] == list(range(len(everything)))
+    assert len(theirs["optimizer"]["state"]) == len(trainable)
+    for index, moments in theirs["optimizer"]["state"].items():
+        assert moments["exp_avg"].shape == theirs["model"][everything[index].name].shape
+
+
+def test_an_exported_file_holds_everything(trained, tmp_path):
+    path = tmp_path / "model.safetensors"
+    export(trained, path, "safetensors")
+    (before, cfg), (after, cfg_after) = scores(trained), scores(path)
+    assert torch.equal(before, after) and cfg_after == cfg
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(InputError, match=r"model\.safetensors cannot be read"):
+        load_pretrained(path)
+
+
+def test_export_of_a_published_run_and_its_refusals(tmp_path, monkeypatch, capsys):
+    def command(*arguments):
+        monkeypatch.setattr(sys, "argv", ["export", *map(str, arguments)])
+        main()
+
+    command(RUN, tmp_path / "a.safetensors", "--format", "safetensors")
+    assert "wrote" in capsys.readouterr().out
+    assert torch.equal(*(load_pretrained(p)[0].conv_in.weight for p in (RUN, tmp_path / "a.safetensors")))
+    for arguments, message in [
+        ((RUN, tmp_path / "b"), "in the published layout already"),
+        ((RUN, tmp_path / "a.safetensors", "--format", "safetensors"), "a.safetensors exists"),
+        ((RUN, tmp_path / "b", "--format", "safetensors"), "ends in .safetensors"),
+        ((RUN, tmp_path / "b", "--ckpt", "3"), "no checkpoint_3.pth"),
+        ((tmp_path / "nowhere", tmp_path / "b"), "is not a run directory"),
+    ]:
+        with pytest.raises(SystemExit, match=message):
+            command(*arguments)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_a_foreign_safetensors_file_is_refused(tmp_path):
+    save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
+    with pytest.raises(InputError, match="holds no configuration"):
+        load_pretrained(tmp_path / "a.safetensors")
+
+
+def test_the_configuration_of_an_export_is_what_the_published_code_writes():
+    theirs = OmegaConf.to_container(OmegaConf.load(RUN / ".hydra/config.yaml"))
+    again = to_published(from_published(theirs))
+    assert again.pop("data") == {**theirs.pop("data"), "num_classes": 0}
+    assert again == theirs
