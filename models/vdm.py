@@ -76,8 +76,11 @@ class VDM(nn.Module):
         super().__init__()
         if channels < 4:
             raise InputError(f"model.channels={channels}: need at least 4")
-        if image_fourier and image_fourier_end < image_fourier_start:
-            raise InputError(f"model.image_fourier_end={image_fourier_end} is before {image_fourier_start}, the start")
+        if image_fourier and not 0 <= image_fourier_start <= image_fourier_end <= 24:  # the bits of a float32 pixel
+            raise InputError(
+                f"model.image_fourier_start={image_fourier_start} and model.image_fourier_end={image_fourier_end}: "
+                "need integers, 0 <= start <= end <= 24"
+            )
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
         self.channels = channels
         self.image_fourier = image_fourier

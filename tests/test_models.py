@@ -132,6 +132,7 @@ DATA = {"image_size": 16, "num_channels": 1, "classes": False, "num_classes": 10
         ({"name": "adm", "model_channels": 224, "channel_mult": [1], "attn_resolutions": [16]}, {}, "3 heads"),
         ({"name": "vdm", "channels": 2}, {}, "model.channels=2"),
         ({"name": "vdm", "image_fourier_end": 3}, {}, "model.image_fourier_end=3"),
+        ({"name": "vdm", "image_fourier_start": -1}, {}, "model.image_fourier_start=-1"),
         ({"name": "vdm", "sigma_min": 1.0}, {}, "model.sigma_min"),
         ({"name": "adm", "model_channels": 36, "channel_mult": [4], "num_blocks": 1}, {}, "144 channels"),
     ],

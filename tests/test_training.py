@@ -133,11 +133,43 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(tmp_path):
     assert not stale.exists()
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_trains_and_resumes_exactly(tmp_path, precision):
+    for name, steps in (("whole", [4]), ("parts", [2, 4]), ("full", [4])):
+        for n in steps:
+            chosen = "fp32" if name == "full" else precision
+            train(tiny_config(f"training.n_iters={n}", f"precision={chosen}"), tmp_path / name, CPU)
+    whole, parts, full = (
+        read(tmp_path / name / "checkpoints-meta/checkpoint.pth") for name in ("whole", "parts", "full")
+    )
+    assert_same(whole, parts)
+    assert whole["scaler"] == (None if precision == "bf16" else parts["scaler"]) and full["scaler"] is None
+    assert all(tensor.dtype == torch.float32 for tensor in whole["model"].values())
+    losses = [metrics(tmp_path / name)[-1]["loss"] for name in ("whole", "full")]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+    assert any(not torch.equal(tensor, full["model"][name]) for name, tensor in whole["model"].items())
+
+
+def test_a_step_that_overflows_in_fp16_is_skipped_and_lowers_the_scale(tmp_path):
+    cfg = tiny_config("training.n_iters=3", "precision=fp16", "training.reduce_mean=false")
+    state = create_state(cfg, CPU)
+    assert state.scaler.get_scale() == 65536.0
+    before = [p.clone() for p in state.trainable]
+    state.scaler.scale(sum(p.sum() for p in state.trainable) * float("inf")).backward()
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    assert state.scaler.get_scale() == 32768.0
+    assert all(torch.equal(a, b) for a, b in zip(before, state.trainable, strict=True))
+
+
 def test_resume_takes_the_runs_own_configuration(tmp_path):
     train(tiny_config("optim.lr=0.5"), tmp_path, CPU)
+    saved = tmp_path / ".hydra/config.yaml"
+    saved.write_text(saved.read_text().replace("precision: fp32\n", ""))  # a run older than that option
     command_line = ["training.n_iters=7"]
     cfg = resumed_config(tiny_config(*command_line), tmp_path, command_line)
     assert (cfg.optim.lr, cfg.training.n_iters, cfg.data.dataset) == (0.5, 7, "digits")
+    assert cfg.precision == "fp32" and cfg.model == load_config(tmp_path).model
 
 
 @pytest.mark.parametrize(
@@ -382,13 +414,13 @@ DAMAGE = {
     ),
     "hostile checkpoint": (damage_checkpoint(lambda c: c.update(model=Hostile())), "checkpoint_1.pth cannot be read"),
     "a tensor only": (lambda run: torch.save(torch.ones(3), run / "checkpoints/checkpoint_1.pth"), "it holds a"),
-    "no averages": (damage_checkpoint(lambda c: c.pop("ema")), "does not fit"),
+    "no averages": (damage_checkpoint(lambda c: c.pop("ema")), "not a checkpoint of a run"),
     "missing tensor": (damage_checkpoint(lambda c: c["model"].pop("conv_in.weight")), "conv_in.weight"),
     "misshapen average": (
         damage_checkpoint(lambda c: c["ema"]["shadow_params"].__setitem__(0, torch.ones(3))),
-        "embed1.weight is",
+        "average of embed1.weight is",
     ),
-    "too few averages": (damage_checkpoint(lambda c: c["ema"]["shadow_params"].pop()), "EMA tensors"),
+    "too few averages": (damage_checkpoint(lambda c: c["ema"]["shadow_params"].pop()), "ema.shadow_params holds"),
 }
 
 
@@ -420,6 +452,7 @@ def test_a_damaged_run_is_named_and_runs_no_code(tmp_path, monkeypatch, damage):
         "sampling.steps=many",
         "eval.batch_size=0",
         "ngpus=2",
+        "precision=fp8",
         "seed=-1",
     ],
 )
