@@ -90,6 +90,8 @@ def read_weights(net: nn.Module, cfg: DictConfig, checkpoint: Mapping[str, Any],
         stored, shadows = checkpoint["model"], checkpoint["ema"]["shadow_params"]
         table = published_tensors(net, cfg.sde)
         published = len(stored.keys() & parameters.keys()) < len(stored.keys() & {entry.name for entry in table})
+    except InputError:
+        raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is not a checkpoint of a run: {type(error).__name__}: {error}") from error
     if not published:

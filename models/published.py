@@ -82,6 +82,8 @@ def to_published(cfg: Mapping[str, Any]) -> dict[str, Any]:
             cfg[section] = {**cfg.get(section, {}), **keys}
     if cfg["model"]["name"] == "ddpmpp":
         cfg["model"] |= {**VARIANTS, "name": "ncsnpp"}
+    if cfg["model"]["name"] == "adm" and not cfg["data"]["classes"]:
+        cfg["data"]["num_classes"] = 0  # the published ADM looks at the number alone
     cfg["data"]["dataset"] = DATASETS.get(cfg["data"]["dataset"], cfg["data"]["dataset"])
     return cfg
 
@@ -144,6 +146,8 @@ DDPMPP_LAYERS = MappingProxyType(
 
 def _ddpmpp(net: DDPMpp, sde: Mapping[str, Any]) -> Iterator[StoredTensor]:
     """all_modules.K, where K counts blocks and the layers between them in the order of computation."""
+    if not 1 <= sde["num_scales"] <= 1_000_000:
+        raise InputError(f"sde.num_scales={sde['num_scales']}: need an integer, 1 to 1000000")
     log_min, log_max = math.log(sde["sigma_min"]), math.log(sde["sigma_max"])
     levels = torch.linspace(log_max, log_min, sde["num_scales"], dtype=torch.float64).exp()
     yield StoredTensor("sigmas", constant=levels.float())

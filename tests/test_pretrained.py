@@ -237,6 +237,15 @@ def test_a_foreign_safetensors_file_is_refused(tmp_path):
         load_pretrained(tmp_path / "a.safetensors")
 
 
+def test_a_published_adm_looks_at_the_number_of_classes_alone():
+    cfg = OmegaConf.to_container(OmegaConf.load(GOLDEN / "adm_small.yaml"))
+    cfg["data"]["classes"] = False
+    ours = from_published(cfg)
+    assert ours["data"]["classes"] is True
+    ours["data"]["classes"] = False
+    assert to_published(ours)["data"]["num_classes"] == 0
+
+
 def test_the_configuration_of_an_export_is_what_the_published_code_writes():
     theirs = OmegaConf.to_container(OmegaConf.load(RUN / ".hydra/config.yaml"))
     again = to_published(from_published(theirs))
