@@ -5,17 +5,18 @@ from dataclasses import fields
 from typing import Any
 
 from errors import InputError
+from sampling.base import Sampler, Samples
 from sampling.guidance import guided_score
 from sampling.ode import ProbabilityFlow
-from sampling.pc import PredictorCorrector, Samples
+from sampling.pc import PredictorCorrector
 from sde import ReflectedVE
 
-__all__ = ["PredictorCorrector", "ProbabilityFlow", "Samples", "create_sampler", "guided_score"]
+__all__ = ["PredictorCorrector", "ProbabilityFlow", "Sampler", "Samples", "create_sampler", "guided_score"]
 
 METHODS = {"pc": PredictorCorrector, "ode": ProbabilityFlow}
 
 
-def create_sampler(cfg: Mapping[str, Any], sde: ReflectedVE) -> PredictorCorrector | ProbabilityFlow:
+def create_sampler(cfg: Mapping[str, Any], sde: ReflectedVE) -> Sampler:
     """The sampler that a ``sampling`` configuration asks for (configs/sampling/default.yaml explains its keys).
 
     Raises:

@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from errors import CleanError, InputError
-from sampling.pc import Samples, ScoreFn
+from sampling.base import Samples, ScoreFn
 from sde import ReflectedVE, cube
 
 # Dormand & Prince (1980), order 5 with an embedded order 4; the last stage is the first one of the next step.
@@ -30,7 +30,7 @@ SMALLEST_STEP = 1e-6  # of the way; taken whatever its error, so that a jump of 
 
 @dataclass(frozen=True)
 class ProbabilityFlow:
-    """dx = -sigma^2 score d(log sigma) from sigma_max to sigma_min, in unfolded coordinates.
+    """dx = -1/2 g^2 score dt from t = 1 to t = 0, in unfolded coordinates.
 
     The trajectory runs in y, free in space, with x = reflect(y) and the score turned over where the fold is odd. So x
     never leaves the cube, and no mollifier changes the field near the faces (docs/method.md says why this is the
@@ -67,13 +67,7 @@ class ProbabilityFlow:
         generator: Generator | None = None,
         on_step: Callable[[], object] | None = None,
     ) -> Samples:
-        """Carry ``x_init`` from sigma_max to sigma_min.
-
-        Args:
-            score_fn: score_fn(x, sigma) with x (B, ...) in the cube and sigma (B,).
-            x_init: start, (B, ...) in [0, 1]; usually ``sde.prior_sample``.
-            generator: not used, the flow has no noise.
-            on_step: called ``num_steps`` times on the way, for a progress bar.
+        """Carry ``x_init`` from sigma_max to sigma_min (arguments as for ``Sampler``; the flow has no noise).
 
         Raises:
             CleanError: if the score is not finite.
@@ -82,10 +76,11 @@ class ProbabilityFlow:
 
         def field(done: Tensor, y: Tensor) -> Tensor:
             """dy for a unit of the way, at the share ``done`` (B,) of it."""
-            sigma = self.sde.sigma(1.0 - done).to(y.dtype)
+            t = 1.0 - done
+            rate = 0.5 * self.sde.diffusion(t).square()
             turned = torch.where(torch.remainder(y, 2.0) > 1.0, -1.0, 1.0).to(y.dtype)
-            rate = sigma.square().reshape(per_image) * self.sde.log_ratio
-            return rate * turned * score_fn(cube.reflect(y), sigma)
+            score = score_fn(cube.reflect(y), self.sde.sigma(t).to(y.dtype))
+            return rate.to(y.dtype).reshape(per_image) * turned * score
 
         y = x_init
         done = torch.zeros(len(y), dtype=torch.float64, device=y.device)
@@ -111,8 +106,9 @@ class ProbabilityFlow:
             slope = torch.where(accepted.reshape(per_image), slopes[-1], slope)
             step = (h * (0.9 * norm.clamp(min=1e-10) ** -0.2).clamp(0.2, 5.0)).clamp(min=SMALLEST_STEP)
 
-            progress = int(done.min().item() * self.num_steps)
-            for _ in range(progress - reported if on_step is not None else 0):
-                on_step()
-            reported = progress
+            if on_step is not None:
+                progress = int(done.min().item() * self.num_steps)
+                for _ in range(reported, progress):
+                    on_step()
+                reported = progress
         return Samples(cube.reflect(y), nfe)

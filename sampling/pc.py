@@ -9,18 +9,10 @@ import torch
 from torch import Generator, Tensor
 
 from errors import InputError
+from sampling.base import Samples, ScoreFn
 from sde import ReflectedVE, cube
 
-ScoreFn = Callable[[Tensor, Tensor], Tensor]
 BOUNDARIES = {"reflect": cube.reflect, "clip": lambda x: x.clamp(0.0, 1.0)}
-
-
-@dataclass(frozen=True)
-class Samples:
-    """What a sampler returns: ``samples`` in [0, 1] and the number of calls of the score function."""
-
-    samples: Tensor
-    nfe: int
 
 
 def _check(key: str, value: str, known: tuple[str, ...]) -> None:
@@ -87,14 +79,7 @@ class PredictorCorrector:
         generator: Generator | None = None,
         on_step: Callable[[], object] | None = None,
     ) -> Samples:
-        """Carry ``x_init`` from sigma_max to sigma_min.
-
-        Args:
-            score_fn: score_fn(x, sigma) with x (B, ...) in the cube and sigma (B,).
-            x_init: start, (B, ...) in [0, 1]; usually ``sde.prior_sample``.
-            generator: source of the noise, on the device of ``x_init``.
-            on_step: called after each predictor step, for a progress bar.
-        """
+        """Carry ``x_init`` from sigma_max to sigma_min (arguments as for ``Sampler``)."""
         n = self.num_steps
         sigmas = self.sde.sigma(torch.linspace(1.0, 0.0, n + 1, dtype=torch.float64)).tolist()
         into_cube = BOUNDARIES[self.boundary]

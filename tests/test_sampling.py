@@ -159,6 +159,11 @@ def test_bad_options_are_named(key, value):
         sampler(*["sampling.method=ode"] * (name in ("rtol", "atol")), f"{plus}sampling.{name}={value}")
 
 
+def test_the_flow_has_no_noise_to_leave_out():
+    with pytest.raises(InputError, match=r"sampling\.denoiser=mean"):
+        sampler("sampling.method=ode", "sampling.denoiser=mean")
+
+
 def test_guidance_is_the_stated_combination_in_one_call():
     calls = []
 
