@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from errors import InputError
 from models.layers import (
     PixelAttention,
+    check_labels,
     check_levels,
     divide_by_sigma,
     downsample,
@@ -179,8 +180,7 @@ class ADM(nn.Module):
         Raises:
             InputError: if labels are given to a network without classes.
         """
-        if labels is not None and not self.num_classes:
-            raise InputError("this network (adm) was built without classes: call it without labels")
+        check_labels(labels, self.num_classes)
         with full_precision(x):
             embedding = self.embed(sigma, labels)
 

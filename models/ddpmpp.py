@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from errors import InputError
 from models.layers import (
+    check_labels,
     check_levels,
     divide_by_sigma,
     downsample,
@@ -201,8 +201,7 @@ class DDPMpp(nn.Module):
         Raises:
             InputError: if labels are given.
         """
-        if labels is not None:
-            raise InputError("this network (ddpmpp) has no classes: call it without labels")
+        check_labels(labels, self.num_classes)
         with full_precision(x):
             embedding = self.embed2(F.silu(self.embed1(self.fourier(torch.log(sigma)))))
 

@@ -91,6 +91,12 @@ def zero_init(layer: nn.Module) -> nn.Module:
     return layer
 
 
+def check_labels(labels: Tensor | None, num_classes: int) -> None:
+    """Raise InputError if labels are given to a network without classes."""
+    if labels is not None and not num_classes:
+        raise InputError("this network has no classes: call it without labels")
+
+
 def full_precision(x: Tensor) -> torch.autocast:
     """A context without autocast on the device of ``x``: embeddings of the noise level are not for half precision."""
     return torch.autocast(x.device.type, enabled=False)

@@ -10,6 +10,12 @@ from errors import InputError
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def check_precision(precision: str) -> None:
+    """Raise InputError unless ``precision`` is one of ``PRECISIONS``."""
+    if precision not in PRECISIONS:
+        raise InputError(f"precision={precision}: known are {', '.join(PRECISIONS)}")
+
+
 def in_precision(net: nn.Module, precision: str) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
     """``net`` under autocast to ``precision``: fp32 (the network itself), bf16 or fp16.
 
@@ -19,8 +25,7 @@ def in_precision(net: nn.Module, precision: str) -> Callable[[Tensor, Tensor, Te
     Raises:
         InputError: for another precision.
     """
-    if precision not in PRECISIONS:
-        raise InputError(f"precision={precision}: known are {', '.join(PRECISIONS)}")
+    check_precision(precision)
     if precision == "fp32":
         return net
 

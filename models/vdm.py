@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from errors import InputError
-from models.layers import PixelAttention, divide_by_sigma, full_precision, group_norm, zero_init
+from models.layers import PixelAttention, check_labels, divide_by_sigma, full_precision, group_norm, zero_init
 
 EPS = 1e-6  # of every group normalisation
 
@@ -137,8 +137,7 @@ class VDM(nn.Module):
         Raises:
             InputError: if labels are given.
         """
-        if labels is not None:
-            raise InputError("this network (vdm) has no classes: call it without labels")
+        check_labels(labels, self.num_classes)
         with full_precision(x):
             embedding = self.embed(sigma)
 

@@ -5,7 +5,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from checks import number
 from errors import InputError
-from models.precision import PRECISIONS
+from models.precision import check_precision
 
 OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
 
@@ -50,8 +50,7 @@ def check_options(cfg: DictConfig) -> None:
     for key in ("optim.beta1", "optim.beta2"):
         if OmegaConf.select(cfg, key) == 1:
             raise InputError(f"{key}=1 never forgets: need less than 1")
-    if cfg.precision not in PRECISIONS:
-        raise InputError(f"precision={cfg.precision}: known are {', '.join(PRECISIONS)}")
+    check_precision(cfg.precision)
     if cfg.optim.optimizer not in OPTIMIZERS:
         raise InputError(f"optim.optimizer={cfg.optim.optimizer}: known are {', '.join(OPTIMIZERS)}")
     if cfg.ngpus != 1:
