@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from errors import CleanError, InputError
 from models.files import find_checkpoint, load_config, read_checkpoint
@@ -96,15 +96,14 @@ def published_checkpoint(
     shadows = [entry.convert(weights.averages[entry.ours]).contiguous() for entry in trained]
 
     # Our optimiser counts what is trained, in our order; theirs counts all parameters, in their order.
-    ours = [name for name, p in parameters.items() if p.requires_grad]
+    place = {name: i for i, name in enumerate(name for name, p in parameters.items() if p.requires_grad)}
     state, groups = checkpoint["optimizer"]["state"], checkpoint["optimizer"]["param_groups"]
     moments = {}
     for index, entry in enumerate(present):
-        if entry in trained and ours.index(entry.ours) in state:
-            shape = parameters[entry.ours].shape
+        if entry.ours in place:
             moments[index] = {
-                key: entry.convert(value).contiguous() if isinstance(value, Tensor) and value.shape == shape else value
-                for key, value in state[ours.index(entry.ours)].items()
+                key: entry.convert(value).contiguous() if value.ndim else value  # moments, and the count of steps
+                for key, value in state[place[entry.ours]].items()
             }
     group = {**groups[0], "params": list(range(len(present)))}
 

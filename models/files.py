@@ -55,7 +55,7 @@ def parse_config(text: str, path: Path) -> DictConfig:
         raise InputError(f"{path} holds an interpolation, ${{...}}: write the value itself")
     try:
         return OmegaConf.create(from_published(values))
-    except InputError as error:
+    except (InputError, TypeError) as error:
         raise InputError(f"{path}: {error}") from error
 
 

@@ -36,6 +36,7 @@ def load_pretrained(
         cfg, averages = read_safetensors(path)
         net = build_shapes(cfg, path)
         check_tensors(averages, dict(net.named_parameters()), path)
+        averages = {name: tensor.to(torch.float32) for name, tensor in averages.items()}
     else:
         cfg = load_config(run_dir)
         net = build_shapes(cfg, run_dir / ".hydra/config.yaml")

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf, open_dict
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from errors import InputError
 from models import create_model, load_pretrained
@@ -42,6 +43,24 @@ def test_a_published_run_gives_the_published_score():
     assert np.abs(score - golden["score"]).max() <= 2e-6 * np.abs(golden["score"]).max()
     assert not net.training and not any(p.requires_grad for p in net.parameters())
     assert (cfg.model.name, cfg.data.dataset, cfg.data.classes) == ("ddpmpp", "cifar10", False)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("sde.num_scales", 10**12, r"sde\.num_scales=1000000000000"),
+        ("sde.num_scales", "many", "not a checkpoint of a run"),
+        ("model.name", ["ncsnpp"], "known are ddpmpp, vdm, adm"),
+        ("model.nf", "wide", "model=ddpmpp"),
+        ("data", {"dataset": ["CIFAR10"], "image_size": 8, "num_channels": 3}, "unhashable"),
+    ],
+)
+def test_a_configuration_that_describes_no_network_is_refused(run, key, value, message):
+    cfg = OmegaConf.load(run / ".hydra/config.yaml")
+    OmegaConf.update(cfg, key, value, merge=False)
+    OmegaConf.save(cfg, run / ".hydra/config.yaml")
+    with pytest.raises(InputError, match=message):
+        load_pretrained(run)
 
 
 @pytest.mark.parametrize("network", SMALL)
@@ -206,6 +225,10 @@ def test_an_exported_file_holds_everything(trained, tmp_path):
     export(trained, path, "safetensors")
     (before, cfg), (after, cfg_after) = scores(trained), scores(path)
     assert torch.equal(before, after) and cfg_after == cfg
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    save_file({name: tensor.double() for name, tensor in load_file(path).items()}, path, metadata=metadata)
+    assert torch.equal(scores(path)[0], before)  # whatever numbers it holds, the network is float32
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(InputError, match=r"model\.safetensors cannot be read"):
         load_pretrained(path)
