@@ -49,7 +49,7 @@ def check_recorded(path: Path, sums: Path) -> str:
 
     Args:
         path: a file.
-        sums: in the format of ``sha256sum``; made if it does not exist, left alone until ``record``.
+        sums: in the format of ``sha256sum``; need not exist, and is only read.
 
     Returns:
         The line to record, empty if it is there already.
@@ -74,7 +74,10 @@ def unpack(path: Path, folder: Path) -> None:
 
     Raises:
         InputError: if a member would lie or point outside of it, or is neither file nor folder nor link.
+        DownloadError: if this Python is too old to tell.
     """
+    if not hasattr(tarfile, "data_filter"):
+        raise DownloadError(f"{path} stays packed: unpacking safely needs Python 3.11.4 or newer")
     try:
         with tarfile.open(path) as archive:
             archive.extractall(folder, filter="data")

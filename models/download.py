@@ -51,9 +51,9 @@ def download(name: str, folder: Path, mirror: str | None = None) -> Path:
         found = [path.parent.parent for path in Path(temporary).rglob(".hydra/config.yaml")]
         if len(found) != 1 or not list(found[0].glob("checkpoints/*.pth")):
             raise DownloadError(f"{archive} does not hold one model directory (.hydra/config.yaml, checkpoints/*.pth)")
+        with sums.open("a") as file:  # before the directory appears: one that is there has its sum recorded
+            file.write(line)
         found[0].rename(target)
-    with sums.open("a") as file:
-        file.write(line)
     if not placed:
         archive.unlink()
     print(f"{target} is ready")

@@ -107,6 +107,13 @@ def test_an_archive_that_differs_from_the_recorded_one_is_refused(mirror, tmp_pa
     assert not target.exists()
 
 
+def test_a_python_that_cannot_unpack_safely_does_not_unpack(mirror, tmp_path, monkeypatch):
+    monkeypatch.delattr(tarfile, "data_filter")
+    with pytest.raises(CleanError, match=r"needs Python 3\.11\.4"):
+        download("cifar10", tmp_path / "weights", mirror[1])
+    assert not (tmp_path / "weights/cifar10").exists()
+
+
 def test_an_archive_put_there_by_hand_is_used_and_kept(mirror, tmp_path):
     folder, _ = mirror
     (tmp_path / "weights").mkdir()
