@@ -83,8 +83,10 @@ def test_small_networks_compute_what_the_published_ones_do(network):
     x, sigma, labels = (torch.tensor(golden[key]) for key in ("x", "sigma", "labels"))
     score = net(x, sigma, labels if net.num_classes else None).detach().numpy()
     assert np.abs(score - golden["score"]).max() <= 2e-6 * np.abs(golden["score"]).max()
-    for image, reference in zip(score, golden["score"], strict=True):
-        assert np.linalg.norm(image - reference) <= 2e-6 * np.linalg.norm(reference)
+    errors = [np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in zip(score, golden["score"], strict=True)]
+    largest = np.abs(score - golden["score"]).max() / np.abs(golden["score"]).max()
+    print(f"{network} against published: of an image {max(errors):.1e}, of the largest deviation {largest:.1e}")
+    assert max(errors) <= 2e-6
 
 
 @pytest.mark.parametrize("network", SMALL)
@@ -166,8 +168,9 @@ def test_double_precision_agrees_with_single(network):
     net = with_published_weights(network)
     x, sigma = torch.rand(4, 3, 16, 16), torch.tensor([0.01, 0.1, 1.0, 5.0])
     single, double = net(x, sigma), net.double()(x.double(), sigma.double())
-    for one, reference in zip(single.double(), double, strict=True):
-        assert (one - reference).norm() < 1e-5 * reference.norm()
+    errors = ((single.double() - double).flatten(1).norm(dim=1) / double.flatten(1).norm(dim=1)).tolist()
+    print(f"{network}, float32 against float64: {max(errors):.1e}")
+    assert max(errors) < 1e-5
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
