@@ -71,3 +71,17 @@ def choose_device(device: str) -> torch.device:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(device)
+
+
+def choose_devices(device: str, ngpus: int) -> list[torch.device]:
+    """The device of each of ``ngpus`` processes: the first GPUs, or the CPU for all.
+
+    Raises:
+        InputError: as ``choose_device``, or for more GPUs than there are.
+    """
+    kind = choose_device(device)
+    if kind.type == "cpu":
+        return [kind] * ngpus
+    if ngpus > torch.cuda.device_count():
+        raise InputError(f"ngpus={ngpus}, but torch sees {torch.cuda.device_count()} GPUs here")
+    return [torch.device("cuda", index) for index in range(ngpus)]

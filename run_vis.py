@@ -3,60 +3,47 @@
 import logging
 from pathlib import Path
 
-import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from checks import number
-from doors import choose_device, door
+from doors import choose_devices, door
 from errors import InputError
-from models import in_precision, load_pretrained
-from sampling import create_sampler, guided_score
-from sampling.images import save_grid, to_uint8
-from sampling.labels import choose_labels
-from sde import ReflectedVE
-from training.seeds import Stream, derived_seed
+from evaluation.drawing import Artist, draw_rounds
+from evaluation.images_dir import missing_rounds, open_images, save_round
+from models.files import find_checkpoint
 
 log = logging.getLogger(__name__)
 
 
 @door("vis")
 def main(cfg: DictConfig) -> None:
-    """Write ``images/samples_R.png`` and ``.npz`` (samples, labels) for each round R to the output directory."""
+    """Write ``images/samples_R.png`` and ``.npz`` (samples, labels) for each round R to the output directory.
+
+    The same command with the same ``hydra.run.dir`` draws the rounds that are not there yet.
+    """
     if OmegaConf.is_missing(cfg, "load_dir"):
         raise InputError("load_dir is missing: say load_dir=RUN, a directory that run_train.py wrote")
-    for key in ("eval.batch_size", "eval.rounds"):
+    for key in ("eval.batch_size", "eval.rounds", "ngpus"):
         number(cfg, key, low=1, integer=True)
     number(cfg, "seed", low=0, integer=True)
     number(cfg, "w")
-    device = choose_device(cfg.device)
-    net, run = load_pretrained(cfg.load_dir, cfg.eval.ckpt, device)
-    score_net = in_precision(net, cfg.precision)
-    sde = ReflectedVE(run.sde.sigma_min, run.sde.sigma_max, run.sde.num_scales)
-    sampler = create_sampler(cfg.sampling, sde)
-    shape = (cfg.eval.batch_size, run.data.num_channels, run.data.image_size, run.data.image_size)
+    devices = choose_devices(cfg.device, cfg.ngpus)
+    # with several processes this one only looks whether everything is as it should be
+    artist = Artist(cfg, devices[0] if len(devices) == 1 else torch.device("cpu"))
+    if Path(cfg.load_dir).is_dir():
+        cfg.eval.ckpt = int(find_checkpoint(cfg.load_dir, cfg.eval.ckpt).stem.split("_")[1])
 
     folder = Path(HydraConfig.get().runtime.output_dir) / "images"
-    if folder.exists():
-        raise InputError(f"{folder} exists: choose another hydra.run.dir, or leave it to the default, a new directory")
-    folder.mkdir(parents=True)
-    OmegaConf.save(cfg, folder / "vis.yaml")
-    with logging_redirect_tqdm(), tqdm(total=cfg.eval.rounds * sampler.num_steps, unit="step", disable=None) as bar:
-        for r in range(cfg.eval.rounds):
-            generator = torch.Generator(device).manual_seed(derived_seed(cfg.seed, Stream.SAMPLE, r))
-            labels, columns = choose_labels(cfg.label, cfg.w, shape[0], net.num_classes, generator)
-            x_init = sde.prior_sample(shape, generator, device)
-            samples = sampler(guided_score(score_net, labels, cfg.w), x_init, generator, on_step=bar.update).samples
-
-            arrays = {"samples": to_uint8(samples)}
-            save_grid(samples, folder / f"samples_{r}.png", columns)
-            if labels is not None:
-                arrays["labels"] = labels.cpu().numpy()
-            np.savez_compressed(folder / f"samples_{r}.npz", **arrays)
-            log.info("round %d of %d: %d images in %s", r + 1, cfg.eval.rounds, shape[0], folder / f"samples_{r}.png")
+    with open_images(folder, cfg), logging_redirect_tqdm():
+        rounds = missing_rounds(folder, cfg.eval.rounds)
+        log.info("%d of %d rounds to draw in %s", len(rounds), cfg.eval.rounds, folder)
+        columns = len(artist.classes) if len(artist.classes) > 1 else None
+        for r, drawn in draw_rounds(artist, rounds, cfg.eval.batch_size, devices):
+            path = save_round(folder, r, drawn, columns, cfg.eval.save_images)
+            log.info("round %d: %d images, %d evaluations each, in %s", r, len(drawn.pixels), drawn.nfe, path)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,6 @@
 
 from models.create import create_model
 from models.precision import in_precision
-from models.pretrained import load_pretrained
+from models.pretrained import load_denoiser, load_pretrained
 
-__all__ = ["create_model", "in_precision", "load_pretrained"]
+__all__ = ["create_model", "in_precision", "load_denoiser", "load_pretrained"]

@@ -46,6 +46,29 @@ def load_pretrained(
     return net.to(device).eval().requires_grad_(False), cfg
 
 
+def load_denoiser(run_dir: str | Path, device: torch.device | str = "cpu") -> tuple[nn.Module, DictConfig, bool]:
+    """A network to denoise with: the last of a run, as ``load_pretrained`` gives it, or the published denoiser.
+
+    Args:
+        run_dir: a run, or the published denoiser, whose one file is ``checkpoints/checkpoint.pth`` and whose network
+            returns the noise of an image; its weights are those trained, not their average.
+        device: where the network goes.
+
+    Returns:
+        The network, its configuration, and whether it is the published denoiser.
+
+    Raises:
+        InputError: naming the file, if one is missing, damaged, or does not fit the configuration.
+    """
+    path = Path(run_dir) / "checkpoints/checkpoint.pth"
+    if not path.is_file():
+        return *load_pretrained(run_dir, device=device), False
+    cfg = load_config(Path(run_dir))
+    net = build_shapes(cfg, Path(run_dir) / ".hydra/config.yaml")
+    net.load_state_dict(read_weights(net, cfg, read_checkpoint(path), path, averaged=False).model, assign=True)
+    return net.to(device).eval().requires_grad_(False), cfg, True
+
+
 def build_shapes(cfg: DictConfig, path: Path) -> nn.Module:
     """The network that a loaded configuration describes, without memory for its weights.
 
@@ -74,7 +97,9 @@ class Weights:
     published: bool
 
 
-def read_weights(net: nn.Module, cfg: DictConfig, checkpoint: Mapping[str, Any], path: Path) -> Weights:
+def read_weights(
+    net: nn.Module, cfg: DictConfig, checkpoint: Mapping[str, Any], path: Path, averaged: bool = True
+) -> Weights:
     """The weights of ``net`` out of a checkpoint in our layout or the published one.
 
     Args:
@@ -82,13 +107,14 @@ def read_weights(net: nn.Module, cfg: DictConfig, checkpoint: Mapping[str, Any],
         cfg: its configuration.
         checkpoint: as ``read_checkpoint`` returns it, with ``model`` and ``ema.shadow_params``.
         path: of the checkpoint, for errors.
+        averaged: whether there are averages; without, those of the result are the weights as trained.
 
     Raises:
         InputError: naming the tensor that is missing, too many or misshapen.
     """
     parameters = dict(net.named_parameters())
     try:
-        stored, shadows = checkpoint["model"], checkpoint["ema"]["shadow_params"]
+        stored, shadows = checkpoint["model"], checkpoint["ema"]["shadow_params"] if averaged else []
         table = published_tensors(net, cfg.sde)
         published = len(stored.keys() & parameters.keys()) < len(stored.keys() & {entry.name for entry in table})
     except InputError:
@@ -107,7 +133,7 @@ def read_weights(net: nn.Module, cfg: DictConfig, checkpoint: Mapping[str, Any],
         if name != "sigmas" and not torch.equal(stored[name].double(), constant.double()):
             raise InputError(f"{path}: {name} does not hold the values of this network")
 
-    trained = [entry for entry in weights if parameters[entry.ours].requires_grad]
+    trained = [entry for entry in weights if parameters[entry.ours].requires_grad] if averaged else []
     if not isinstance(shadows, Sequence) or len(shadows) != len(trained):
         found = len(shadows) if isinstance(shadows, Sequence) else type(shadows).__name__
         raise InputError(f"{path}: ema.shadow_params holds {found} tensors, the network has {len(trained)} to average")

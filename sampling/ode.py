@@ -1,14 +1,15 @@
 """Sampling by the probability-flow ODE (Song et al. 2021) on the cube, with step sizes of each image's own."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
 
 from errors import CleanError, InputError
-from sampling.base import Samples, ScoreFn
+from sampling.base import TRAJECTORY_IMAGES, Samples, ScoreFn, check_trajectory
+from sampling.unfolded import unfolded_score
 from sde import ReflectedVE, cube
 
 # Dormand & Prince (1980), order 5 with an embedded order 4; the last stage is the first one of the next step.
@@ -39,20 +40,33 @@ class ProbabilityFlow:
     Args:
         sde: the process.
         rtol, atol: error of a step, root mean square over the coordinates of an image, at most atol + rtol |y|.
+        moll: None, or the mollifier of the published code, which multiplies the drift by
+            exp((4 - 1 / (x (1 - x))) / moll) in each coordinate: another flow, with other marginals, for reproducing
+            its pictures (there 200).
+        side_eps: the start is brought into [side_eps, 1 - side_eps] (with its mollifier the published code has 0.01).
+        trajectory: moments to keep, at most.
 
     Raises:
         InputError: for a number out of range.
     """
 
     sde: ReflectedVE
-    rtol: float = 1e-5
-    atol: float = 1e-5
+    rtol: float = 1e-6
+    atol: float = 1e-6
+    moll: float | None = None
+    side_eps: float = 0.0
+    trajectory: int = 0
 
     def __post_init__(self) -> None:
-        for key in ("rtol", "atol"):
+        for key in ("rtol", "atol", "moll"):
             value = getattr(self, key)
+            if key == "moll" and value is None:
+                continue
             if isinstance(value, bool) or not (isinstance(value, int | float) and 0 < value < math.inf):
-                raise InputError(f"sampling.{key}={value}: need a positive number")
+                raise InputError(f"sampling.{key}={value}: need a positive number{', or null' * (key == 'moll')}")
+        if isinstance(self.side_eps, bool) or not (isinstance(self.side_eps, int | float) and 0 <= self.side_eps < 0.5):
+            raise InputError(f"sampling.side_eps={self.side_eps}: need a number, at least 0 and below 0.5")
+        check_trajectory(self.trajectory)
 
     @property
     def num_steps(self) -> int:
@@ -64,7 +78,7 @@ class ProbabilityFlow:
         self,
         score_fn: ScoreFn,
         x_init: Tensor,
-        generator: Generator | None = None,
+        generator: Generator | Sequence[Generator] | None = None,
         on_step: Callable[[], object] | None = None,
     ) -> Samples:
         """Carry ``x_init`` from sigma_max to sigma_min (arguments as for ``Sampler``; the flow has no noise).
@@ -78,11 +92,15 @@ class ProbabilityFlow:
             """dy for a unit of the way, at the share ``done`` (B,) of it."""
             t = 1.0 - done
             rate = 0.5 * self.sde.diffusion(t).square()
-            turned = torch.where(torch.remainder(y, 2.0) > 1.0, -1.0, 1.0).to(y.dtype)
-            score = score_fn(cube.reflect(y), self.sde.sigma(t).to(y.dtype))
-            return rate.to(y.dtype).reshape(per_image) * turned * score
+            slope = rate.to(y.dtype).reshape(per_image) * unfolded_score(score_fn, y, self.sde.sigma(t))
+            if self.moll is not None:
+                x = cube.reflect(y)
+                slope = slope * ((4.0 - 1.0 / (x * (1.0 - x))) / self.moll).exp()
+            return slope
 
-        y = x_init
+        y = self.side_eps + (1.0 - 2.0 * self.side_eps) * x_init if self.side_eps else x_init
+        marks = torch.linspace(0.0, 1.0, self.trajectory, dtype=torch.float64, device=y.device)
+        followed = y[None, :TRAJECTORY_IMAGES].repeat(self.trajectory, *[1] * y.ndim)
         done = torch.zeros(len(y), dtype=torch.float64, device=y.device)
         step = torch.full_like(done, FIRST_STEP)
         slope, nfe, reported = field(done, y), 1, 0
@@ -101,14 +119,40 @@ class ProbabilityFlow:
             if not norm.isfinite().all():
                 raise CleanError("the score is not finite: try a smaller w, or precision=fp32")
             accepted = (norm <= 1.0) | (h <= SMALLEST_STEP)
-            done = torch.where(accepted, torch.where(h < left, done + h, 1.0), done)
+            before, done = done, torch.where(accepted, torch.where(h < left, done + h, 1.0), done)
+            if self.trajectory:
+                _follow(followed, marks, (before, done), (y, new), (scale * slope, scale * slopes[-1]))
             y = torch.where(accepted.reshape(per_image), new, y)
             slope = torch.where(accepted.reshape(per_image), slopes[-1], slope)
             step = (h * (0.9 * norm.clamp(min=1e-10) ** -0.2).clamp(0.2, 5.0)).clamp(min=SMALLEST_STEP)
 
             if on_step is not None:
-                progress = int(done.min().item() * self.num_steps)
-                for _ in range(reported, progress):
+                reached = int(done.min().item() * self.num_steps)
+                for _ in range(reported, reached):
                     on_step()
-                reported = progress
-        return Samples(cube.reflect(y), nfe)
+                reported = reached
+        samples = cube.reflect(y)
+        if self.trajectory:
+            followed[-1] = samples[:TRAJECTORY_IMAGES]
+        return Samples(samples, nfe, followed if self.trajectory else None)
+
+
+def _follow(
+    followed: Tensor,
+    marks: Tensor,
+    times: tuple[Tensor, Tensor],
+    ends: tuple[Tensor, Tensor],
+    rises: tuple[Tensor, Tensor],
+) -> None:
+    """Write into ``followed`` (K, n, ...) where the first n images were when a step led them past each of the K marks.
+
+    On the cubic through both ends of the step with their slopes, ``rises`` (Hermite); the samples do not depend on it.
+    """
+    n = followed.shape[1]
+    (before, done), (y, new), (rise, rise_new) = ([z[:n] for z in pair] for pair in (times, ends, rises))
+    per_image = (-1,) + (1,) * (y.ndim - 1)
+    for k, mark in enumerate(marks):
+        passed = (before < mark) & (mark <= done)
+        s = ((mark - before) / (done - before).clamp(min=SMALLEST_STEP)).to(y.dtype).reshape(per_image)
+        cubic = y + s * s * (3 - 2 * s) * (new - y) + s * (1 - s) * ((1 - s) * rise - s * rise_new)
+        followed[k] = torch.where(passed.reshape(per_image), cube.reflect(cubic), followed[k])

@@ -18,8 +18,9 @@ class FinitePoints:
     def score(self, x: Tensor, sigma: Tensor) -> Tensor:
         """d/dx log sum_k w_k p(x | point_k, sigma), for x (B, D) and sigma (B,); x must be in the cube."""
         assert x.min() >= 0.0 and x.max() <= 1.0, "evaluated outside the cube"
-        logs = heat_kernel.log_density(x[:, None], self.points[None], sigma).sum(-1) + self.weights.log()
-        scores = heat_kernel.score(x[:, None], self.points[None], sigma)
+        points = self.points.to(x.dtype)
+        logs = heat_kernel.log_density(x[:, None], points[None], sigma).sum(-1) + self.weights.to(x.dtype).log()
+        scores = heat_kernel.score(x[:, None], points[None], sigma)
         return (logs.softmax(1)[..., None] * scores).sum(1)
 
     def shares(self, x: Tensor) -> Tensor:
@@ -30,8 +31,22 @@ class FinitePoints:
         """How many binomial standard errors the shares of ``x`` are from the weights, (K,)."""
         return (self.shares(x) - self.weights) / (self.weights * (1 - self.weights) / len(x)).sqrt()
 
+    def spread(self, x: Tensor) -> float:
+        """Root mean square distance of samples (B, D) from the nearest point, per coordinate."""
+        nearest = self.points[torch.cdist(x, self.points).argmin(1)]
+        return (x - nearest).square().mean().sqrt().item()
 
-FIVE_POINTS = FinitePoints(
-    torch.tensor([[0.0, 0.0], [1.0, 0.3], [0.5, 0.5], [0.2, 1.0], [0.8, 0.8]]),
-    torch.tensor([0.10, 0.15, 0.20, 0.25, 0.30]),
+
+WEIGHTS = torch.tensor([0.10, 0.15, 0.20, 0.25, 0.30])
+
+# two on faces, one in a corner
+FIVE_POINTS = FinitePoints(torch.tensor([[0.0, 0.0], [1.0, 0.3], [0.5, 0.5], [0.2, 1.0], [0.8, 0.8]]), WEIGHTS)
+# on faces, edges and corners only
+BOUNDARY = FinitePoints(
+    torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, 0.0], [0.4, 0.0, 1.0], [0.0, 0.7, 0.6], [1.0, 0.0, 0.5]]), WEIGHTS
 )
+# images of 8x8 in colour, a third of their values on the faces
+IMAGES = FinitePoints(
+    torch.rand(5, 192, generator=torch.Generator().manual_seed(0)).mul(1.5).sub(0.25).clamp(0.0, 1.0), WEIGHTS
+)
+TARGETS = {"points on faces and corners, 3-D": BOUNDARY, "2-D": FIVE_POINTS, "192-D": IMAGES}

@@ -2,15 +2,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy.integrate import cumulative_simpson
 
 from errors import CleanError, InputError
 from sampling import ProbabilityFlow, create_sampler, guided_score
-from sampling.images import save_grid, to_uint8
-from sampling.labels import choose_labels
-from sde import ReflectedVE, heat_kernel
+from sampling.images import save_each, save_grid, save_trajectory, to_uint8
+from sampling.labels import check_labels, labels_of
+from sampling.unfolded import noise_levels
+from sde import ReflectedVE
+from seeds import image_generators
 from tests.conftest import composed
-from tests.targets import FIVE_POINTS
+from tests.targets import FIVE_POINTS, FinitePoints
 
 SDE = ReflectedVE(0.01, 5.0)
 
@@ -25,65 +26,100 @@ def draw(sample, n=5000, seed=0):
     return sample(FIVE_POINTS.score, SDE.prior_sample((n, 2), generator), generator)
 
 
-@pytest.mark.parametrize("corrector", ["none", "langevin"])
-def test_component_shares_of_a_solvable_target(corrector):
-    """FIVE_POINTS.score itself asserts that it is never asked outside the cube."""
-    out = draw(sampler("sampling.steps=400", f"sampling.corrector={corrector}", "sampling.snr=0.1"))
-    assert FIVE_POINTS.standard_errors(out.samples).abs().max() < 4
-    assert out.samples.min() >= 0 and out.samples.max() <= 1
-    # What is left at the end is the noise of sigma_min around each point.
-    nearest = FIVE_POINTS.points[torch.cdist(out.samples, FIVE_POINTS.points).argmin(1)]
-    spread = (out.samples - nearest).square().mean().sqrt().item()
-    assert spread == pytest.approx(0.01, rel=0.05)
-
-
-def test_clipping_stays_inside_but_is_not_the_reflected_process():
-    out = draw(sampler("sampling.steps=100", "sampling.boundary=clip"))
-    assert out.samples.min() >= 0 and out.samples.max() <= 1
-    assert FIVE_POINTS.standard_errors(out.samples).abs().max() > 4
-
-
 def test_mean_denoiser_leaves_out_the_last_noise_only():
-    noisy, clean = (draw(sampler("sampling.steps=400", f"sampling.denoiser={d}")) for d in ("none", "mean"))
+    noisy, clean = (draw(sampler("sampling.steps=100", f"sampling.denoiser={d}")) for d in ("none", "mean"))
     step = (noisy.samples - clean.samples).square().mean().sqrt().item()
-    variance = 0.01**2 * (500 ** (2 / 400) - 1)
+    variance = 0.01**2 * (500 ** (2 / 100) - 1)
     assert step == pytest.approx(variance**0.5, rel=0.05)
-    assert noisy.nfe == clean.nfe == 400
+    assert noisy.nfe == clean.nfe == 100
 
 
-def test_the_flow_hits_a_solvable_target_and_does_not_depend_on_the_batch():
-    """FIVE_POINTS.score itself asserts that it is never asked outside the cube."""
-    flow = sampler("sampling.method=ode")
+@pytest.mark.parametrize("method", ["pc", "ode", "heun", "multistep"])
+def test_an_image_does_not_depend_on_its_batch(method):
+    sample = sampler(f"sampling.method={method}", "sampling.steps=20", "sampling.corrector=langevin")
+    results = []
+    for n in (9, 4):
+        generators = image_generators(7, range(n))
+        x_init = torch.stack([SDE.prior_sample((2,), g) for g in generators])
+        results.append(sample(FIVE_POINTS.score, x_init, generators).samples)
+    assert torch.equal(results[0][:4], results[1])
+    assert len(results[0].unique(dim=0)) == 9
+
+
+@pytest.mark.parametrize(("method", "nfe"), [("ode", None), ("heun", 40), ("multistep", 20)])
+def test_the_flow_is_followed_from_end_to_end(method, nfe):
     calls, steps = [], []
 
     def score_fn(x, sigma):
         calls.append(sigma)
         return FIVE_POINTS.score(x, sigma)
 
-    x_init = SDE.prior_sample((5000, 2), torch.Generator().manual_seed(0))
-    out = flow(score_fn, x_init, on_step=lambda: steps.append(1))
-    assert FIVE_POINTS.standard_errors(out.samples).abs().max() < 4
-    nearest = FIVE_POINTS.points[torch.cdist(out.samples, FIVE_POINTS.points).argmin(1)]
-    assert (out.samples - nearest).square().mean().sqrt().item() == pytest.approx(0.01, rel=0.05)
-    assert out.nfe == len(calls) and len(steps) == flow.num_steps
-    assert torch.stack(calls).min().item() == pytest.approx(0.01) and calls[0].tolist() == pytest.approx([5.0] * 5000)
-    few = flow(FIVE_POINTS.score, x_init[:7]).samples
-    assert torch.equal(few, out.samples[:7])
+    flow = sampler(f"sampling.method={method}")
+    out = flow(score_fn, SDE.prior_sample((50, 2)), on_step=lambda: steps.append(1))
+    levels = torch.stack(calls)
+    assert out.nfe == len(calls) == (nfe or len(calls)) and len(steps) == flow.num_steps
+    assert calls[0].tolist() == pytest.approx([5.0 if method == "ode" else 1.5] * 50)
+    lowest = 0.01 if method != "multistep" else noise_levels(SDE, 20)[-2]
+    assert levels.min().item() == pytest.approx(lowest, rel=1e-5)
 
 
-def test_the_flow_solves_the_equation_to_its_tolerance():
-    """One point in one dimension: the flow keeps the distribution function, so that the end is known exactly."""
-    sigma_max, start, point = 0.2, torch.linspace(0.05, 0.95, 19, dtype=torch.float64)[:, None], 0.3
-    sde = ReflectedVE(0.01, sigma_max)
+def test_noise_levels_of_few_steps():
+    levels = noise_levels(SDE, 10)
+    assert len(levels) == 11 and levels[0] == pytest.approx(1.5) and levels[-1] == pytest.approx(0.01)
+    np.testing.assert_allclose(np.diff(np.power(levels, 1 / 7)), (0.01 ** (1 / 7) - 1.5 ** (1 / 7)) / 10, rtol=1e-9)
+    assert noise_levels(ReflectedVE(0.1, 0.7), 3)[0] == pytest.approx(0.7)
+    assert noise_levels(ReflectedVE(2.0, 5.0), 3)[0] == pytest.approx(5.0)
 
-    def distribution(x, sigma):
-        grid = torch.linspace(0, 1, 200_001, dtype=torch.float64)[None]
-        density = heat_kernel.log_density(grid, torch.full_like(grid, point), sigma).exp()[0]
-        return np.interp(x.flatten(), grid[0], cumulative_simpson(density.numpy(), dx=5e-6, initial=0.0))
 
-    flow = ProbabilityFlow(sde, 1e-9, 1e-9)
-    end = flow(lambda x, sigma: heat_kernel.score(x, torch.full_like(x, point), sigma), start).samples
-    np.testing.assert_allclose(distribution(end, 0.01), distribution(start, sigma_max), atol=1e-6)
+@pytest.mark.parametrize("method", ["pc", "ode", "heun", "multistep"])
+def test_a_trajectory_leads_from_the_start_to_the_samples(method):
+    """The moments of the flow are its solutions when it ends there; and asking for them changes no sample."""
+    x_init = SDE.prior_sample((10, 2), torch.Generator().manual_seed(0))
+    plain, traced = (
+        sampler(f"sampling.method={method}", "sampling.steps=8", f"sampling.trajectory={k}")(
+            FIVE_POINTS.score, x_init, torch.Generator().manual_seed(1)
+        )
+        for k in (0, 5)
+    )
+    assert plain.trajectory is None and torch.equal(plain.samples, traced.samples)
+    assert traced.trajectory.shape == (5, 8, 2)
+    assert torch.equal(traced.trajectory[0], x_init[:8]) and torch.equal(traced.trajectory[-1], traced.samples[:8])
+    if method == "ode":
+        for k in (1, 2, 3):
+            there = ProbabilityFlow(ReflectedVE(SDE.sigma(torch.tensor(1 - k / 4)).item(), 5.0))
+            x = there(FIVE_POINTS.score, x_init).samples[:8]
+            assert (traced.trajectory[k] - x).abs().max() < 5e-4
+
+
+def test_a_trajectory_has_no_more_moments_than_there_are_steps():
+    out = sampler("sampling.steps=3", "sampling.trajectory=9")(lambda x, _: 0 * x, torch.rand(2, 1, 4, 4))
+    assert out.trajectory.shape == (4, 2, 1, 4, 4)
+
+
+@pytest.mark.parametrize("method", ["ode", "heun", "multistep"])
+def test_mean_denoiser_of_the_flows_is_the_posterior_mean(method):
+    point = FinitePoints(torch.tensor([[0.0, 0.4, 1.0]]), torch.ones(1))
+    x_init = torch.rand(6, 3)
+    noisy, clean = (
+        sampler(f"sampling.method={method}", "sampling.trajectory=3", f"sampling.denoiser={d}")(point.score, x_init)
+        for d in ("none", "mean")
+    )
+    assert (noisy.samples - point.points).abs().max() > 1e-3
+    assert (clean.samples - point.points).abs().max() < 1e-6
+    assert clean.nfe == noisy.nfe + 1 and torch.equal(clean.trajectory[-1], clean.samples)
+
+
+@pytest.mark.parametrize("method", ["pc", "ode", "heun", "multistep"])
+def test_network_denoiser_has_the_last_word(method):
+    cfg = composed("load_dir=x", f"sampling.method={method}", "sampling.denoiser=network", name="vis").sampling
+    x_init = torch.rand(3, 2)
+    out = create_sampler(cfg, SDE, denoise=lambda x: x / 2)(FIVE_POINTS.score, x_init, torch.Generator().manual_seed(0))
+    cfg.denoiser = "none"
+    noisy = create_sampler(cfg, SDE)(FIVE_POINTS.score, x_init, torch.Generator().manual_seed(0))
+    assert torch.equal(out.samples, noisy.samples / 2) and out.nfe == noisy.nfe
+    cfg.denoiser = "network"
+    with pytest.raises(InputError, match="denoiser_path"):
+        create_sampler(cfg, SDE)
 
 
 def test_a_score_that_is_not_finite_ends_the_flow():
@@ -139,7 +175,7 @@ def test_the_start_is_honoured_and_a_seed_repeats():
     ("key", "value"),
     [
         ("method", "magic"),
-        ("predictor", "ancestral"),
+        ("predictor", "ddim"),
         ("corrector", "ald"),
         ("denoiser", "net"),
         ("boundary", "wrap"),
@@ -151,17 +187,18 @@ def test_the_start_is_honoured_and_a_seed_repeats():
         ("snr", "low"),
         ("rtol", 0),
         ("atol", "small"),
+        ("moll", 0),
+        ("side_eps", 0.5),
+        ("trajectory", 1),
+        ("trajectory", -2),
     ],
 )
 def test_bad_options_are_named(key, value):
     plus, name = "+" * key.startswith("+"), key.removeprefix("+")
     with pytest.raises(InputError, match=rf"sampling\.{name}"):
-        sampler(*["sampling.method=ode"] * (name in ("rtol", "atol")), f"{plus}sampling.{name}={value}")
-
-
-def test_the_flow_has_no_noise_to_leave_out():
-    with pytest.raises(InputError, match=r"sampling\.denoiser=mean"):
-        sampler("sampling.method=ode", "sampling.denoiser=mean")
+        sampler(
+            *["sampling.method=ode"] * (name in ("rtol", "atol", "moll", "side_eps")), f"{plus}sampling.{name}={value}"
+        )
 
 
 def test_guidance_is_the_stated_combination_in_one_call():
@@ -180,21 +217,24 @@ def test_guidance_is_the_stated_combination_in_one_call():
 
 
 def test_labels_to_draw():
-    generator = torch.Generator().manual_seed(0)
-    labels, columns = choose_labels(3, 1.0, 4, 10, generator)
-    assert labels.tolist() == [3] * 4 and columns is None
-    labels, columns = choose_labels([0, -1, 9], 0, 7, 10, generator)
-    assert labels.tolist() == [0, -1, 9, 0, -1, 9, 0] and columns == 3
-    labels, _ = choose_labels(None, 0, 1000, 10, generator)
-    assert labels.unique().tolist() == list(range(10))
-    assert choose_labels(None, 0, 5, 0, generator) == (None, None)
+    assert check_labels(3, 1.0, 10) == [3] and check_labels([0, -1, 9], 0, 10) == [0, -1, 9]
+    assert check_labels(None, 1.0, 10) == check_labels(None, 0, 0) == []
     for bad in (10, -2, "three", 3.0, True, []):
         with pytest.raises(InputError, match="label="):
-            choose_labels(bad, 0, 5, 10, generator)
+            check_labels(bad, 0, 10)
     with pytest.raises(InputError, match="label=1"):
-        choose_labels(1, 0, 5, 0, generator)
+        check_labels(1, 0, 0)
     with pytest.raises(InputError, match="w=2"):
-        choose_labels(None, 2, 5, 0, generator)
+        check_labels(None, 2, 0)
+
+
+def test_a_label_is_a_function_of_the_number_of_the_image():
+    assert labels_of(range(3, 9), [0, -1, 9], 10, seed=0).tolist() == [0, -1, 9, 0, -1, 9]
+    labels = labels_of(range(1000), [], 10, seed=0)
+    assert labels.unique().tolist() == list(range(10))
+    assert torch.equal(labels_of(range(500, 520), [], 10, seed=0), labels[500:520])
+    assert not torch.equal(labels_of(range(1000), [], 10, seed=1), labels)
+    assert labels_of(range(5), [], 0, seed=0) is None
 
 
 def test_samples_that_are_not_finite_are_no_picture():
@@ -209,7 +249,34 @@ def test_pictures(tmp_path):
     pixels = to_uint8(x)
     assert pixels.shape == (6, 8, 8, 1)
     assert pixels.max(axis=(1, 2, 3)).tolist() == [0, 0, 0, 0, 255, 128]
-    save_grid(x, tmp_path / "grid.png", columns=3)
+    save_grid(pixels, tmp_path / "grid.png", columns=3)
     picture = np.asarray(Image.open(tmp_path / "grid.png"))
     assert picture.shape == (2 * 42 + 2, 3 * 42 + 2, 3)  # 8 pixels enlarged to 40, and 2 between
     assert picture[44:84, 44:84].min() == 255  # image 4 is in the second row, second column
+    save_each(pixels, tmp_path / "single", first=10)
+    assert sorted(p.name for p in (tmp_path / "single").iterdir()) == [f"0000{n}.png" for n in range(10, 16)]
+    assert np.asarray(Image.open(tmp_path / "single/000015.png")).tolist() == [[[128] * 3] * 8] * 8
+
+
+def test_pictures_of_colours_and_of_other_numbers_of_channels(tmp_path):
+    colours = np.zeros((1, 50, 50, 3), np.uint8)
+    colours[..., 1] = 7
+    save_grid(colours, tmp_path / "c.png")
+    assert np.asarray(Image.open(tmp_path / "c.png"))[2:-2, 2:-2].reshape(-1, 3).tolist() == [[0, 7, 0]] * 2500
+    save_grid(np.stack([colours[..., 0], colours[..., 1] + 1], -1), tmp_path / "two.png")
+    assert np.asarray(Image.open(tmp_path / "two.png"))[2, 2].tolist() == [4, 4, 4]
+
+
+def test_a_trajectory_is_a_strip_and_an_animation(tmp_path):
+    moments = np.zeros((4, 3, 40, 40, 1), np.uint8)
+    moments[2, 1] = 255
+    save_trajectory(moments, tmp_path / "trajectory")
+    strip = np.asarray(Image.open(tmp_path / "trajectory.png"))
+    assert strip.shape == (3 * 42 + 2, 4 * 42 + 2, 3)
+    assert strip[44:84, 86:126].min() == 255 and strip[2:42].max() == 128  # the second image, at the third moment
+    animation = Image.open(tmp_path / "trajectory.gif")
+    durations = []
+    for frame in range(animation.n_frames):
+        animation.seek(frame)
+        durations.append(animation.info["duration"])
+    assert sum(durations) == 3 * 100 + 1500 and animation.info["loop"] == 0

@@ -52,6 +52,7 @@ def test_train_sample_resume_sample(script, tmp_path):
     images = one((tmp_path / "vis").glob("*/*/images"))
     assert str(images.relative_to(tmp_path)) in drawn.stderr
     assert sorted(p.name for p in images.iterdir()) == [
+        ".lock",
         *[f"samples_{r}.{e}" for r in (0, 1) for e in ("npz", "png")],
         "vis.yaml",
     ]

@@ -15,13 +15,13 @@ from datasets import load_images
 from errors import InputError, TrainingError
 from models import load_pretrained
 from models.files import find_checkpoint, load_config
+from seeds import Stream, derived_seed
 from tests.conftest import composed, tiny_config
 from training import checkpoint
 from training.ema import EMA
 from training.loop import create_state, drop_labels, train
 from training.options import check_options
 from training.run_dir import resumed_config
-from training.seeds import Stream, derived_seed
 
 CPU = torch.device("cpu")
 

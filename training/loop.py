@@ -16,14 +16,14 @@ from losses import score_matching_loss
 from models import create_model, in_precision
 from sampling import create_sampler, guided_score
 from sampling.guidance import NULL_LABEL
-from sampling.images import save_grid, to_uint8
+from sampling.images import save_grid, save_trajectory, to_uint8
 from sde import ReflectedVE
+from seeds import Stream, image_generators, seed_torch
 from training.checkpoint import Checkpoints, TrainState
 from training.ema import EMA
 from training.logs import Metrics, Window
 from training.options import check_options, create_optimizer
 from training.run_dir import open_run, write_config
-from training.seeds import Stream, seed_torch
 
 log = logging.getLogger(__name__)
 
@@ -165,15 +165,18 @@ def load_split(cfg: DictConfig, train: bool) -> Images:
 
 def draw_samples(network: nn.Module, sde: ReflectedVE, cfg: DictConfig, device: torch.device, folder: Path) -> None:
     """Draw ``eval.batch_size`` images, one class after the other, to ``sample_0.png`` and ``sample_0.npy``."""
-    seed_torch(cfg.seed, Stream.SAMPLE)  # the same noise at each snapshot
     n, classes = cfg.eval.batch_size, network.num_classes
     labels = torch.arange(n, device=device) % classes if classes else None
-    x_init = sde.prior_sample((n, cfg.data.num_channels, cfg.data.image_size, cfg.data.image_size), device=device)
+    generators = image_generators(cfg.seed, range(n), device)  # the same noise at each snapshot
+    shape = (cfg.data.num_channels, cfg.data.image_size, cfg.data.image_size)
+    x_init = torch.stack([sde.prior_sample(shape, generator, device) for generator in generators])
     score_fn = guided_score(in_precision(network, cfg.precision), labels)
-    samples = create_sampler(cfg.sampling, sde)(score_fn, x_init).samples
-    pixels = to_uint8(samples)
+    out = create_sampler(cfg.sampling, sde)(score_fn, x_init, generators)
+    pixels = to_uint8(out.samples)
     folder.mkdir(parents=True, exist_ok=True)
-    save_grid(samples, folder / "sample_0.png")
+    save_grid(pixels, folder / "sample_0.png")
+    if out.trajectory is not None:
+        save_trajectory(to_uint8(out.trajectory), folder / "trajectory")
     with open(folder / ".sample_0.tmp", "wb") as file:  # the array comes last and whole: its presence says done
         np.save(file, pixels)
     os.replace(folder / ".sample_0.tmp", folder / "sample_0.npy")

@@ -1,6 +1,5 @@
 """The directory of a run: its configuration, and whether it may be continued."""
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from errors import InputError
+from locks import exclusive
 from models.files import load_config
 
 IDENTITY = ("model", "data", "sde", "seed", "optim.optimizer")  # a change of these would make it another run
@@ -47,12 +47,7 @@ def open_run(run_dir: Path, cfg: DictConfig) -> Iterator[None]:
     Raises:
         InputError: naming the key, if the directory holds another run; or if another process holds it.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with open(run_dir / ".lock", "w") as lock:  # released by the system however the process ends
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{run_dir} is in use: another process trains there") from None
+    with exclusive(run_dir, "another process trains there"):
         _check_same_run(run_dir, cfg)
         yield
 

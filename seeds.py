@@ -1,9 +1,10 @@
-"""Where random numbers come from: each stream is a function of (seed, purpose, step)."""
+"""Where random numbers come from: each stream is a function of (seed, purpose, step or image)."""
 
 from enum import IntEnum
 
 import numpy as np
 import torch
+from torch import Generator
 
 
 class Stream(IntEnum):
@@ -13,6 +14,7 @@ class Stream(IntEnum):
     TRAIN = 1
     EVAL = 2
     SAMPLE = 3
+    LABEL = 4
 
 
 def derived_seed(seed: int, stream: Stream, step: int = 0) -> int:
@@ -23,3 +25,8 @@ def derived_seed(seed: int, stream: Stream, step: int = 0) -> int:
 def seed_torch(seed: int, stream: Stream, step: int = 0) -> None:
     """Make all that torch draws from here on a function of (seed, stream, step)."""
     torch.manual_seed(derived_seed(seed, stream, step))
+
+
+def image_generators(seed: int, images: range, device: torch.device | str = "cpu") -> list[Generator]:
+    """A generator for each image to draw: start and noise of image i are a function of (seed, i)."""
+    return [Generator(device).manual_seed(derived_seed(seed, Stream.SAMPLE, i)) for i in images]

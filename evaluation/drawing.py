@@ -1,0 +1,200 @@
+"""Drawing many images from a trained network: each a function of its own seed, in rounds, on one or more devices."""
+
+import queue
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing.sharedctypes import Synchronized
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+from torch import multiprocessing as mp
+from torch.multiprocessing.spawn import ProcessException
+from tqdm import tqdm
+
+from errors import CleanError, InputError
+from models import in_precision, load_denoiser, load_pretrained
+from sampling import create_sampler, guided_score
+from sampling.denoising import posterior_mean, without_noise
+from sampling.images import to_uint8
+from sampling.labels import check_labels, labels_of
+from sde import ReflectedVE
+from seeds import image_generators
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Some images.
+
+    Attributes:
+        pixels: uint8 (N, H, W, C).
+        labels: int64 (N,), or None for a network without classes.
+        trajectory: moments of the first images, uint8 (K, n, H, W, C), or None.
+        nfe: evaluations of the score for each image.
+    """
+
+    pixels: np.ndarray
+    labels: np.ndarray | None
+    trajectory: np.ndarray | None
+    nfe: int
+
+
+class Artist:
+    """Draws image number i as a function of (seed, i), from the network that a configuration of run_vis.py names.
+
+    Args:
+        cfg: ``load_dir``, ``eval.ckpt``, ``precision``, ``sampling``, ``denoiser_path``, ``label``, ``w``, ``seed``.
+        device: where.
+
+    Raises:
+        InputError: naming the key or file at fault.
+    """
+
+    def __init__(self, cfg: DictConfig, device: torch.device) -> None:
+        self.cfg, self.device = cfg, device
+        self.net, self.run = load_pretrained(cfg.load_dir, cfg.eval.ckpt, device)
+        self.score_net = in_precision(self.net, cfg.precision)
+        self.sde = ReflectedVE(self.run.sde.sigma_min, self.run.sde.sigma_max, self.run.sde.num_scales)
+        self.classes = check_labels(cfg.label, cfg.w, self.net.num_classes)
+        self.denoise = self._denoiser()
+        self.num_steps = create_sampler(cfg.sampling, self.sde, self.denoise).num_steps
+
+    def __call__(self, images: range, on_step: Callable[[], object] | None = None) -> Drawn:
+        """Draw the images with these numbers, all at once."""
+        labels = labels_of(images, self.classes, self.net.num_classes, self.cfg.seed)
+        labels = labels if labels is None else labels.to(self.device)
+        generators = image_generators(self.cfg.seed, images, self.device)
+        data = self.run.data
+        shape = (data.num_channels, data.image_size, data.image_size)
+        x_init = torch.stack([self.sde.prior_sample(shape, generator, self.device) for generator in generators])
+        denoise = None if self.denoise is None else lambda x: self.denoise(x, labels)
+        sampler = create_sampler(self.cfg.sampling, self.sde, denoise)
+        out = sampler(guided_score(self.score_net, labels, self.cfg.w), x_init, generators, on_step)
+        return Drawn(
+            to_uint8(out.samples),
+            None if labels is None else labels.cpu().numpy(),
+            None if out.trajectory is None else to_uint8(out.trajectory),
+            out.nfe,
+        )
+
+    def _denoiser(self) -> Callable[[Tensor, Tensor | None], Tensor] | None:
+        """What ``sampling.denoiser=network`` does to samples and their labels, if it is asked for."""
+        if self.cfg.sampling.denoiser != "network":
+            return None
+        path = self.cfg.denoiser_path
+        if path is None:
+            raise InputError("sampling.denoiser=network: denoiser_path is missing, a run or the published denoiser")
+        net, run, published = load_denoiser(path, self.device)
+        for key in ("image_size", "num_channels"):
+            if run.data[key] != self.run.data[key]:
+                raise InputError(
+                    f"denoiser_path={path} has data.{key}={run.data[key]}, load_dir has {self.run.data[key]}"
+                )
+        if net.num_classes not in (0, self.net.num_classes):
+            raise InputError(f"denoiser_path={path} has {net.num_classes} classes, load_dir {self.net.num_classes}")
+        denoising_net = in_precision(net, self.cfg.precision)
+        if published:
+            return lambda x, _: without_noise(denoising_net, x)
+        sigma = self.sde.sigma_min
+        if not run.sde.sigma_min <= sigma <= run.sde.sigma_max:
+            raise InputError(
+                f"denoiser_path={path} knows noise from {run.sde.sigma_min} to {run.sde.sigma_max}, not the "
+                f"sde.sigma_min={sigma} that is left here"
+            )
+        return lambda x, labels: posterior_mean(
+            guided_score(denoising_net, labels if net.num_classes else None), x, sigma
+        )
+
+
+def draw_rounds(
+    artist: Artist, rounds: list[int], batch_size: int, devices: list[torch.device]
+) -> Iterator[tuple[int, Drawn]]:
+    """Draw rounds of ``batch_size`` images, round r the images from r batch_size on, with a progress bar.
+
+    Args:
+        artist: who draws; if there are several devices, a process for each makes one of its own like it.
+        rounds: their numbers.
+        devices: which share every round among them.
+
+    Yields:
+        Each round and its images, in order.
+
+    Raises:
+        CleanError: if a process fails.
+    """
+    with tqdm(total=len(rounds) * artist.num_steps, unit="step", disable=None) as bar:
+        if len(devices) == 1:
+            for r in rounds:
+                yield r, artist(range(r * batch_size, (r + 1) * batch_size), bar.update)
+        else:
+            yield from _draw_together(artist.cfg, rounds, batch_size, devices[:batch_size], bar)
+
+
+def _draw_together(
+    cfg: DictConfig, rounds: list[int], batch_size: int, devices: list[torch.device], bar: tqdm
+) -> Iterator[tuple[int, Drawn]]:
+    context = mp.get_context("spawn")
+    results, steps = context.Queue(), context.Value("q", 0)
+    shared = (cfg, devices, rounds, batch_size, results, steps)
+    # with join=False, a process that fails ends the others, and its traceback comes with the error
+    workers = mp.start_processes(_draw_share, shared, len(devices), join=False, start_method="spawn")
+    try:
+        parts: dict[int, dict[int, Drawn]] = {r: {} for r in rounds}
+        for r in rounds:
+            while len(parts[r]) < len(devices):
+                try:
+                    number, rank, drawn = results.get(timeout=0.2)
+                except queue.Empty:
+                    workers.join(timeout=0)
+                else:
+                    if isinstance(drawn, CleanError):
+                        raise drawn
+                    parts[number][rank] = drawn
+                bar.update(steps.value - bar.n)
+            yield r, _joined([parts[r][rank] for rank in range(len(devices))])
+            del parts[r]
+    except ProcessException as error:
+        raise CleanError(f"a process that draws has ended: {error}") from error
+    finally:
+        for process in workers.processes:
+            process.kill()
+
+
+def _draw_share(
+    rank: int,
+    cfg: DictConfig,
+    devices: list[torch.device],
+    rounds: list[int],
+    batch_size: int,
+    results: mp.Queue,
+    steps: Synchronized,
+) -> None:
+    """What one process draws of every round: its even share of the images, in the order of the ranks."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt reaches the parent too, which ends this process
+    n = len(devices)
+    if devices[rank].type == "cpu":
+        torch.set_num_threads(max(1, torch.get_num_threads() // n))
+
+    def on_step() -> None:
+        if rank == 0:  # whose steps stand for all
+            steps.value += 1
+
+    try:
+        artist = Artist(cfg, devices[rank])
+        for r in rounds:
+            first, stop = (r * batch_size + batch_size * k // n for k in (rank, rank + 1))
+            results.put((r, rank, artist(range(first, stop), on_step)))
+    except CleanError as error:
+        results.put((rounds[0], rank, error))
+
+
+def _joined(parts: list[Drawn]) -> Drawn:
+    """One round out of the shares of the processes."""
+    return Drawn(
+        np.concatenate([part.pixels for part in parts]),
+        None if parts[0].labels is None else np.concatenate([part.labels for part in parts]),
+        parts[0].trajectory,
+        max(part.nfe for part in parts),
+    )
