@@ -1,12 +1,14 @@
-"""Are drawn digits what was asked for? python -m evaluation.digits SAMPLES.npz [...]
+"""Are drawn digits what was asked for, and distributed as real ones? python -m evaluation.digits SAMPLES.npz [...]
 
 A support-vector classifier is fitted to the real training digits of ``data=digits`` and reads the drawn ones; its
-accuracy on the real held-out digits is the ceiling of what it can confirm.
+accuracy on the real held-out digits is the ceiling of what it can confirm. The energy distance (Szekely & Rizzo 2013)
+between the drawn and the held-out digits is zero for the same distribution.
 """
 
 import argparse
 
 import numpy as np
+from scipy.spatial.distance import cdist
 
 from datasets.images import digits
 from errors import InputError
@@ -34,17 +36,30 @@ class DigitReader:
         return self._svc.predict(samples.reshape(len(samples), -1) * ((self._levels - 1) / 255.0))
 
 
+def energy_distance(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """2 E|X - Y| - E|X - X'| - E|Y - Y'| without bias, and the standard error that the choice of ``x`` causes.
+
+    Args:
+        x, y: samples as vectors, (N, D) and (M, D); |.| is the Euclidean norm.
+    """
+    across = cdist(x, y).mean(1)
+    within, other = (cdist(z, z).sum(1) / (len(z) - 1) for z in (x, y))
+    distance = 2 * across.mean() - within.mean() - other.mean()
+    return float(distance), float(2 * (across - within).std() / np.sqrt(len(x)))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Share of drawn digits that are read as the class asked for.")
     parser.add_argument("samples", nargs="+", help="images/samples_*.npz of run_vis.py")
     paths = parser.parse_args().samples
     reader = DigitReader()
-    asked, read = [], []
+    asked, read, drawn = [], [], []
     for path in paths:
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 asked.append(arrays["labels"])
                 read.append(reader.read(arrays["samples"]))
+                drawn.append(arrays["samples"].reshape(len(asked[-1]), -1) / 255.0)
         except (OSError, KeyError, ValueError) as error:
             parser.error(f"{path}: {error}")
     asked, read = np.concatenate(asked), np.concatenate(read)
@@ -55,6 +70,10 @@ def main() -> None:
     error = np.sqrt(share * (1 - share) / len(right))
     print(f"all: {share:.4f} +- {error:.4f} of {len(right)} read as asked")
     print(f"real held-out digits: {reader.held_out_accuracy:.4f}")
+    real, held_out = (images.pixels.flatten(1).numpy() / (images.levels - 1) for images in map(digits, (True, False)))
+    for name, sample in (("drawn", np.concatenate(drawn)), ("real training", real)):
+        distance, error = energy_distance(sample, held_out)
+        print(f"energy distance of the {name} digits from the held-out ones: {distance:.4f} +- {error:.4f}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,10 @@ import re
 import subprocess
 import sys
 
-from evaluation.digits import DigitReader
+import numpy as np
+import pytest
+
+from evaluation.digits import DigitReader, energy_distance
 from tests.conftest import ROOT
 
 
@@ -27,3 +30,12 @@ def test_the_demo_recipe_draws_the_digits_asked_for(script, tmp_path):
 def test_the_reader_reads_real_digits():
     reader = DigitReader()
     assert reader.held_out_accuracy > 0.98
+
+
+def test_energy_distance_of_normal_distributions():
+    """Between N(0, 1) and N(m, 1): 2 E|z sqrt 2 + m| - 2 E|z sqrt 2| with z normal; its error is that seen."""
+    rng = np.random.default_rng(0)
+    y = rng.standard_normal((4000, 1))
+    distances, errors = zip(*[energy_distance(rng.standard_normal((200, 1)) + 1.0, y) for _ in range(200)], strict=True)
+    assert np.mean(distances) == pytest.approx(2 * (1.3992 - 1.1284), abs=0.02)
+    assert np.std(distances) == pytest.approx(np.mean(errors), rel=0.2)
