@@ -35,7 +35,12 @@ def test_the_reader_reads_real_digits():
 def test_energy_distance_of_normal_distributions():
     """Between N(0, 1) and N(m, 1): 2 E|z sqrt 2 + m| - 2 E|z sqrt 2| with z normal; its error is that seen."""
     rng = np.random.default_rng(0)
-    y = rng.standard_normal((4000, 1))
-    distances, errors = zip(*[energy_distance(rng.standard_normal((200, 1)) + 1.0, y) for _ in range(200)], strict=True)
-    assert np.mean(distances) == pytest.approx(2 * (1.3992 - 1.1284), abs=0.02)
+
+    def draw(mean):
+        return rng.standard_normal((200, 1)) + mean
+
+    assert np.mean([energy_distance(draw(1), draw(0))[0] for _ in range(200)]) == pytest.approx(0.5416, abs=0.03)
+    assert np.mean([energy_distance(draw(0), draw(0))[0] for _ in range(200)]) == pytest.approx(0.0, abs=0.01)
+    y = draw(0)
+    distances, errors = zip(*[energy_distance(draw(1), y) for _ in range(200)], strict=True)
     assert np.std(distances) == pytest.approx(np.mean(errors), rel=0.2)
