@@ -10,7 +10,7 @@ from sampling.labels import check_labels, labels_of
 from sampling.unfolded import noise_levels
 from sde import ReflectedVE
 from seeds import image_generators
-from tests.conftest import composed
+from tests.conftest import ROOT, composed
 from tests.targets import FIVE_POINTS, FinitePoints
 
 SDE = ReflectedVE(0.01, 5.0)
@@ -280,3 +280,15 @@ def test_a_trajectory_is_a_strip_and_an_animation(tmp_path):
         animation.seek(frame)
         durations.append(animation.info["duration"])
     assert sum(durations) == 3 * 100 + 1500 and animation.info["loop"] == 0
+
+
+def test_the_example_in_two_dimensions_draws_its_picture(tmp_path, monkeypatch):
+    """The script of docs/, with less training and fewer points."""
+    text = (ROOT / "docs/density_2d.py").read_text()
+    assert text.count("4000") == 2 and text.count("200_000") == 2
+    (tmp_path / "docs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    exec(text.replace("4000", "20").replace("200_000", "2_000"), {})
+    picture = np.asarray(Image.open("docs/density_2d.png"))
+    assert picture.shape == (100, 198, 3)
+    assert picture[2:98, 2:98].max() == 255 and picture[2:98, 100:196].max() == 255
