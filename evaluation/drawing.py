@@ -124,6 +124,8 @@ def draw_rounds(
     Raises:
         CleanError: if a process fails.
     """
+    if not rounds:
+        return
     with tqdm(total=len(rounds) * artist.num_steps, unit="step", disable=None) as bar:
         if len(devices) == 1:
             for r in rounds:
@@ -172,7 +174,8 @@ def _draw_share(
     steps: Synchronized,
 ) -> None:
     """What one process draws of every round: its even share of the images, in the order of the ranks."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt reaches the parent too, which ends this process
+    # An interrupt, which torch also sends when the parent is killed, ends this process without a word.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     n = len(devices)
     if devices[rank].type == "cpu":
         torch.set_num_threads(max(1, torch.get_num_threads() // n))
