@@ -1,5 +1,9 @@
 """Errors with a message for the user; the doors show it as one line, without a traceback."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 
 class CleanError(Exception):
     """Its message alone tells the user what happened and what to do."""
@@ -11,3 +15,16 @@ class InputError(CleanError, ValueError):
 
 class TrainingError(CleanError, RuntimeError):
     """A run that cannot go on, such as one with a non-finite loss."""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Name the file that the disk did not take, which an OSError of a write does not.
+
+    Raises:
+        CleanError: for an OSError inside.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise CleanError(f"{path} cannot be written: {error.strerror or error}") from error

@@ -9,7 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from checks import number
-from doors import choose_devices, door
+from devices import choose_devices
+from doors import door
 from errors import InputError
 from evaluation.drawing import Artist, draw_rounds
 from evaluation.images_dir import missing_rounds, open_images, save_round

@@ -14,6 +14,7 @@ from torch import multiprocessing as mp
 from torch.multiprocessing.spawn import ProcessException
 from tqdm import tqdm
 
+from devices import share_cores
 from errors import CleanError, InputError
 from models import in_precision, load_denoiser, load_pretrained
 from sampling import create_sampler, guided_score
@@ -177,8 +178,7 @@ def _draw_share(
     # An interrupt, which torch also sends when the parent is killed, ends this process without a word.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     n = len(devices)
-    if devices[rank].type == "cpu":
-        torch.set_num_threads(max(1, torch.get_num_threads() // n))
+    share_cores(n)
 
     def on_step() -> None:
         if rank == 0:  # whose steps stand for all

@@ -8,7 +8,7 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from doors import choose_devices
+from devices import choose_devices
 from errors import CleanError, InputError
 from evaluation.drawing import Artist, draw_rounds
 from evaluation.images_dir import missing_rounds, open_images, save_round
