@@ -15,16 +15,17 @@ class Stream(IntEnum):
     EVAL = 2
     SAMPLE = 3
     LABEL = 4
+    DROPOUT = 5
 
 
-def derived_seed(seed: int, stream: Stream, step: int = 0) -> int:
-    """A seed of 64 bits for (seed, stream, step); different ones give unrelated streams."""
-    return int(np.random.SeedSequence([seed, stream, step]).generate_state(1, np.uint64)[0])
+def derived_seed(seed: int, stream: Stream, step: int = 0, *place: int) -> int:
+    """A seed of 64 bits for (seed, stream, step), and a place in the step; different ones give unrelated streams."""
+    return int(np.random.SeedSequence([seed, stream, step, *place]).generate_state(1, np.uint64)[0])
 
 
-def seed_torch(seed: int, stream: Stream, step: int = 0) -> None:
-    """Make all that torch draws from here on a function of (seed, stream, step)."""
-    torch.manual_seed(derived_seed(seed, stream, step))
+def seed_torch(seed: int, stream: Stream, step: int = 0, *place: int) -> None:
+    """Make all that torch draws from here on a function of (seed, stream, step, place)."""
+    torch.manual_seed(derived_seed(seed, stream, step, *place))
 
 
 def image_generators(seed: int, images: range, device: torch.device | str = "cpu") -> list[Generator]:

@@ -37,10 +37,30 @@ def score_matching_loss(
     Returns:
         Losses, (B,).
     """
+    t, x = perturb(sde, x0, generator)
+    return score_error(net, sde, x0, t, x, labels, likelihood_weighting=likelihood_weighting, reduce_mean=reduce_mean)
+
+
+def perturb(sde: ReflectedVE, x0: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
+    """The random part of the loss: times t, uniform in [T_MIN, 1], (B,), and x ~ p(. | x0, sigma(t)), (B, ...)."""
     t = torch.rand(x0.shape[0], dtype=x0.dtype, device=x0.device, generator=generator)
     t = T_MIN + (1.0 - T_MIN) * t
+    return t, heat_kernel.sample(x0, sde.sigma(t), generator)
+
+
+def score_error(
+    net: Callable[[Tensor, Tensor, Tensor | None], Tensor],
+    sde: ReflectedVE,
+    x0: Tensor,
+    t: Tensor,
+    x: Tensor,
+    labels: Tensor | None = None,
+    *,
+    likelihood_weighting: bool = False,
+    reduce_mean: bool = False,
+) -> Tensor:
+    """The loss of ``score_matching_loss`` for times and noisy images that ``perturb`` drew: nothing here is random."""
     sigma = sde.sigma(t)
-    x = heat_kernel.sample(x0, sigma, generator)
     target = heat_kernel.score(x, x0, sigma)
 
     # The weight multiplies the error before it is squared: scores reach 1 / sigma_min^2.
