@@ -1,6 +1,8 @@
-"""What the entry scripts share: Hydra with one-line errors, a directory nobody else has, the device."""
+"""What the entry scripts share: Hydra with one-line errors, a directory nobody else has."""
 
 import functools
+import logging
+import os
 import secrets
 import sys
 from collections.abc import Callable
@@ -8,22 +10,32 @@ from datetime import datetime
 from pathlib import Path
 
 import hydra
-import torch
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf
 
-from errors import CleanError, InputError
+from errors import CleanError
+from training.launch import same_for_all
 
-_NOW = datetime.now()
-_UNIQUE = secrets.token_hex(3)  # two processes that start in the same second must not share a directory
+ROOT = Path(__file__).resolve().parent
+
+# What a launcher starts in another process finds our modules, from whatever folder.
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+logging.raiseExceptions = False  # a full disk shows in what the run itself writes, not in every line it logs
+
+
+@functools.cache
+def _stamp() -> str:
+    """DATE/TIME-UNIQUE: two processes that start in the same second share no directory, unless they work together."""
+    return same_for_all(f"{datetime.now():%Y.%m.%d/%H%M%S}-{secrets.token_hex(3)}")
 
 
 def _output_dir(root: str, resume: str | None = None) -> str:
-    """The directory to continue, or a new ROOT/DATE/TIME-UNIQUE."""
-    return str(resume) if resume is not None else f"{root}/{_NOW:%Y.%m.%d}/{_NOW:%H%M%S}-{_UNIQUE}"
+    """The directory to continue, or a new one in ``root``."""
+    return str(resume) if resume is not None else f"{root}/{_stamp()}"
 
 
-OmegaConf.register_new_resolver("output_dir", _output_dir, replace=True)
+# With its cache a launcher's job, also a requeued one, has the directory that was chosen when it was submitted.
+OmegaConf.register_new_resolver("output_dir", _output_dir, replace=True, use_cache=True)
 
 
 def door(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
@@ -43,8 +55,7 @@ def door(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[
                     raise
                 raise CompactHydraException(str(error)) from error
 
-        configs = str(Path(__file__).resolve().parent / "configs")
-        run = hydra.main(version_base="1.3", config_path=configs, config_name=config_name)(job)
+        run = hydra.main(version_base="1.3", config_path=str(ROOT / "configs"), config_name=config_name)(job)
 
         def entry() -> None:
             try:
@@ -56,32 +67,3 @@ def door(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[
         return entry
 
     return decorate
-
-
-def choose_device(device: str) -> torch.device:
-    """The torch device for the key ``device``: auto, cpu or cuda.
-
-    Raises:
-        InputError: for another name, or for cuda where there is none.
-    """
-    if device not in ("auto", "cpu", "cuda"):
-        raise InputError(f"device={device}: known are auto, cpu, cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("device=cuda, but torch sees no GPU here: use device=auto or device=cpu")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(device)
-
-
-def choose_devices(device: str, ngpus: int) -> list[torch.device]:
-    """The device of each of ``ngpus`` processes: the first GPUs, or the CPU for all.
-
-    Raises:
-        InputError: as ``choose_device``, or for more GPUs than there are.
-    """
-    kind = choose_device(device)
-    if kind.type == "cpu":
-        return [kind] * ngpus
-    if ngpus > torch.cuda.device_count():
-        raise InputError(f"ngpus={ngpus}, but torch sees {torch.cuda.device_count()} GPUs here")
-    return [torch.device("cuda", index) for index in range(ngpus)]

@@ -6,8 +6,11 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from doors import choose_device, door
+from devices import choose_device, choose_devices
+from doors import door
+from training.launch import find_seat, seat_device, train_here, train_in_seat
 from training.loop import train
+from training.options import check_options
 from training.run_dir import resumed_config
 
 
@@ -21,7 +24,13 @@ def main(cfg: DictConfig) -> None:
         cfg = resumed_config(cfg, run_dir, overrides)
     with open_dict(cfg):
         cfg.pop("resume", None)  # says how this process was started, not what the run is
-    train(cfg, run_dir, choose_device(cfg.device))
+    check_options(cfg)
+    seat = find_seat()
+    if seat is None:
+        logs = OmegaConf.to_container(HydraConfig.get().job_logging, resolve=True)
+        train_here(train, cfg, run_dir, choose_devices(cfg.device, cfg.ngpus), logs)
+    else:
+        train_in_seat(train, cfg, run_dir, seat, seat_device(seat, choose_device(cfg.device)))
 
 
 def check_resume(arguments: list[str]) -> None:

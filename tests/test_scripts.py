@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from doors import choose_device
+from devices import choose_device
 from errors import InputError
 from run_train import check_resume
 from tests.conftest import ROOT, TINY
@@ -150,7 +150,10 @@ def test_a_terminal_shows_a_progress_bar_and_an_interrupt_ends_it_cleanly(tmp_pa
     os.close(ours)
     assert process.wait() == 130, shown
     assert interrupted
-    assert shown.rstrip().endswith(b"interrupted")
+    assert b"\r\nstopping: finishes the step and saves; Ctrl-C again stops at once\r\n" in shown
+    saved = re.fullmatch(rb".*interrupted by SIGINT: saved at step (\d+) in \S*/run\r\n", shown, re.DOTALL)
+    state = torch.load(tmp_path / "run/checkpoints-meta/checkpoint.pth", weights_only=True)
+    assert state["step"] == int(saved[1])
     assert b"Traceback" not in shown
 
 

@@ -19,11 +19,13 @@ from seeds import Stream, derived_seed
 from tests.conftest import composed, tiny_config
 from training import checkpoint
 from training.ema import EMA
-from training.loop import create_state, drop_labels, train
+from training.loop import create_state, train
 from training.options import check_options
+from training.processes import World
 from training.run_dir import resumed_config
+from training.step import drop_labels
 
-CPU = torch.device("cpu")
+CPU = World(torch.device("cpu"))
 
 
 def read(path):
@@ -89,7 +91,8 @@ def test_a_run_leaves_what_it_should(tmp_path):
     train(cfg, tmp_path, CPU)
     assert sorted(os.listdir(tmp_path / "checkpoints")) == [f"checkpoint_{n}.pth" for n in (1, 2, 3)]
     assert [read(tmp_path / f"checkpoints/checkpoint_{n}.pth")["step"] for n in (1, 2, 3)] == [2, 4, 5]
-    assert os.listdir(tmp_path / "checkpoints-meta") == ["checkpoint.pth"]
+    assert sorted(os.listdir(tmp_path / "checkpoints-meta")) == ["checkpoint.pth", "checkpoint_previous.pth"]
+    assert read(tmp_path / "checkpoints-meta/checkpoint_previous.pth")["step"] == 4
     state = read(tmp_path / "checkpoints-meta/checkpoint.pth")
     assert set(state) == {"model", "ema", "optimizer", "step", "scaler"}
     assert set(state["ema"]) == {"decay", "num_updates", "shadow_params"}
@@ -219,20 +222,21 @@ def test_another_run_in_the_same_directory_is_refused_and_changes_nothing(tmp_pa
 
 def test_what_the_loop_gives_to_the_loss(tmp_path, monkeypatch):
     """Training: the weights that learn, training images, some labels dropped. Evaluation: EMA, held out, all labels."""
-    import training.loop
+    import training.snapshots
+    import training.step
 
     calls, clips, drawn = [], [], []
-    honest_loss, honest_clip = training.loop.score_matching_loss, nn.utils.clip_grad_norm_
-    honest_guidance = training.loop.guided_score
+    honest_loss, honest_clip = training.step.score_error, nn.utils.clip_grad_norm_
+    honest_guidance = training.snapshots.guided_score
 
-    def loss(net, sde, x0, labels, **options):
+    def loss(net, sde, x0, t, x, labels, **options):
         calls.append((net.training, next(net.parameters()).requires_grad, x0, labels, sde, options))
-        return honest_loss(net, sde, x0, labels, **options)
+        return honest_loss(net, sde, x0, t, x, labels, **options)
 
-    monkeypatch.setattr(training.loop, "score_matching_loss", loss)
+    monkeypatch.setattr(training.step, "score_error", loss)
     monkeypatch.setattr(nn.utils, "clip_grad_norm_", lambda p, m: clips.append(m) or honest_clip(p, m))
     monkeypatch.setattr(
-        training.loop, "guided_score", lambda net, *rest: drawn.append(net) or honest_guidance(net, *rest)
+        training.snapshots, "guided_score", lambda net, *rest: drawn.append(net) or honest_guidance(net, *rest)
     )
     overrides = ["training.batch_size=100", "eval.batch_size=100", "optim.grad_clip=0.7", "training.reduce_mean=true"]
     cfg = tiny_config(*overrides, "training.likelihood_weighting=true", "sde.sigma_min=0.02", "data.random_flip=true")
@@ -297,9 +301,9 @@ def test_restoring_brings_frozen_weights_to_the_average_too(tmp_path):
     cfg = tiny_config("data.classes=false")
     OmegaConf.set_struct(cfg, False)
     cfg.model = {"name": "ddpmpp", "nf": 8, "ch_mult": [1], "num_res_blocks": 1, "ema_rate": 0.9}
-    first = create_state(cfg, CPU)
+    first = create_state(cfg, CPU.device)
     cfg.seed = 1
-    second = create_state(cfg, CPU)
+    second = create_state(cfg, CPU.device)
     second.load_state_dict(first.state_dict())
     name = "fourier.frequencies"
     assert torch.equal(second.ema.network.get_parameter(name), first.model.get_parameter(name))
@@ -308,23 +312,26 @@ def test_restoring_brings_frozen_weights_to_the_average_too(tmp_path):
 @pytest.mark.parametrize("bad_step", [1, 2, 3])
 def test_a_non_finite_loss_stops_the_run_and_keeps_the_checkpoint(tmp_path, monkeypatch, bad_step):
     """Logged every 50 steps only: the loss of an unlogged step counts as well."""
-    import training.loop
+    import training.step
 
     common = ["training.snapshot_freq=1", "training.n_iters=1", "training.log_freq=50", "training.eval_freq=50"]
     train(tiny_config(*common), tmp_path, CPU)
     files = [tmp_path / "checkpoints/checkpoint_1.pth", tmp_path / "checkpoints-meta/checkpoint.pth"]
     before = [file.read_bytes() for file in files]
 
-    honest, calls = training.loop.score_matching_loss, []
+    honest, calls, sigmas = training.step.score_error, [], []
 
-    def poisoned(*args, **kwargs):
+    def poisoned(net, sde, x0, t, *args, **kwargs):
         calls.append(1)
-        loss = honest(*args, **kwargs)
-        return loss * float("nan") if len(calls) == bad_step else loss
+        sigmas.append(sde.sigma(t))
+        loss = honest(net, sde, x0, t, *args, **kwargs)
+        return torch.where(torch.arange(len(t)) < 3, math.nan, loss) if len(calls) == bad_step else loss
 
-    monkeypatch.setattr(training.loop, "score_matching_loss", poisoned)
-    with pytest.raises(TrainingError, match="steps 2 and 5"):
+    monkeypatch.setattr(training.step, "score_error", poisoned)
+    with pytest.raises(TrainingError, match=rf"not finite at step {1 + bad_step}, for images") as caught:
         train(tiny_config(*common, "training.n_iters=5", "training.snapshot_freq=1000"), tmp_path, CPU)
+    bad = sigmas[bad_step - 1][:3]
+    assert f"with sigma from {bad.min():.3g} to {bad.max():.3g};" in str(caught.value)
     assert [file.read_bytes() for file in files] == before
     assert [e["step"] for e in metrics(tmp_path)] == [1]
 
@@ -346,7 +353,7 @@ def test_a_kill_while_saving_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(torch, "save", killed)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(TrainingError, match=r"checkpoint\.pth cannot be saved: No space"):
         checkpoint.save_atomically({"step": 2}, path)
     assert read(path) == {"step": 1}
     assert os.listdir(tmp_path) == ["checkpoint.pth"]
@@ -459,7 +466,10 @@ def test_a_damaged_run_is_named_and_runs_no_code(tmp_path, monkeypatch, damage):
         "sde.sigma_min=small",
         "sampling.steps=many",
         "eval.batch_size=0",
-        "ngpus=2",
+        "ngpus=0",
+        "training.accumulate=0",
+        "training.accumulate=200",
+        "training.step_timeout=0",
         "precision=fp8",
         "seed=-1",
     ],
@@ -485,6 +495,9 @@ def test_the_published_defaults():
         "likelihood_weighting": False,
         "reduce_mean": False,
         "drop_label": 0.2,
+        "accumulate": 1,
+        "startup_timeout": 600,
+        "step_timeout": 600,
     }
     assert OmegaConf.to_container(cfg.sde) == {"sigma_min": 0.01, "sigma_max": 5, "num_scales": 1000}
     assert OmegaConf.to_container(cfg.optim) == {

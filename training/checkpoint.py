@@ -1,6 +1,8 @@
 """Checkpoints of a run: what is in them, and how they reach the disk."""
 
+import logging
 import os
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ from torch import nn
 from errors import InputError, TrainingError
 from models.files import checkpoint_numbers, read_checkpoint
 from training.ema import EMA
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -58,12 +62,17 @@ class TrainState:
 
 
 class Checkpoints:
-    """The files of a run: ``checkpoints/checkpoint_N.pth`` to keep, ``checkpoints-meta/checkpoint.pth`` to resume."""
+    """The files of a run: ``checkpoints/checkpoint_N.pth`` to keep, and two in ``checkpoints-meta/`` to resume from.
+
+    ``checkpoint.pth`` is the newest, ``checkpoint_previous.pth`` the one before, should that be damaged.
+    """
 
     def __init__(self, run_dir: Path) -> None:
         self.folder = run_dir / "checkpoints"
         self.resume_path = run_dir / "checkpoints-meta" / "checkpoint.pth"
+        self.previous_path = self.resume_path.with_name("checkpoint_previous.pth")
         self._next = 1
+        self._newest_damaged = False
 
     def save_snapshot(self, state: TrainState) -> Path:
         """Write the next checkpoint to keep; returns its path."""
@@ -73,45 +82,91 @@ class Checkpoints:
         return path
 
     def save_for_resume(self, state: TrainState) -> None:
-        """Replace the checkpoint that the run resumes from."""
-        save_atomically(state.state_dict(), self.resume_path)
+        """Write the checkpoint that the run resumes from, and keep the one before, unless that is a damaged one."""
+        save_atomically(state.state_dict(), self.resume_path, None if self._newest_damaged else self.previous_path)
+        self._newest_damaged = False
 
-    def restore(self, state: TrainState) -> bool:
-        """Put ``state`` where the run left off; False if it has not begun.
-
-        Clears what a kill in the middle of a save left behind, so the caller must hold the run's directory.
-
-        Raises:
-            InputError: if the checkpoint is damaged or of another network.
-        """
+    def clear(self) -> None:
+        """Remove what a kill in the middle of a save left behind; the caller must hold the run's directory."""
         for folder in (self.folder, self.resume_path.parent):
             for stale in folder.glob(".*.tmp"):
                 stale.unlink()
-        if not self.resume_path.exists():
-            return False
-        checkpoint = read_checkpoint(self.resume_path)
+
+    def find(self) -> Path | None:
+        """The checkpoint to resume from: the newest that is whole; None if the run has not begun.
+
+        Raises:
+            InputError: if there are some, all of them damaged.
+        """
+        damaged = None
+        for path in (self.resume_path, self.previous_path):
+            if not path.exists():
+                continue  # a kill between the two moves of a save leaves the previous one alone
+            try:
+                check_whole(path)
+            except InputError as error:
+                damaged = damaged or error
+                log.warning("%s", error)
+                continue
+            if damaged:
+                log.warning("going on from the one before, %s", path)
+                self._newest_damaged = True
+            return path
+        if damaged:
+            raise damaged
+        return None
+
+    def restore(self, state: TrainState, path: Path) -> None:
+        """Put ``state`` where the run was when it wrote ``path``.
+
+        Raises:
+            InputError: if the checkpoint is of another network.
+        """
+        checkpoint = read_checkpoint(path)
         try:
             state.load_state_dict(checkpoint)
-        except (RuntimeError, KeyError, TypeError, ValueError) as error:
+        except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
             reason = " ".join(str(error).split())
-            raise InputError(f"{self.resume_path} does not fit this run: {reason}") from error
+            raise InputError(f"{path} does not fit this run: {reason}") from error
         # Numbers go on after what is older than this state; a newer one was made before a kill and comes again.
         for number in reversed(checkpoint_numbers(self.folder)):
             if read_checkpoint(self.folder / f"checkpoint_{number}.pth")["step"] <= state.step:
                 self._next = number + 1
                 break
-        return True
 
 
-def save_atomically(contents: dict[str, Any], path: Path) -> None:
-    """Write ``contents`` so that ``path`` holds, at any moment, the old file or the new one, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def check_whole(path: Path) -> None:
+    """Raise InputError if a checkpoint is cut short or holds other bytes than were written, which torch overlooks."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
+        raise InputError(f"{path} cannot be read as a checkpoint: {error}") from error
+    if damaged is not None:
+        raise InputError(f"{path} cannot be read as a checkpoint: {damaged} in it is damaged")
+
+
+def save_atomically(contents: dict[str, Any], path: Path, previous: Path | None = None) -> None:
+    """Write ``contents`` so that ``path`` holds, at any moment, the old file or the new one, whole.
+
+    Args:
+        previous: where the old file is moved before the new one takes its place; by default it is lost.
+
+    Raises:
+        TrainingError: if the disk does not take it; what was there is as it was.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
             torch.save(contents, file)
             file.flush()
             os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            os.replace(path, previous)
         os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch wraps what its file raises
+        reason = next((str(e) for e in (error, error.__context__) if isinstance(e, OSError)), str(error))
+        raise TrainingError(f"{path} cannot be saved: {reason}; the checkpoint before it is whole") from error
     finally:
         temporary.unlink(missing_ok=True)

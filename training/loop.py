@@ -2,60 +2,88 @@
 
 import logging
 import math
-import os
+import signal
+from contextlib import ExitStack
 from pathlib import Path
 
-import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from datasets import Batches, Images, load_images
-from losses import score_matching_loss
-from models import create_model, in_precision
-from sampling import create_sampler, guided_score
-from sampling.guidance import NULL_LABEL
-from sampling.images import save_grid, save_trajectory, to_uint8
+from errors import InputError
+from models import create_model
+from sampling import create_sampler
 from sde import ReflectedVE
-from seeds import Stream, image_generators, seed_torch
+from seeds import Stream, seed_torch
 from training.checkpoint import Checkpoints, TrainState
 from training.ema import EMA
-from training.logs import Metrics, Window
+from training.logs import Metrics, NoMetrics, Window
 from training.options import check_options, create_optimizer
+from training.processes import World
 from training.run_dir import open_run, write_config
+from training.signals import StopSignals
+from training.snapshots import draw_samples
+from training.step import Objective
 
 log = logging.getLogger(__name__)
 
 
-def train(cfg: DictConfig, run_dir: Path, device: torch.device) -> None:
+def train(cfg: DictConfig, run_dir: Path, world: World, stop: StopSignals | None = None) -> int:
     """Train, or go on training, the run in ``run_dir`` until ``training.n_iters`` updates are made.
 
     Writes ``metrics.jsonl``, ``checkpoints/``, ``checkpoints-meta/`` and ``samples/`` there.
 
+    Args:
+        world: this process among those that train together.
+        stop: of the signals that end the run after the step, with a checkpoint.
+
+    Returns:
+        The number of the signal that stopped the run, or 0 if it came to its end.
+
     Raises:
         InputError: for a bad configuration, before anything is written.
-        TrainingError: if the loss, the gradient or a weight is not finite; checkpoints are left as they are.
+        TrainingError: if the loss, the gradient or a weight is not finite, or the disk is full; checkpoints are left
+            as they are.
     """
     check_options(cfg)
+    if cfg.training.batch_size < world.size * cfg.training.accumulate:
+        raise InputError(
+            f"training.batch_size={cfg.training.batch_size}: less than an image for each of {world.size} processes x "
+            f"training.accumulate={cfg.training.accumulate}"
+        )
     sde = ReflectedVE(cfg.sde.sigma_min, cfg.sde.sigma_max, cfg.sde.num_scales)
     create_sampler(cfg.sampling, sde)  # so that a bad option shows now and not at the first snapshot
-    state = create_state(cfg, device)
-    images, images_held_out = load_split(cfg, train=True), load_split(cfg, train=False)
-    batches = Batches(images, cfg.training.batch_size, cfg.seed, device, cfg.data.random_flip)
-    held_out = Batches(images_held_out, min(cfg.eval.batch_size, len(images_held_out)), cfg.seed, device)
-    log.info("model %s: %s parameters on %s", cfg.model.name, f"{sum(map(Tensor.numel, state.trainable)):,}", device)
+    state = create_state(cfg, world.device)
+    images, images_held_out = (_load_split(cfg, part, world) for part in (True, False))
+    batches = Batches(images, cfg.training.batch_size, cfg.seed, world.device, cfg.data.random_flip)
+    held_out = Batches(images_held_out, min(cfg.eval.batch_size, len(images_held_out)), cfg.seed, world.device)
+    parameters = sum(map(Tensor.numel, state.trainable))
+    log.info("model %s: %s parameters on %d x %s", cfg.model.name, f"{parameters:,}", world.size, world.device.type)
     log.info("data %s: %s images to train on, %s held out", cfg.data.dataset, len(images), len(images_held_out))
 
-    with open_run(run_dir, cfg), logging_redirect_tqdm():
-        checkpoints = Checkpoints(run_dir)
-        resumed = checkpoints.restore(state)
-        log.info("%s at step %d in %s", "going on" if resumed else "starting", state.step, run_dir)
+    checkpoints = Checkpoints(run_dir)
+    with ExitStack() as held, logging_redirect_tqdm():
+
+        def open_here() -> str | None:
+            held.enter_context(open_run(run_dir, cfg))
+            checkpoints.clear()
+            path = checkpoints.find()
+            return None if path is None else str(path)
+
+        path = world.on_first(open_here)
+        if path is not None:
+            checkpoints.restore(state, Path(path))
+        log.info("%s at step %d in %s", "starting" if path is None else "going on", state.step, run_dir)
         if state.step >= cfg.training.n_iters:
             log.info("training.n_iters=%d is reached", cfg.training.n_iters)
         else:
-            write_config(run_dir, cfg)
-        run_steps(cfg, run_dir, device, sde, state, checkpoints, batches, held_out)
+            world.on_first(lambda: write_config(run_dir, cfg))
+        signum = run_steps(cfg, run_dir, world, stop or StopSignals(), sde, state, checkpoints, batches, held_out)
+        if signum:
+            log.info("interrupted by %s: saved at step %d in %s", signal.Signals(signum).name, state.step, run_dir)
+        return signum
 
 
 def create_state(cfg: DictConfig, device: torch.device) -> TrainState:
@@ -70,49 +98,45 @@ def create_state(cfg: DictConfig, device: torch.device) -> TrainState:
 def run_steps(
     cfg: DictConfig,
     run_dir: Path,
-    device: torch.device,
+    world: World,
+    stop: StopSignals,
     sde: ReflectedVE,
     state: TrainState,
     checkpoints: Checkpoints,
     batches: Batches,
     held_out: Batches,
-) -> None:
-    """The loop itself, from ``state.step`` to ``training.n_iters``."""
+) -> int:
+    """The loop itself, from ``state.step`` to ``training.n_iters`` or to a signal, whose number it returns."""
     options, optim = cfg.training, cfg.optim
-
-    def mean_loss(network: nn.Module, x0: Tensor, labels: Tensor) -> Tensor:
-        return score_matching_loss(
-            in_precision(network, cfg.precision),
-            sde,
-            x0,
-            labels if network.num_classes else None,
-            likelihood_weighting=options.likelihood_weighting,
-            reduce_mean=options.reduce_mean,
-        ).mean()
+    objective = Objective(cfg, sde)
+    net = world.data_parallel(state.model)
+    max_norm = optim.grad_clip if optim.grad_clip >= 0 else math.inf
+    signum = 0
 
     def due(freq: int) -> bool:
         return state.step % freq == 0 or state.step == options.n_iters
 
     def draw_if_due() -> None:
         folder = run_dir / "samples" / f"iter_{state.step}"
-        if due(options.snapshot_freq) and options.snapshot_sampling and not (folder / "sample_0.npy").exists():
-            draw_samples(state.ema.network, sde, cfg, device, folder)
+        drawing = due(options.snapshot_freq) and options.snapshot_sampling
+        if drawing and world.on_first(lambda: not (folder / "sample_0.npy").exists()):
+            draw_samples(state.ema.network, sde, cfg, world, stop, folder)
 
     if state.step:
         draw_if_due()  # a kill while drawing comes after the checkpoint
-    max_norm = optim.grad_clip if optim.grad_clip >= 0 else math.inf
-    window = Window(device)
-    with Metrics(run_dir / "metrics.jsonl", state.step, options.n_iters) as metrics:
-        while state.step < options.n_iters:
-            seed_torch(cfg.seed, Stream.TRAIN, state.step)
+    world.started()
+    window = Window(world)
+    path = run_dir / "metrics.jsonl"
+    with Metrics(path, state.step, options.n_iters) if world.rank == 0 else NoMetrics() as metrics:
+        while state.step < options.n_iters and not signum:
             lr = optim.lr * min(1.0, (state.step + 1) / max(1, optim.warmup))
             for group in state.optimizer.param_groups:
                 group["lr"] = lr
-
-            x0, labels = batches(state.step)
-            loss = mean_loss(state.model.train(), x0, drop_labels(labels, options.drop_label))
+            draw = objective.draw(batches, state.step)
             state.optimizer.zero_grad(set_to_none=True)
-            state.scaler.scale(loss).backward()
+            losses, sigma = objective.add_gradient(
+                net.train(), state.model.num_classes, draw, state.step, world, state.scaler
+            )
             state.scaler.unscale_(state.optimizer)
             grad_norm = nn.utils.clip_grad_norm_(state.trainable, max_norm)
             if state.scaler.is_enabled():  # it skips a step that overflowed and lowers its scale: no failure of the run
@@ -121,33 +145,38 @@ def run_steps(
             state.scaler.update()
             state.ema.update(state.model)
             state.step += 1
-            window.add(loss, grad_norm, len(x0))
+            window.add(state.step, losses, sigma, grad_norm, len(draw))
             metrics.advance()
+            signum = world.highest(stop.received)
 
-            saving = due(options.snapshot_freq_for_preemption) or due(options.snapshot_freq)
+            saving = bool(signum) or due(options.snapshot_freq_for_preemption) or due(options.snapshot_freq)
             if not (saving or due(options.log_freq) or due(options.eval_freq)):
                 continue
 
-            entry = {"step": state.step, **window.summary(state.step), "lr": lr}
+            entry = {"step": state.step, **window.summary(), "lr": lr}
             if due(options.eval_freq):
-                seed_torch(cfg.seed, Stream.EVAL)  # the same times and noise at each evaluation
                 with torch.no_grad():
-                    entry["eval_loss"] = mean_loss(state.ema.network, *held_out(0)).item()
+                    draw = objective.draw_held_out(held_out)
+                    entry["eval_loss"] = objective.mean(state.ema.network, draw, world).item()
             metrics.write(entry)
             if saving:
                 state.check_finite()
             if due(options.snapshot_freq):
-                log.info("step %d: wrote %s", state.step, checkpoints.save_snapshot(state))
+                path = world.on_first(lambda: str(checkpoints.save_snapshot(state)))
+                log.info("step %d: wrote %s", state.step, path)
             if saving:
-                checkpoints.save_for_resume(state)
-            draw_if_due()
-            window = Window(device)  # so that throughput does not count the time spent here
+                world.on_first(lambda: checkpoints.save_for_resume(state))
+            if not signum:
+                draw_if_due()
+            window = Window(world)  # so that throughput does not count the time spent here
+    return world.highest(stop.received)  # it may have come in the last drawing
 
 
-def drop_labels(labels: Tensor, rate: float) -> Tensor:
-    """Replace each label by the null label with probability ``rate``, image by image (classifier-free guidance)."""
-    dropped = torch.rand(labels.shape, device=labels.device) < rate
-    return torch.where(dropped, NULL_LABEL, labels)
+def _load_split(cfg: DictConfig, train: bool, world: World) -> Images:
+    """A split of the data set; process 0 goes first, so that one alone downloads."""
+    loaded = []
+    world.on_first(lambda: loaded.append(load_split(cfg, train)))
+    return loaded[0] if loaded else load_split(cfg, train)
 
 
 def load_split(cfg: DictConfig, train: bool) -> Images:
@@ -161,22 +190,3 @@ def load_split(cfg: DictConfig, train: bool) -> Images:
         num_classes=data.num_classes,
         dataroot=cfg.dataroot,
     )
-
-
-def draw_samples(network: nn.Module, sde: ReflectedVE, cfg: DictConfig, device: torch.device, folder: Path) -> None:
-    """Draw ``eval.batch_size`` images, one class after the other, to ``sample_0.png`` and ``sample_0.npy``."""
-    n, classes = cfg.eval.batch_size, network.num_classes
-    labels = torch.arange(n, device=device) % classes if classes else None
-    generators = image_generators(cfg.seed, range(n), device)  # the same noise at each snapshot
-    shape = (cfg.data.num_channels, cfg.data.image_size, cfg.data.image_size)
-    x_init = torch.stack([sde.prior_sample(shape, generator, device) for generator in generators])
-    score_fn = guided_score(in_precision(network, cfg.precision), labels)
-    out = create_sampler(cfg.sampling, sde)(score_fn, x_init, generators)
-    pixels = to_uint8(out.samples)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_grid(pixels, folder / "sample_0.png")
-    if out.trajectory is not None:
-        save_trajectory(to_uint8(out.trajectory), folder / "trajectory")
-    with open(folder / ".sample_0.tmp", "wb") as file:  # the array comes last and whole: its presence says done
-        np.save(file, pixels)
-    os.replace(folder / ".sample_0.tmp", folder / "sample_0.npy")

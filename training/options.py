@@ -16,11 +16,14 @@ POSITIVE_INTEGERS = (
     "training.log_freq",
     "training.eval_freq",
     "training.snapshot_freq_for_preemption",
+    "training.accumulate",
+    "ngpus",
     "eval.batch_size",
     "data.image_size",
     "data.num_channels",
     "data.num_classes",
 )
+TIMEOUTS = ("training.startup_timeout", "training.step_timeout")
 NOT_NEGATIVE = ("optim.weight_decay", "optim.warmup", "optim.eps", "optim.lr")
 RATES = ("training.drop_label", "model.ema_rate", "optim.beta1", "optim.beta2")
 BOOLEANS = (
@@ -40,6 +43,8 @@ def check_options(cfg: DictConfig) -> None:
         raise InputError("optim.grad_clip=0 leaves no gradient: need a positive norm, or a negative one for no limit")
     for key in POSITIVE_INTEGERS:
         number(cfg, key, low=1, integer=True)
+    for key in TIMEOUTS:
+        number(cfg, key, low=1)
     for key in NOT_NEGATIVE:
         number(cfg, key, low=0)
     for key in RATES:
@@ -53,8 +58,6 @@ def check_options(cfg: DictConfig) -> None:
     check_precision(cfg.precision)
     if cfg.optim.optimizer not in OPTIMIZERS:
         raise InputError(f"optim.optimizer={cfg.optim.optimizer}: known are {', '.join(OPTIMIZERS)}")
-    if cfg.ngpus != 1:
-        raise InputError(f"ngpus={cfg.ngpus}: this version trains in one process, use ngpus=1")
 
 
 def create_optimizer(params: list[torch.nn.Parameter], optim: DictConfig) -> torch.optim.Optimizer:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from errors import InputError
+from errors import InputError, writing
 from locks import exclusive
 from models.files import load_config
 
@@ -67,8 +67,9 @@ def write_config(run_dir: Path, cfg: DictConfig) -> None:
     path = run_dir / ".hydra" / "config.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".config.{os.getpid()}.tmp")
-    temporary.write_text(OmegaConf.to_yaml(cfg))
-    os.replace(temporary, path)
+    with writing(path):
+        temporary.write_text(OmegaConf.to_yaml(cfg))
+        os.replace(temporary, path)
 
 
 def _differences(old: object, new: object, key: str) -> dict[str, tuple[object, object]]:

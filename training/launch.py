@@ -1,0 +1,260 @@
+"""How the processes of a run come to be: alone, started here, or started by torchrun or Slurm."""
+
+import functools
+import json
+import logging
+import logging.config
+import os
+import signal
+import socket
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from multiprocessing import connection
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from omegaconf import DictConfig
+from torch import multiprocessing as mp
+
+from devices import share_cores
+from errors import CleanError, TrainingError
+from training.processes import World
+from training.signals import StopSignals
+
+log = logging.getLogger(__name__)
+
+# Where those who start several processes say which one this is: rank, size, rank on this machine.
+ENVIRONMENTS = {
+    "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+    "srun": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
+    "submitit": ("SUBMITIT_LOCAL_GLOBALID", "SUBMITIT_LOCAL_NTASKS", "SUBMITIT_LOCAL_LOCALID"),
+}
+GRACE = 10.0  # seconds that the other processes have to end after the first one did
+
+Train = Callable[[DictConfig, Path, World, StopSignals], int]
+
+
+@dataclass(frozen=True)
+class Seat:
+    """The place of this process among those that a launcher started.
+
+    Attributes:
+        launcher: a key of ``ENVIRONMENTS``.
+        rank, size, local_rank: numbers of this process, of all, and of this one on its machine.
+        job: the same for all processes, also when the job is requeued.
+        attempt: the same for all processes of this start, and for no others.
+    """
+
+    launcher: str
+    rank: int
+    size: int
+    local_rank: int
+    job: str = ""
+    attempt: str = ""
+
+
+def find_seat() -> Seat | None:
+    """The seat that the environment gives this process; None if it was started alone."""
+    for launcher, names in ENVIRONMENTS.items():
+        if all(name in os.environ for name in names):
+            rank, size, local_rank = (int(os.environ[name]) for name in names)
+            if size > 1 or launcher == "torchrun":
+                identity = [os.environ.get(name) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SUBMITIT_LOCAL_JOB_ID")]
+                job = ".".join(filter(None, identity))
+                attempt = f"{job}/{os.environ.get('SLURM_RESTART_COUNT', 0)}"
+                return Seat(launcher, rank, size, local_rank, job, attempt)
+    return None
+
+
+def seat_device(seat: Seat, device: torch.device) -> torch.device:
+    """The device of a seat: a GPU for each on its machine, whether it sees all of them or its own."""
+    if device.type == "cpu":
+        return device
+    return torch.device("cuda", seat.local_rank % torch.cuda.device_count())
+
+
+def same_for_all(stamp: str) -> str:
+    """The ``stamp`` of process 0 in every process of a launcher, or what else names their common start."""
+    seat = find_seat()
+    if seat is None or seat.size == 1:
+        return stamp
+    if seat.launcher != "torchrun":
+        return f"job-{seat.job}"
+    store = _torchrun_store()
+    if seat.rank == 0:
+        store.set("stamp", stamp)
+    return store.get("stamp").decode()
+
+
+def train_in_seat(train: Train, cfg: DictConfig, run_dir: Path, seat: Seat, device: torch.device) -> None:
+    """Train as one of the processes that a launcher started.
+
+    Raises:
+        SystemExit: if a signal asked to stop.
+        CleanError: and what else ``train`` raises.
+    """
+    if seat.rank > 0:
+        logging.getLogger().setLevel(logging.ERROR)
+    share_cores(1, seat.size)
+    with StopSignals() as stop:
+        startup = cfg.training.startup_timeout
+        if seat.size == 1:
+            store = None
+        elif seat.launcher == "torchrun":
+            store = _torchrun_store()
+            store.set_timeout(timedelta(seconds=startup))
+        else:
+            store = _meet_by_file(seat, run_dir / ".rendezvous", startup)
+        world = World(device, seat.rank, seat.size, store, startup, cfg.training.step_timeout)
+        if seat.rank == 0:
+            (run_dir / ".rendezvous").unlink(missing_ok=True)
+        signum = train(cfg, run_dir, world, stop)
+        world.leave()
+    if signum:
+        stop.pass_on(signum, seat.rank)
+
+
+def train_here(train: Train, cfg: DictConfig, run_dir: Path, devices: list[torch.device], logs: dict[str, Any]) -> None:
+    """Train in this process, or in one for each of several devices, started here.
+
+    Args:
+        logs: for ``logging.config``, of the process that writes.
+
+    Raises:
+        SystemExit: if a signal asked to stop.
+        CleanError: if a process fails, whose traceback has then been logged.
+    """
+    with StopSignals() as stop:
+        if len(devices) == 1:
+            share_cores(1)
+            signum = train(cfg, run_dir, World(devices[0]), stop)
+        else:
+            signum = _Group(train, cfg, run_dir, devices, logs).watch(stop)
+    if signum:
+        stop.pass_on(signum)
+
+
+@functools.cache
+def _torchrun_store() -> dist.Store:
+    """The store at MASTER_ADDR:MASTER_PORT, kept open: without torchrun's own, process 0 serves it."""
+    return next(dist.rendezvous("env://"))[0]
+
+
+def _meet_by_file(seat: Seat, path: Path, timeout: float) -> dist.TCPStore:
+    """A store that process 0 serves on a free port, which it leaves in a file that all can read."""
+    if seat.rank == 0:
+        alone_on_a_machine = int(os.environ.get("SLURM_STEP_NUM_NODES", 1)) == 1
+        host = "127.0.0.1" if alone_on_a_machine else socket.gethostname()
+        store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
+        temporary = path.with_name(f"{path.name}.tmp")
+        temporary.write_text(json.dumps([seat.attempt, host, store.port]))
+        os.replace(temporary, path)
+        return store
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        with suppress(FileNotFoundError, ValueError, dist.DistError):  # or it is of an attempt that was killed
+            attempt, host, port = json.loads(path.read_text())
+            if attempt == seat.attempt:
+                return dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=10))
+        time.sleep(0.1)
+    raise TrainingError(f"process 0 did not start within training.startup_timeout={timeout:g} seconds: no {path}")
+
+
+class _Group:
+    """Processes started here, and a supervisor that trains nothing itself."""
+
+    def __init__(
+        self, train: Train, cfg: DictConfig, run_dir: Path, devices: list[torch.device], logs: dict[str, Any]
+    ) -> None:
+        self.size = len(devices)
+        self.store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        shared = (train, cfg, run_dir, devices, self.store.port, logs)
+        # Torch has the children interrupted when this process is killed.
+        self.processes = mp.start_processes(_train_as, shared, self.size, join=False, start_method="spawn").processes
+
+    def watch(self, stop: StopSignals) -> int:
+        """Wait for the end, passing signals on; the number of the signal that stopped the run, or 0.
+
+        Raises:
+            CleanError: if a process failed; the others are then killed.
+        """
+        told, deadline = False, float("inf")
+        try:
+            while alive := [process for process in self.processes if process.is_alive()]:
+                connection.wait([process.sentinel for process in alive], timeout=0.2)
+                if stop.received and not told:
+                    told = True
+                    for process in alive:  # a terminal sends them SIGINT itself, and a second one would be heeded
+                        os.kill(process.pid, signal.SIGTERM)
+                ended_badly = any(process.exitcode for process in self.processes)
+                if ended_badly and deadline == float("inf"):
+                    deadline = time.monotonic() + GRACE
+                if time.monotonic() > deadline:
+                    break
+            exit_codes = [process.exitcode for process in self.processes]
+        finally:
+            for process in self.processes:
+                process.kill()
+        return self._outcome(exit_codes, stop.received)
+
+    def _outcome(self, exit_codes: list[int | None], signum: int) -> int:
+        reports = {}
+        for rank in range(self.size):
+            if self.store.check([f"report/{rank}"]):
+                reports[rank] = json.loads(self.store.get(f"report/{rank}"))
+        for rank, code in enumerate(exit_codes):
+            if code is not None and code < 0 and not signum:
+                raise CleanError(f"process {rank} of {self.size} was killed by {signal.Signals(-code).name}")
+        failures = sorted((report["time"], rank) for rank, report in reports.items() if "message" in report)
+        if failures:
+            rank = failures[0][1]  # the first: what the others met is that it was gone
+            if reports[rank]["traceback"]:
+                log.error("process %d of %d:\n%s", rank, self.size, reports[rank]["traceback"])
+            raise CleanError(reports[rank]["message"])
+        stopped = [report["stopped"] for report in reports.values() if report.get("stopped")]
+        if stopped or signum:
+            return signum or max(stopped)
+        for rank, code in enumerate(exit_codes):
+            if code != 0:
+                raise CleanError(f"process {rank} of {self.size} ended without a word, exit status {code}")
+        return 0
+
+
+def _train_as(
+    rank: int,
+    train: Train,
+    cfg: DictConfig,
+    run_dir: Path,
+    devices: list[torch.device],
+    port: int,
+    logs: dict[str, Any],
+) -> None:
+    """What process ``rank`` of a group does; its last word to the supervisor goes to the store."""
+    size, device = len(devices), devices[rank]
+    if rank == 0:
+        logging.config.dictConfig(logs)
+    else:
+        logging.basicConfig(level=logging.ERROR, format="%(message)s")
+    share_cores(size)
+    startup = cfg.training.startup_timeout
+    report = {}
+    store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=startup))
+    try:
+        with StopSignals() as stop:
+            world = World(device, rank, size, store, startup, cfg.training.step_timeout)
+            report = {"stopped": train(cfg, run_dir, world, stop)}
+            world.leave()
+    except (CleanError, OSError) as error:
+        report = {"message": str(error), "traceback": traceback.format_exc() if cfg.debug else ""}
+    except Exception as error:
+        message = f"process {rank} of {size} failed: {type(error).__name__}: {error}"
+        report = {"message": message.splitlines()[0], "traceback": traceback.format_exc()}
+    finally:
+        store.set(f"report/{rank}", json.dumps({"time": time.time(), **report}))
+    raise SystemExit("stopped" not in report)

@@ -1,0 +1,67 @@
+"""The grid of samples that a run draws at each checkpoint it keeps."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+from errors import writing
+from models import in_precision
+from sampling import create_sampler, guided_score
+from sampling.images import save_grid, save_trajectory, to_uint8
+from sde import ReflectedVE
+from seeds import image_generators
+from training.processes import World
+from training.signals import StopSignals
+
+
+class _StoppedError(Exception):
+    """Drawing was given up; a resumed run begins it again."""
+
+
+def draw_samples(
+    network: nn.Module, sde: ReflectedVE, cfg: DictConfig, world: World, stop: StopSignals, folder: Path
+) -> None:
+    """Draw ``eval.batch_size`` images, one class after the other, to ``sample_0.png`` and ``sample_0.npy``.
+
+    The processes share the images. After a signal nothing is written.
+    """
+    own = range(cfg.eval.batch_size)[world.share(cfg.eval.batch_size)]
+    parts = world.gather(_draw(network, sde, cfg, world.device, stop, own) if own else ())
+    if parts is None or None in parts:
+        return
+    drawn = [part for part in parts if part]
+    pixels, trajectory = np.concatenate([part[0] for part in drawn]), drawn[0][1]
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        save_grid(pixels, folder / "sample_0.png")
+        if trajectory is not None:
+            save_trajectory(trajectory, folder / "trajectory")
+        with open(folder / ".sample_0.tmp", "wb") as file:  # the array comes last and whole: its presence says done
+            np.save(file, pixels)
+        os.replace(folder / ".sample_0.tmp", folder / "sample_0.npy")
+
+
+def _draw(
+    network: nn.Module, sde: ReflectedVE, cfg: DictConfig, device: torch.device, stop: StopSignals, images: range
+) -> tuple[np.ndarray, np.ndarray | None] | None:
+    """The images with these numbers and moments of the first of them, as uint8; None after a signal."""
+
+    def give_up() -> None:
+        if stop.received:
+            raise _StoppedError
+
+    classes = network.num_classes
+    labels = torch.tensor(images, device=device) % classes if classes else None
+    generators = image_generators(cfg.seed, images, device)  # the same noise at each snapshot
+    shape = (cfg.data.num_channels, cfg.data.image_size, cfg.data.image_size)
+    x_init = torch.stack([sde.prior_sample(shape, generator, device) for generator in generators])
+    score_fn = guided_score(in_precision(network, cfg.precision), labels)
+    try:
+        out = create_sampler(cfg.sampling, sde)(score_fn, x_init, generators, give_up)
+    except _StoppedError:
+        return None
+    return to_uint8(out.samples), None if out.trajectory is None else to_uint8(out.trajectory)

@@ -1,0 +1,114 @@
+"""One update: what it is made of, as a function of (seed, step), and the gradient of a process's share of it."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from datasets import Batches
+from losses.score_matching import perturb, score_error
+from models import in_precision
+from sampling.guidance import NULL_LABEL
+from sde import ReflectedVE
+from seeds import Stream, seed_torch
+from training.processes import World
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Images with all that is random about a step, whoever computes it.
+
+    Attributes:
+        x0: images in [0, 1], (B, C, H, W).
+        labels: int64 (B,).
+        t: times, (B,).
+        x: the images at these times, (B, C, H, W).
+    """
+
+    x0: Tensor
+    labels: Tensor
+    t: Tensor
+    x: Tensor
+
+    def __len__(self) -> int:
+        return len(self.x0)
+
+    def part(self, rows: slice) -> "Draw":
+        """Some of the images."""
+        return Draw(self.x0[rows], self.labels[rows], self.t[rows], self.x[rows])
+
+
+class Objective:
+    """The loss that a configuration asks for.
+
+    Every process draws the whole batch and computes its share: so the numbers do not depend on how many there are.
+    """
+
+    def __init__(self, cfg: DictConfig, sde: ReflectedVE) -> None:
+        self.seed, self.sde = cfg.seed, sde
+        self.precision = cfg.precision
+        self.drop_label = cfg.training.drop_label
+        self.accumulate = cfg.training.accumulate
+        self.weighting = {
+            "likelihood_weighting": cfg.training.likelihood_weighting,
+            "reduce_mean": cfg.training.reduce_mean,
+        }
+
+    def draw(self, batches: Batches, step: int) -> Draw:
+        """Batch ``step`` to train on: flips, dropped labels, times and noise are functions of (seed, step)."""
+        seed_torch(self.seed, Stream.TRAIN, step)
+        x0, labels = batches(step)
+        labels = drop_labels(labels, self.drop_label)
+        return Draw(x0, labels, *perturb(self.sde, x0))
+
+    def draw_held_out(self, batches: Batches) -> Draw:
+        """The images of an evaluation: the same, at the same times, with the same noise, at each."""
+        seed_torch(self.seed, Stream.EVAL)
+        x0, labels = batches(0)
+        return Draw(x0, labels, *perturb(self.sde, x0))
+
+    def losses(self, net: nn.Module, draw: Draw, num_classes: int) -> Tensor:
+        """The loss of each image, (B,)."""
+        labels = draw.labels if num_classes else None
+        net = in_precision(net, self.precision)
+        return score_error(net, self.sde, draw.x0, draw.t, draw.x, labels, **self.weighting)
+
+    def mean(self, net: nn.Module, draw: Draw, world: World) -> Tensor:
+        """The mean loss over a draw that the processes share, with dropout as ``net`` has it; a number."""
+        share = draw.part(world.share(len(draw)))
+        own = self.losses(net, share, net.num_classes).sum() if len(share) else torch.zeros((), device=draw.t.device)
+        return world.total(own) / len(draw)
+
+    def add_gradient(
+        self, net: nn.Module, num_classes: int, draw: Draw, step: int, world: World, scaler: torch.amp.GradScaler
+    ) -> tuple[Tensor, Tensor]:
+        """Add the gradient of the mean loss over ``draw``, of all processes, to that of ``net``.
+
+        The share of a process is computed in ``training.accumulate`` parts, whose gradients add up. Dropout is a
+        function of (seed, step, rank, part).
+
+        Args:
+            net: what ``World.data_parallel`` made of the network.
+            scaler: of the loss, in half precision.
+
+        Returns:
+            The losses of this process's share and its noise levels, both (share,).
+        """
+        share = draw.part(world.share(len(draw)))
+        n, parts, losses = len(share), self.accumulate, []
+        for k in range(parts):
+            part = share.part(slice(n * k // parts, n * (k + 1) // parts))
+            seed_torch(self.seed, Stream.DROPOUT, step, world.rank, k)
+            with nullcontext() if k == parts - 1 else world.without_exchange(net):
+                of_part = self.losses(net, part, num_classes)
+                scaler.scale(of_part.sum() * (world.size / len(draw))).backward()
+            losses.append(of_part.detach())
+        return torch.cat(losses), self.sde.sigma(share.t)
+
+
+def drop_labels(labels: Tensor, rate: float) -> Tensor:
+    """Replace each label by the null label with probability ``rate``, image by image (classifier-free guidance)."""
+    dropped = torch.rand(labels.shape, device=labels.device) < rate
+    return torch.where(dropped, NULL_LABEL, labels)
