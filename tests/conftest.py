@@ -1,12 +1,16 @@
 """Fixtures: small configurations, and the entry scripts run as a user runs them."""
 
+import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -32,6 +36,11 @@ TINY = [
 ]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of this project's tests."""
+    parser.addoption("--kills", type=int, default=2, help="how often the test of exact resuming kills a run")
+
+
 def composed(*overrides: str, name: str = "train") -> DictConfig:
     """The configuration that a command line gives, without Hydra's own part."""
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
@@ -48,13 +57,51 @@ def tiny_config(*overrides: str) -> DictConfig:
     return cfg
 
 
+def environment() -> dict[str, str]:
+    """Variables for a script that is run as a user runs it."""
+    return {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The contents of a checkpoint."""
+    return torch.load(path, weights_only=True)
+
+
+def metrics(run_dir: Path) -> list[dict[str, float]]:
+    """The entries of ``metrics.jsonl``."""
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def wait_for_steps(run_dir: Path, steps: int, process: subprocess.Popen) -> None:
+    """Until the run has more than so many entries in its ``metrics.jsonl``, or has ended."""
+    path = run_dir / "metrics.jsonl"
+    while process.poll() is None and not (path.exists() and len(path.read_text().splitlines()) > steps):
+        time.sleep(0.01)
+
+
+def leaves(tree: Any) -> list[Any]:
+    """All tensors and numbers of a nested structure, in order."""
+    if isinstance(tree, dict):
+        return [leaf for key in tree for leaf in leaves(tree[key])]
+    return [leaf for item in tree for leaf in leaves(item)] if isinstance(tree, list | tuple) else [tree]
+
+
+def assert_same(first: Any, second: Any) -> None:
+    """Two checkpoints have the same numbers, bit for bit."""
+    first, second = leaves(first), leaves(second)
+    assert len(first) == len(second) > 10
+    differing = sum(
+        not (torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b) for a, b in zip(first, second, strict=True)
+    )
+    assert differing == 0
+
+
 @pytest.fixture
 def script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run an entry script in ``tmp_path``: script("run_train.py", *overrides); the time limit is for hangs only."""
 
     def run(name: str, *args: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-        environment = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}
         command = [sys.executable, str(ROOT / name), *args]
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=timeout)
+        return subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=timeout)
 
     return run

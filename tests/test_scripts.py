@@ -2,9 +2,12 @@
 
 import contextlib
 import json
+import math
 import os
 import pty
+import random
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -20,7 +23,7 @@ from PIL import Image
 from devices import choose_device
 from errors import InputError
 from run_train import check_resume
-from tests.conftest import ROOT, TINY
+from tests.conftest import ROOT, TINY, assert_same, environment, metrics, read, wait_for_steps
 
 
 def one(paths):
@@ -111,27 +114,48 @@ def test_two_runs_started_together_share_no_directory_unless_told_to(script, tmp
     assert steps == list(range(1, 401))
 
 
-def test_a_run_killed_at_any_moment_ends_as_an_undisturbed_one(script, tmp_path):
-    long = [*TINY, "training.n_iters=250", "training.snapshot_freq_for_preemption=7", "training.snapshot_freq=50"]
-    long += ["training.snapshot_sampling=false"]
+@pytest.mark.parametrize("ngpus", [1, 2])
+def test_a_run_killed_at_any_moment_ends_as_an_undisturbed_one(script, tmp_path, pytestconfig, ngpus):
+    """kill -9 at random moments; with a checkpoint every other step, many of them in the middle of one."""
+    kills, moments = pytestconfig.getoption("kills"), random.Random(ngpus)
+    long = [*TINY, f"ngpus={ngpus}", f"training.n_iters={100 + 40 * kills}", "training.snapshot_freq=50"]
+    long += ["training.snapshot_freq_for_preemption=2", "training.snapshot_sampling=false", "training.step_timeout=60"]
     command = [sys.executable, str(ROOT / "run_train.py"), *long, "hydra.run.dir=killed"]
-    log = tmp_path / "killed/metrics.jsonl"
-    for steps in (20, 120):
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while process.poll() is None and not (log.exists() and len(log.read_text().splitlines()) > steps):
-            time.sleep(0.01)
-        process.kill()
-        assert process.wait() == -signal.SIGKILL
+    for kill in range(kills):
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=subprocess.DEVNULL, process_group=0)
+        wait_for_steps(tmp_path / "killed", 0 if kill == 0 else len(metrics(tmp_path / "killed")), process)
+        time.sleep(moments.uniform(0, 0.4))
+        os.killpg(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, "it was over before the kill"
+        done = (tmp_path / "killed/metrics.jsonl").read_text().count("\n")
+        print(f"kill {kill + 1} of {kills} after step {done}, in a save: {bool(list(tmp_path.rglob('.*.tmp')))}")
     for name in ("killed", "whole"):
         assert script("run_train.py", *long, f"hydra.run.dir={name}").returncode == 0
-    for path in ["checkpoints-meta/checkpoint.pth", *[f"checkpoints/checkpoint_{n}.pth" for n in (1, 2, 3, 4, 5)]]:
-        killed, whole = (torch.load(tmp_path / name / path, weights_only=True) for name in ("killed", "whole"))
-        assert killed["step"] == whole["step"]
-        for first, second in zip(killed["ema"]["shadow_params"], whole["ema"]["shadow_params"], strict=True):
-            assert torch.equal(first, second)
-        for key, tensor in killed["model"].items():
-            assert torch.equal(tensor, whole["model"][key])
-    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == list(range(1, 251))
+    paths = [path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*.pth")]
+    assert len(paths) == 2 + math.ceil((100 + 40 * kills) / 50)
+    for path in paths:
+        if path.name != "checkpoint_previous.pth":  # the last save comes again if the kill was just after it
+            assert_same(*(read(tmp_path / name / path) for name in ("killed", "whole")))
+    assert [entry["step"] for entry in metrics(tmp_path / "killed")] == list(range(1, 101 + 40 * kills))
+
+
+def test_a_full_disk_leaves_the_checkpoints(script, tmp_path):
+    """No file may grow beyond what half a checkpoint needs."""
+    run = [*TINY, "hydra.run.dir=run", "training.snapshot_sampling=false"]
+    assert script("run_train.py", *run).returncode == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.pth")}
+    limit = len(before[tmp_path / "run/checkpoints-meta/checkpoint.pth"]) // 2
+    command = [sys.executable, str(ROOT / "run_train.py"), *run, "training.n_iters=4"]
+    result = subprocess.run(
+        command, cwd=tmp_path, env=environment(), capture_output=True, text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )  # fmt: skip
+    assert failed_with(result, "run/checkpoints/checkpoint_2.pth cannot be saved: ")
+    assert "File too large; the checkpoint before it is whole" in result.stderr
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.pth")} == before
+    assert not list(tmp_path.rglob(".*.tmp"))
+    assert script("run_train.py", *run, "training.n_iters=4").returncode == 0
+    assert read(tmp_path / "run/checkpoints/checkpoint_2.pth")["step"] == 4
 
 
 def test_a_terminal_shows_a_progress_bar_and_an_interrupt_ends_it_cleanly(tmp_path):

@@ -1,7 +1,6 @@
 """The loop, its state and its files, in this process."""
 
 import itertools
-import json
 import math
 import os
 
@@ -16,7 +15,7 @@ from errors import InputError, TrainingError
 from models import load_pretrained
 from models.files import find_checkpoint, load_config
 from seeds import Stream, derived_seed
-from tests.conftest import composed, tiny_config
+from tests.conftest import assert_same, composed, metrics, read, tiny_config
 from training import checkpoint
 from training.ema import EMA
 from training.loop import create_state, train
@@ -26,28 +25,6 @@ from training.run_dir import resumed_config
 from training.step import drop_labels
 
 CPU = World(torch.device("cpu"))
-
-
-def read(path):
-    return torch.load(path, weights_only=True)
-
-
-def metrics(run_dir):
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-
-
-def leaves(tree):
-    """All tensors and numbers of a nested structure, in order."""
-    if isinstance(tree, dict):
-        return [leaf for key in tree for leaf in leaves(tree[key])]
-    return [leaf for item in tree for leaf in leaves(item)] if isinstance(tree, list | tuple) else [tree]
-
-
-def assert_same(first, second):
-    first, second = leaves(first), leaves(second)
-    assert len(first) == len(second) > 10
-    for a, b in zip(first, second, strict=True):
-        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
 def rewrite(path, change):
@@ -357,6 +334,58 @@ def test_a_kill_while_saving_leaves_the_old_file(tmp_path, monkeypatch):
         checkpoint.save_atomically({"step": 2}, path)
     assert read(path) == {"step": 1}
     assert os.listdir(tmp_path) == ["checkpoint.pth"]
+
+
+def flip_a_byte(path):
+    contents = bytearray(path.read_bytes())
+    contents[len(contents) // 2] ^= 1
+    path.write_bytes(contents)
+
+
+def cut_short(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize("damage", [flip_a_byte, cut_short, lambda path: path.write_bytes(b"")])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, caplog, damage):
+    often = "training.snapshot_freq_for_preemption=1"
+    for name in ("whole", "damaged"):
+        train(tiny_config("training.n_iters=4", often), tmp_path / name, CPU)
+    newest, previous = (tmp_path / "damaged/checkpoints-meta" / f"checkpoint{n}.pth" for n in ("", "_previous"))
+    assert [read(path)["step"] for path in (newest, previous)] == [4, 3]
+    damage(newest)
+    with caplog.at_level("INFO"):
+        for name in ("whole", "damaged"):
+            train(tiny_config("training.n_iters=5", often), tmp_path / name, CPU)
+    assert f"{newest} cannot be read as a checkpoint" in caplog.text
+    assert f"going on from the one before, {previous}" in caplog.text and "going on at step 3" in caplog.text
+    assert_same(*(read(tmp_path / name / "checkpoints-meta/checkpoint.pth") for name in ("whole", "damaged")))
+    assert [entry["step"] for entry in metrics(tmp_path / "damaged")] == [1, 2, 3, 4, 5]
+
+
+def test_a_damaged_checkpoint_takes_no_place_of_a_whole_one(tmp_path):
+    """A kill between the two moves of a save finds one that is whole."""
+    train(tiny_config("training.n_iters=2", "training.snapshot_freq_for_preemption=1"), tmp_path, CPU)
+    checkpoints, state = checkpoint.Checkpoints(tmp_path), create_state(tiny_config(), CPU.device)
+    previous = checkpoints.previous_path.read_bytes()
+    flip_a_byte(checkpoints.resume_path)
+    assert checkpoints.find() == checkpoints.previous_path
+    checkpoints.restore(state, checkpoints.previous_path)
+    checkpoints.save_for_resume(state)
+    assert checkpoints.previous_path.read_bytes() == previous
+    assert checkpoints.find() == checkpoints.resume_path
+    newest = checkpoints.resume_path.read_bytes()
+    checkpoints.save_for_resume(state)
+    assert checkpoints.previous_path.read_bytes() == newest
+
+
+def test_two_damaged_checkpoints_end_the_run_and_stay(tmp_path):
+    train(tiny_config("training.snapshot_freq_for_preemption=1"), tmp_path, CPU)
+    for path in (tmp_path / "checkpoints-meta").iterdir():
+        path.write_bytes(b"junk")
+    with pytest.raises(InputError, match=r"checkpoints-meta/checkpoint.pth cannot be read as a checkpoint"):
+        train(tiny_config("training.n_iters=5"), tmp_path, CPU)
+    assert {path.read_bytes() for path in (tmp_path / "checkpoints-meta").iterdir()} == {b"junk"}
 
 
 def test_load_pretrained_gives_the_averaged_weights(tmp_path):

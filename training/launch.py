@@ -209,21 +209,16 @@ class _Group:
             if self.store.check([f"report/{rank}"]):
                 reports[rank] = json.loads(self.store.get(f"report/{rank}"))
         for rank, code in enumerate(exit_codes):
-            if code is not None and code < 0 and not signum:
-                raise CleanError(f"process {rank} of {self.size} was killed by {signal.Signals(-code).name}")
+            if code and rank not in reports and not signum:
+                how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
+                raise CleanError(f"process {rank} of {self.size} {how}")
         failures = sorted((report["time"], rank) for rank, report in reports.items() if "message" in report)
         if failures:
             rank = failures[0][1]  # the first: what the others met is that it was gone
             if reports[rank]["traceback"]:
                 log.error("process %d of %d:\n%s", rank, self.size, reports[rank]["traceback"])
             raise CleanError(reports[rank]["message"])
-        stopped = [report["stopped"] for report in reports.values() if report.get("stopped")]
-        if stopped or signum:
-            return signum or max(stopped)
-        for rank, code in enumerate(exit_codes):
-            if code != 0:
-                raise CleanError(f"process {rank} of {self.size} ended without a word, exit status {code}")
-        return 0
+        return max([signum, *(report["stopped"] for report in reports.values())])
 
 
 def _train_as(
@@ -243,18 +238,18 @@ def _train_as(
         logging.basicConfig(level=logging.ERROR, format="%(message)s")
     share_cores(size)
     startup = cfg.training.startup_timeout
-    report = {}
     store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=startup))
     try:
         with StopSignals() as stop:
             world = World(device, rank, size, store, startup, cfg.training.step_timeout)
             report = {"stopped": train(cfg, run_dir, world, stop)}
             world.leave()
+    except KeyboardInterrupt:
+        report = {"stopped": int(signal.SIGINT)}
     except (CleanError, OSError) as error:
         report = {"message": str(error), "traceback": traceback.format_exc() if cfg.debug else ""}
     except Exception as error:
         message = f"process {rank} of {size} failed: {type(error).__name__}: {error}"
         report = {"message": message.splitlines()[0], "traceback": traceback.format_exc()}
-    finally:
-        store.set(f"report/{rank}", json.dumps({"time": time.time(), **report}))
+    store.set(f"report/{rank}", json.dumps({"time": time.time(), **report}))
     raise SystemExit("stopped" not in report)

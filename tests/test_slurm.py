@@ -1,0 +1,86 @@
+"""Jobs of a real Slurm, which .ci/slurm brings up: python -m pytest -m slurm."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.conftest import ROOT, TINY, assert_same, environment, metrics, read, wait_for_steps
+
+pytestmark = pytest.mark.slurm
+
+NEWEST = "checkpoints-meta/checkpoint.pth"
+LAUNCHER = [
+    "hydra/launcher=slurm",
+    "hydra.launcher.partition=debug",
+    "hydra.launcher.gpus_per_node=null",
+    "hydra.launcher.cpus_per_task=1",
+    "hydra.launcher.mem_gb=null",
+    "hydra.launcher.timeout_min=1",  # so that USR2, which Slurm sends before the time is up, counts as that
+    "hydra.launcher.signal_delay_s=5",
+]
+
+
+def submitted(folder, *arguments):
+    command = [sys.executable, ROOT / "run_train.py", "-m", *TINY, *LAUNCHER, "hydra.sweep.dir=sweep", *arguments]
+    return subprocess.Popen(command, cwd=folder, env=environment(), stderr=subprocess.PIPE, text=True)
+
+
+def slurm(*command):
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def job_of(sweep):
+    """The number of the job that the sweep has made."""
+    (folder,) = (path for path in (sweep / ".submitit").iterdir() if re.fullmatch(r"\d+", path.name))
+    return folder.name
+
+
+def start_again(job):
+    """Without the minutes that Slurm lets a requeued job wait."""
+    deadline = time.monotonic() + 40
+    while "JobState=PENDING" not in slurm("scontrol", "show", "job", job):
+        assert time.monotonic() < deadline, slurm("scontrol", "show", "job", job)
+        time.sleep(0.2)
+    slurm("scontrol", "update", f"jobid={job}", "StartTime=now")
+
+
+def test_a_job_whose_time_is_up_and_that_is_preempted_ends_as_an_undisturbed_one(tmp_path):
+    run, options = tmp_path / "sweep/0", ["ngpus=2", "training.n_iters=400"]
+    launcher = submitted(tmp_path, *options, "training.log_freq=1")
+    wait_for_steps(run, 5, launcher)
+    job = job_of(tmp_path / "sweep")
+    slurm("scancel", "--signal=USR2", job)  # what Slurm sends before the time is up
+    start_again(job)
+    wait_for_steps(run, len(metrics(run)) + 5, launcher)
+    slurm("scontrol", "requeue", job)  # what Slurm does to a job that is preempted
+    start_again(job)
+    said = launcher.communicate(timeout=120)[1]
+    assert launcher.returncode == 0, said
+
+    logs = (run / "logs").read_text()
+    steps = [int(step) for step in re.findall(r"interrupted by SIG\w+: saved at step (\d+)", logs)]
+    assert len(steps) == 2 and 5 < steps[0] < steps[1] < 400
+    assert "interrupted by SIGUSR2" in logs and "interrupted by SIGTERM" in logs
+    assert [int(step) for step in re.findall(r"going on at step (\d+)", logs)] == steps
+    assert "parameters on 2 x cpu" in logs
+    command = [sys.executable, ROOT / "run_train.py", *TINY, *options, "hydra.run.dir=whole"]
+    assert subprocess.run(command, cwd=tmp_path, env=environment(), stderr=subprocess.DEVNULL).returncode == 0
+    assert_same(read(run / NEWEST), read(tmp_path / "whole" / NEWEST))
+    assert [entry["step"] for entry in metrics(run)] == list(range(1, 401))
+
+
+def test_a_job_that_fails_fails_the_launcher_and_the_other_finishes(tmp_path):
+    launcher = submitted(tmp_path, "optim.optimizer=SGD,Adam")
+    said = launcher.communicate(timeout=120)[1]
+    assert launcher.returncode not in (0, -signal.SIGTERM)
+    assert "optim.optimizer=SGD: known are" in said
+    deadline = time.monotonic() + 40
+    while not (tmp_path / "sweep/1" / NEWEST).exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert read(tmp_path / "sweep/1" / NEWEST)["step"] == 2
+    assert not (tmp_path / "sweep/0/checkpoints").exists()
