@@ -75,11 +75,13 @@ def test_processes_and_parts_change_no_number(together, tmp_path):
     train(tiny_config(*SHARED, "training.accumulate=3"), tmp_path / "parts", World(CPU))
     one, parts, two = metrics(tmp_path / "one"), metrics(tmp_path / "parts"), metrics(together)
     assert one[-1]["eval_loss"] < 0.95 * one[1]["eval_loss"]
-    for other in (parts, two):
+    for name, other in (("three parts", parts), ("two processes", two)):
         assert [entry["step"] for entry in other] == list(range(1, 21))
         for key in ("loss", "grad_norm", "eval_loss"):
-            expected = [entry[key] for entry in one if key in entry]
-            assert [entry[key] for entry in other if key in entry] == pytest.approx(expected, rel=1e-5, abs=0)
+            pairs = [(a[key], b[key]) for a, b in zip(one, other, strict=True) if key in a or key in b]
+            seen = max(abs(a - b) / abs(a) for a, b in pairs)
+            print(f"{name}, {key}: largest relative difference from one process {seen:.1e}")
+            assert seen < 1e-5
 
 
 def test_processes_share_the_drawing_and_one_writes(together, tmp_path):

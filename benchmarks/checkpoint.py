@@ -1,0 +1,61 @@
+"""How long does training stand still for a checkpoint? python -m benchmarks.checkpoint [overrides of train.yaml]
+
+Saves the state of a run, by default of the CIFAR-10 DDPM++, beside writing as many bytes to the same disk in one piece.
+"""
+
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+
+import doors
+from training.checkpoint import Checkpoints
+from training.loop import create_state
+
+REPEATS = 5
+
+
+def seconds(act: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    act()
+    return time.perf_counter() - start
+
+
+def write_plainly(contents: bytes, path: Path) -> None:
+    with open(path, "wb") as file:
+        file.write(contents)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def main() -> None:
+    with initialize_config_dir(str(doors.ROOT / "configs"), version_base="1.3"):
+        cfg = compose("train", overrides=sys.argv[1:])
+    state = create_state(cfg, torch.device("cpu"))
+    for p in state.trainable:  # one update, so that the optimiser has its moments
+        p.grad = torch.zeros_like(p)
+    state.optimizer.step()
+    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
+        checkpoints = Checkpoints(Path(folder))
+        checkpoints.save_for_resume(state)
+        contents = checkpoints.resume_path.read_bytes()
+        ours, plain = [], []
+        for _ in range(REPEATS):
+            ours.append(seconds(lambda: checkpoints.save_for_resume(state)))
+            plain.append(seconds(lambda: write_plainly(contents, Path(folder) / "plain")))
+        resumed = seconds(lambda: checkpoints.restore(state, checkpoints.find()))
+    print(f"{sum(p.numel() for p in state.trainable):,} trained parameters, {len(contents) / 1e9:.2f} GB, on the CPU")
+    print(f"saving {statistics.median(ours):.2f} s ({min(ours):.2f} to {max(ours):.2f}), median of {REPEATS}")
+    print(f"writing as many bytes {statistics.median(plain):.2f} s ({min(plain):.2f} to {max(plain):.2f})")
+    print(f"ratio {statistics.median(o / p for o, p in zip(ours, plain, strict=True)):.2f}")
+    print(f"checking and resuming {resumed:.2f} s")
+
+
+if __name__ == "__main__":
+    main()
