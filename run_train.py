@@ -24,8 +24,8 @@ def main(cfg: DictConfig) -> None:
         cfg = resumed_config(cfg, run_dir, overrides)
     with open_dict(cfg):
         cfg.pop("resume", None)  # says how this process was started, not what the run is
-    check_options(cfg)
     seat = find_seat()
+    check_options(cfg, cfg.ngpus if seat is None else seat.size)
     if seat is None:
         logs = OmegaConf.to_container(HydraConfig.get().job_logging, resolve=True)
         train_here(train, cfg, run_dir, choose_devices(cfg.device, cfg.ngpus), logs)

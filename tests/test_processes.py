@@ -19,6 +19,7 @@ from errors import CleanError, InputError, TrainingError
 from tests.conftest import ROOT, TINY, assert_same, environment, metrics, read, tiny_config, wait_for_steps
 from training.launch import find_seat, same_for_all, seat_device, train_here
 from training.loop import train
+from training.options import check_options
 from training.processes import World
 
 CPU = torch.device("cpu")
@@ -238,11 +239,11 @@ def test_processes_that_do_not_come_are_named():
         World(CPU, 0, 4, store, startup_timeout=0.2)
 
 
-def test_a_batch_that_does_not_reach_for_all_is_refused(tmp_path):
-    world = World(CPU)
-    world.size = 3
+def test_a_batch_that_does_not_reach_for_all_is_refused():
+    cfg = tiny_config("training.batch_size=5", "training.accumulate=2")
+    check_options(cfg, processes=2)
     with pytest.raises(InputError, match=r"training.batch_size=5: less than an image for each of 3 processes x"):
-        train(tiny_config("training.batch_size=5", "training.accumulate=2"), tmp_path, world)
+        check_options(cfg, processes=3)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from datasets import Batches, Images, load_images
-from errors import InputError
 from models import create_model
 from sampling import create_sampler
 from sde import ReflectedVE
@@ -47,12 +46,7 @@ def train(cfg: DictConfig, run_dir: Path, world: World, stop: StopSignals | None
         TrainingError: if the loss, the gradient or a weight is not finite, or the disk is full; checkpoints are left
             as they are.
     """
-    check_options(cfg)
-    if cfg.training.batch_size < world.size * cfg.training.accumulate:
-        raise InputError(
-            f"training.batch_size={cfg.training.batch_size}: less than an image for each of {world.size} processes x "
-            f"training.accumulate={cfg.training.accumulate}"
-        )
+    check_options(cfg, world.size)
     sde = ReflectedVE(cfg.sde.sigma_min, cfg.sde.sigma_max, cfg.sde.num_scales)
     create_sampler(cfg.sampling, sde)  # so that a bad option shows now and not at the first snapshot
     state = create_state(cfg, world.device)

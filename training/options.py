@@ -36,8 +36,8 @@ BOOLEANS = (
 )
 
 
-def check_options(cfg: DictConfig) -> None:
-    """Raise InputError, naming the key, for a number out of range or an unknown optimiser."""
+def check_options(cfg: DictConfig, processes: int) -> None:
+    """Raise InputError, naming the key, for a value that cannot be, or for less than an image for each process."""
     number(cfg, "seed", low=0, integer=True)
     if number(cfg, "optim.grad_clip") == 0:
         raise InputError("optim.grad_clip=0 leaves no gradient: need a positive norm, or a negative one for no limit")
@@ -58,6 +58,11 @@ def check_options(cfg: DictConfig) -> None:
     check_precision(cfg.precision)
     if cfg.optim.optimizer not in OPTIMIZERS:
         raise InputError(f"optim.optimizer={cfg.optim.optimizer}: known are {', '.join(OPTIMIZERS)}")
+    if cfg.training.batch_size < processes * cfg.training.accumulate:
+        raise InputError(
+            f"training.batch_size={cfg.training.batch_size}: less than an image for each of {processes} processes x "
+            f"training.accumulate={cfg.training.accumulate}"
+        )
 
 
 def create_optimizer(params: list[torch.nn.Parameter], optim: DictConfig) -> torch.optim.Optimizer:
