@@ -18,6 +18,7 @@ from models.published import from_published, published_tensors, to_published
 from tests.conftest import composed
 from tests.test_models import GOLDEN, SMALL, published_checkpoint
 from training.loop import train
+from training.processes import World
 
 RUN = GOLDEN / "reference_run"
 
@@ -184,7 +185,7 @@ def trained(request, tmp_path_factory):
     cfg = composed(*options)
     with open_dict(cfg):
         del cfg.resume
-    train(cfg, folder, torch.device("cpu"))
+    train(cfg, folder, World(torch.device("cpu")))
     return folder
 
 
