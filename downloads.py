@@ -3,6 +3,8 @@
 import hashlib
 import os
 import tarfile
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from errors import CleanError, InputError
@@ -10,6 +12,46 @@ from errors import CleanError, InputError
 
 class DownloadError(CleanError):
     """A file that could not be had, or is not what it should be."""
+
+
+def fetch_folder(url: str, archive: Path, target: Path, sums: Path, find: Callable[[Path], Path]) -> None:
+    """Download a tar archive, or take it where a person has put it, and make a folder of what is in it.
+
+    Args:
+        url: where it is.
+        archive: where it is put; removed at the end, unless it was there.
+        target: the folder, on the same disk, which appears when all is well.
+        sums: record of SHA-256 sums, see ``check_recorded``.
+        find: given the folder of what was unpacked, the one in it that becomes ``target``; raises DownloadError if what
+            it finds is not what it should be.
+
+    Raises:
+        CleanError: if the archive cannot be had or is not what it should be.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    placed = archive.exists()
+    try:
+        if not placed:
+            fetch(url, archive)
+        check_archive(archive)
+    except DownloadError as error:
+        if not placed:
+            archive.unlink(missing_ok=True)
+        raise DownloadError(f"{error}. Open {url} in a browser, save the file as {archive}, run this again") from error
+    line = check_recorded(archive, sums)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
+        unpack(archive, Path(temporary))
+        found = find(Path(temporary))
+        with sums.open("a") as file:  # before the folder appears: one that is there has its sum recorded
+            file.write(line)
+        found.rename(target)
+    if not placed:
+        archive.unlink()
+
+
+def google_drive(identity: str) -> str:
+    """The address of a file there."""
+    return f"https://drive.google.com/uc?id={identity}"
 
 
 def fetch(url: str, path: Path) -> None:

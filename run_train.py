@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from devices import choose_device, choose_devices
 from doors import door
+from training.data import prepare_data
 from training.launch import find_seat, seat_device, train_here, train_in_seat
 from training.loop import train
 from training.options import check_options
@@ -28,7 +29,10 @@ def main(cfg: DictConfig) -> None:
     check_options(cfg, cfg.ngpus if seat is None else seat.size)
     if seat is None:
         logs = OmegaConf.to_container(HydraConfig.get().job_logging, resolve=True)
-        train_here(train, cfg, run_dir, choose_devices(cfg.device, cfg.ngpus), logs)
+        devices = choose_devices(cfg.device, cfg.ngpus)
+        if len(devices) > 1:
+            prepare_data(cfg)  # which may take longer than processes wait for each other
+        train_here(train, cfg, run_dir, devices, logs)
     else:
         train_in_seat(train, cfg, run_dir, seat, seat_device(seat, choose_device(cfg.device)))
 

@@ -1,6 +1,7 @@
 """Images as uint8 arrays, and batches of them."""
 
 from datasets.batches import Batches
-from datasets.images import Images, load_images
+from datasets.images import Images
+from datasets.registry import load_images
 
 __all__ = ["Batches", "Images", "load_images"]

@@ -1,39 +1,58 @@
 """Batches in an order that is a function of (seed, step)."""
 
+import os
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from datasets.images import Images
+from errors import CleanError
+
+IN_MEMORY = 2**30  # bytes; a larger data set stays on disk
 
 
 class Batches:
     """Batch ``k`` of an endless stream of shuffled epochs, as a pure function of (seed, k).
 
-    Nothing is kept from one step to the next but a cached permutation, so that a resumed run sees what an
-    undisturbed one would. Images live on ``device`` as uint8.
+    Nothing is kept from one step to the next but a cached permutation and the batch that comes next, so that a resumed
+    run sees what an undisturbed one would. A small data set lives on ``device`` as uint8; a large one is read from its
+    file while the step before is computed, and reaches a GPU through pinned memory.
 
     Args:
         images: the data set.
         batch_size: images in a batch; batches run on across the end of an epoch.
         seed: of the permutations.
-        random_flip: mirror each image left to right with probability 1/2 (torch's default generator).
+        random_flip: mirror each image left to right with probability 1/2 (torch's default generator), on the device.
+        in_memory: the largest data set, in bytes, that is copied to ``device``.
     """
 
     def __init__(
-        self, images: Images, batch_size: int, seed: int, device: torch.device | str, random_flip: bool = False
+        self,
+        images: Images,
+        batch_size: int,
+        seed: int,
+        device: torch.device | str,
+        random_flip: bool = False,
+        in_memory: int = IN_MEMORY,
     ) -> None:
-        self.pixels = images.pixels.to(device)
-        self.labels = images.labels.to(device)
+        self.device = torch.device(device)
+        small = images.file is None or images.pixels.nbytes <= in_memory
+        self.labels = images.labels.to(self.device)
         self.scale = 1.0 / (images.levels - 1)
         self.batch_size = batch_size
         self.seed = seed
         self.random_flip = random_flip
+        self._count = len(images)
+        self._pixels = images.pixels.to(self.device, copy=images.file is not None) if small else None
+        self._stream = None if small else _Stream(images, self.device)
         self._epoch, self._permutation = -1, np.empty(0, dtype=np.int64)
 
     def indices(self, step: int) -> np.ndarray:
         """Positions in the data set of the images of batch ``step``, int64 (batch_size,)."""
-        n = len(self.pixels)
+        n = self._count
         position, stop = step * self.batch_size, (step + 1) * self.batch_size
         pieces = []
         while position < stop:
@@ -48,9 +67,48 @@ class Batches:
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
         """Batch ``step``: x0 in [0, 1], float32 (B, C, H, W), and labels, int64 (B,)."""
-        index = torch.from_numpy(self.indices(step)).to(self.pixels.device)
-        x0 = self.pixels[index].float() * self.scale
+        if self._stream is None:
+            index = torch.from_numpy(self.indices(step)).to(self.device)
+            pixels = self._pixels.index_select(0, index)
+        else:
+            index, pixels = self._stream.take(step, self.indices)
+        x0 = pixels * self.scale  # uint8 times a number is float32
         if self.random_flip:
             flip = torch.rand(len(x0), 1, 1, 1, device=x0.device) < 0.5
             x0 = torch.where(flip, x0.flip(-1), x0)
-        return x0, self.labels[index]
+        return x0, self.labels[index.to(self.device)]
+
+
+class _Stream:
+    """Reads images from the file of a pack, those of the next step ahead of time.
+
+    By system calls and not through the map: a page that is mapped counts as memory of this process, and its first use
+    costs more than the call.
+    """
+
+    def __init__(self, images: Images, device: torch.device) -> None:
+        self._images, self._device = images, device
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self._ahead: tuple[int, Tensor, Future[Tensor]] | None = None
+
+    def take(self, step: int, indices: Callable[[int], np.ndarray]) -> tuple[Tensor, Tensor]:
+        """The positions and pixels of batch ``step``; that of ``step + 1`` is then on its way."""
+        if self._ahead is None or self._ahead[0] != step:
+            self._ahead = self._begin(step, indices)
+        _, index, future = self._ahead
+        pixels = future.result()
+        self._ahead = self._begin(step + 1, indices)
+        return index, pixels.to(self._device, non_blocking=True)
+
+    def _begin(self, step: int, indices: Callable[[int], np.ndarray]) -> tuple[int, Tensor, Future[Tensor]]:
+        index = torch.from_numpy(indices(step))
+        return step, index, self._reader.submit(self._read, index)
+
+    def _read(self, index: Tensor) -> Tensor:
+        file, shape = self._images.file, self._images.pixels.shape[1:]
+        pixels = torch.empty(len(index), *shape, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
+        rows, size = pixels.flatten(1).numpy(), shape.numel()
+        for row, start in zip(rows, (self._images.offset + index * size).tolist(), strict=True):
+            if os.preadv(file.fileno(), [row], start) != size:
+                raise CleanError(f"{file.name} was cut short while it was read")
+        return pixels

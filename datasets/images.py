@@ -1,14 +1,15 @@
-"""The data sets, each one function that returns ``Images``."""
+"""What a data set is, and the small ones that need no preparation."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from errors import InputError
+from locks import in_turn
 
 
 @dataclass(frozen=True)
@@ -20,12 +21,15 @@ class Images:
         labels: int64 (N,).
         num_classes: labels are 0 .. num_classes - 1.
         levels: number of grey levels; ``pixels / (levels - 1)`` is in [0, 1].
+        file: that the pixels lie in, from ``offset`` on, if they are not in memory; ``pixels`` is then a map of it.
     """
 
     pixels: Tensor
     labels: Tensor
     num_classes: int
     levels: int = 256
+    file: BinaryIO | None = None
+    offset: int = 0
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -55,7 +59,12 @@ def cifar10(train: bool, dataroot: str, **_) -> Images:
     from torchvision.datasets import CIFAR10
 
     try:
-        data = CIFAR10(dataroot, train=train, download=True)
+        try:
+            data = CIFAR10(dataroot, train=train)
+        except RuntimeError:  # not there, or not whole
+            Path(dataroot).mkdir(parents=True, exist_ok=True)
+            with in_turn(Path(dataroot) / ".cifar10.lock", "another process is downloading CIFAR-10"):
+                data = CIFAR10(dataroot, train=train, download=True)
     except (OSError, RuntimeError) as error:
         raise InputError(
             f"CIFAR-10 is not in dataroot={Path(dataroot).resolve()} and cannot be downloaded ({error}): "
@@ -63,36 +72,3 @@ def cifar10(train: bool, dataroot: str, **_) -> Images:
         ) from error
     pixels = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
     return Images(pixels, torch.tensor(data.targets), num_classes=10)
-
-
-DATASETS: dict[str, Callable[..., Images]] = {"digits": digits, "fake": fake, "cifar10": cifar10}
-
-
-def load_images(
-    dataset: str, train: bool, *, image_size: int, num_channels: int, num_classes: int, dataroot: str = "datasets"
-) -> Images:
-    """Load one split of a data set.
-
-    Args:
-        dataset: a name in ``DATASETS``, in any case.
-        train: the training split, or the held-out one.
-        image_size, num_channels, num_classes: what the configuration says of it.
-        dataroot: folder of the data sets that live on disk.
-
-    Raises:
-        InputError: if there is no such data set, it is not there, or it is not what the configuration says.
-    """
-    if dataset.lower() not in DATASETS:
-        raise InputError(f"data.dataset={dataset}: known are {', '.join(DATASETS)}")
-    images = DATASETS[dataset.lower()](
-        train=train, image_size=image_size, num_channels=num_channels, num_classes=num_classes, dataroot=dataroot
-    )
-    shape = (num_channels, image_size, image_size)
-    if tuple(images.pixels.shape[1:]) != shape:
-        raise InputError(
-            f"data.dataset={dataset} has images of {tuple(images.pixels.shape[1:])}, but data.num_channels and "
-            f"data.image_size ask for {shape}"
-        )
-    if num_classes and num_classes != images.num_classes:
-        raise InputError(f"data.num_classes={num_classes}, but data.dataset={dataset} has {images.num_classes}")
-    return images

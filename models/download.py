@@ -6,10 +6,9 @@ put it there. The SHA-256 of each archive is recorded in weights/SHA256SUMS the 
 
 import argparse
 import sys
-import tempfile
 from pathlib import Path
 
-from downloads import DownloadError, check_archive, check_recorded, fetch, unpack
+from downloads import DownloadError, fetch_folder, google_drive
 from errors import CleanError
 
 IDS = {
@@ -30,32 +29,20 @@ def download(name: str, folder: Path, mirror: str | None = None) -> Path:
     Raises:
         CleanError: if the archive cannot be had or is not what it should be; ``folder``/``name`` is not made then.
     """
-    target, archive, sums = folder / name, folder / f"{name}.tar.gz", folder / "SHA256SUMS"
+    target = folder / name
     if target.exists():
         print(f"{target} is there")
         return target
-    folder.mkdir(parents=True, exist_ok=True)
-    url = f"{mirror.rstrip('/')}/{archive.name}" if mirror else f"https://drive.google.com/uc?id={IDS[name]}"
-    placed = archive.exists()
-    try:
-        if not placed:
-            fetch(url, archive)
-        check_archive(archive)
-    except DownloadError as error:
-        if not placed:
-            archive.unlink(missing_ok=True)
-        raise DownloadError(f"{error}. Open {url} in a browser, save the file as {archive}, run this again") from error
-    line = check_recorded(archive, sums)
-    with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=folder) as temporary:
-        unpack(archive, Path(temporary))
-        found = [path.parent.parent for path in Path(temporary).rglob(".hydra/config.yaml")]
+    archive = folder / f"{name}.tar.gz"
+    url = f"{mirror.rstrip('/')}/{archive.name}" if mirror else google_drive(IDS[name])
+
+    def find(unpacked: Path) -> Path:
+        found = [path.parent.parent for path in unpacked.rglob(".hydra/config.yaml")]
         if len(found) != 1 or not list(found[0].glob("checkpoints/*.pth")):
             raise DownloadError(f"{archive} does not hold one model directory (.hydra/config.yaml, checkpoints/*.pth)")
-        with sums.open("a") as file:  # before the directory appears: one that is there has its sum recorded
-            file.write(line)
-        found[0].rename(target)
-    if not placed:
-        archive.unlink()
+        return found[0]
+
+    fetch_folder(url, archive, target, folder / "SHA256SUMS", find)
     print(f"{target} is ready")
     return target
 

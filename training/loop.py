@@ -11,12 +11,13 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from datasets import Batches, Images, load_images
+from datasets import Batches
 from models import create_model
 from sampling import create_sampler
 from sde import ReflectedVE
 from seeds import Stream, seed_torch
 from training.checkpoint import Checkpoints, TrainState
+from training.data import load_split, show_data
 from training.ema import EMA
 from training.logs import Metrics, NoMetrics, Window
 from training.options import check_options, create_optimizer
@@ -32,7 +33,8 @@ log = logging.getLogger(__name__)
 def train(cfg: DictConfig, run_dir: Path, world: World, stop: StopSignals | None = None) -> int:
     """Train, or go on training, the run in ``run_dir`` until ``training.n_iters`` updates are made.
 
-    Writes ``metrics.jsonl``, ``checkpoints/``, ``checkpoints-meta/`` and ``samples/`` there.
+    Writes ``metrics.jsonl``, ``checkpoints/``, ``checkpoints-meta/`` and ``samples/`` there. With ``training.n_iters``
+    0 it only looks at the data set, and writes ``data.png``.
 
     Args:
         world: this process among those that train together.
@@ -49,10 +51,15 @@ def train(cfg: DictConfig, run_dir: Path, world: World, stop: StopSignals | None
     check_options(cfg, world.size)
     sde = ReflectedVE(cfg.sde.sigma_min, cfg.sde.sigma_max, cfg.sde.num_scales)
     create_sampler(cfg.sampling, sde)  # so that a bad option shows now and not at the first snapshot
-    state = create_state(cfg, world.device)
-    images, images_held_out = (_load_split(cfg, part, world) for part in (True, False))
+    looking = cfg.training.n_iters == 0
+    state = None if looking else create_state(cfg, world.device)
+    images, images_held_out = (load_split(cfg, part, world) for part in (True, False))
     batches = Batches(images, cfg.training.batch_size, cfg.seed, world.device, cfg.data.random_flip)
     held_out = Batches(images_held_out, min(cfg.eval.batch_size, len(images_held_out)), cfg.seed, world.device)
+    if looking:
+        if world.rank == 0:
+            show_data(images, images_held_out, batches, run_dir)
+        return 0
     parameters = sum(map(Tensor.numel, state.trainable))
     log.info("model %s: %s parameters on %d x %s", cfg.model.name, f"{parameters:,}", world.size, world.device.type)
     log.info("data %s: %s images to train on, %s held out", cfg.data.dataset, len(images), len(images_held_out))
@@ -164,23 +171,3 @@ def run_steps(
                 draw_if_due()
             window = Window(world)  # so that throughput does not count the time spent here
     return world.highest(stop.received)  # it may have come in the last drawing
-
-
-def _load_split(cfg: DictConfig, train: bool, world: World) -> Images:
-    """A split of the data set; process 0 goes first, so that one alone downloads."""
-    loaded = []
-    world.on_first(lambda: loaded.append(load_split(cfg, train)))
-    return loaded[0] if loaded else load_split(cfg, train)
-
-
-def load_split(cfg: DictConfig, train: bool) -> Images:
-    """The training or the held-out split of the data set that ``cfg`` names."""
-    data = cfg.data
-    return load_images(
-        data.dataset,
-        train,
-        image_size=data.image_size,
-        num_channels=data.num_channels,
-        num_classes=data.num_classes,
-        dataroot=cfg.dataroot,
-    )

@@ -11,7 +11,6 @@ OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
 
 POSITIVE_INTEGERS = (
     "training.batch_size",
-    "training.n_iters",
     "training.snapshot_freq",
     "training.log_freq",
     "training.eval_freq",
@@ -43,6 +42,7 @@ def check_options(cfg: DictConfig, processes: int) -> None:
         raise InputError("optim.grad_clip=0 leaves no gradient: need a positive norm, or a negative one for no limit")
     for key in POSITIVE_INTEGERS:
         number(cfg, key, low=1, integer=True)
+    number(cfg, "training.n_iters", low=0, integer=True)
     for key in TIMEOUTS:
         number(cfg, key, low=1)
     for key in NOT_NEGATIVE:

@@ -91,6 +91,7 @@ class World:
 
         Raises:
             CleanError, OSError: of ``act`` in process 0, with the same message in the others.
+        TrainingError: in the others, if it takes too long.
         """
         if self.size == 1:
             return act()
@@ -104,7 +105,13 @@ class World:
                 raise
             self._store.set(key, json.dumps({"value": value}))
             return value
-        self._store.wait([key], self._patience)
+        try:
+            self._store.wait([key], self._patience)
+        except dist.DistStoreError as error:
+            raise TrainingError(
+                f"process 0 let the others wait for more than {self._patience.total_seconds():g} seconds: raise "
+                "training.startup_timeout or training.step_timeout, or prepare the data ahead by training.n_iters=0"
+            ) from error
         outcome = json.loads(self._store.get(key))
         if "failed" in outcome:
             raise CleanError(outcome["failed"])

@@ -1,0 +1,143 @@
+"""Is reading images ever what training waits for? python -m benchmarks.data [--images N] [--large N] [--no-step]
+
+Packs PNG files of 32x32 in colour, then reads batches of 128 from the pack, in memory and from disk, beside a
+DataLoader with 2 workers that decodes the files (torchvision's ImageFolder and ToTensor); reads an epoch of a large
+pack from disk, watching the memory of the process; and takes one training step of the CIFAR-10 DDPM++ to compare with.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from hydra import compose, initialize_config_dir
+from PIL import Image
+from torch.utils.data import DataLoader
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import ToTensor
+
+import doors
+from datasets import Batches, load_images
+from datasets.pack import Part, packed
+from sde import ReflectedVE
+from training.loop import create_state
+from training.processes import World
+from training.step import Objective
+
+BATCH, REPEATS = 128, 5
+
+
+def rate(next_batch: Callable[[int], object], batches: int) -> float:
+    """Images a second."""
+    start = time.perf_counter()
+    for k in range(batches):
+        next_batch(k)
+    return batches * BATCH / (time.perf_counter() - start)
+
+
+def resident() -> float:
+    """Memory of this process, in MB."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
+
+
+def reading(folder: Path, count: int) -> float:
+    """Print what packing takes and how fast batches come; returns the seconds of a batch from disk."""
+    rng = np.random.default_rng(0)
+    pictures = folder / "pictures"
+    (pictures / "all").mkdir(parents=True)
+    for i in range(count):  # shapes and grain, so that a file takes the 2.3 kB of a CIFAR-10 image
+        small = Image.fromarray(rng.integers(256, size=(6, 6, 3), dtype=np.uint8))
+        smooth = np.asarray(small.resize((32, 32), Image.Resampling.BICUBIC), dtype=np.float32)
+        grain = rng.normal(0.0, 5.0, size=(32, 32, 3)).astype(np.float32)
+        Image.fromarray((smooth + grain).clip(0, 255).astype(np.uint8)).save(pictures / "all" / f"{i:06}.png")
+    size = sum(path.stat().st_size for path in (pictures / "all").iterdir()) / count
+    start = time.perf_counter()
+    options = {"image_size": 32, "num_channels": 3, "num_classes": 1, "classes": False}
+    images = load_images("folder", True, **options, dataroot=str(folder), root=str(pictures))
+    load_images("folder", False, **options, dataroot=str(folder), root=str(pictures))
+    print(f"packing {count:,} PNGs of {size:,.0f} bytes: {time.perf_counter() - start:.1f} s")
+    start = time.perf_counter()
+    load_images("folder", True, **options, dataroot=str(folder), root=str(pictures))
+    print(f"finding that the pack is fresh: {time.perf_counter() - start:.2f} s")
+
+    memory, disk = (Batches(images, BATCH, 0, "cpu", in_memory=limit) for limit in (2**40, 0))
+    loader = DataLoader(
+        ImageFolder(str(pictures), ToTensor()), BATCH, shuffle=True, num_workers=2, persistent_workers=True
+    )
+    endless = (batch for _ in range(10**6) for batch in loader)
+    ways = {"memory": (memory, 300), "disk": (disk, 300), "DataLoader": (lambda _: next(endless), 40)}
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    for way, batches in ways.values():
+        rate(way, batches)  # warm
+    for _ in range(REPEATS):
+        for name, (way, batches) in ways.items():
+            rates[name].append(rate(way, batches))
+    for name, seen in rates.items():
+        ratio = statistics.median(a / b for a, b in zip(seen, rates["DataLoader"], strict=True))
+        spread = f"{min(seen):,.0f} to {max(seen):,.0f}"
+        print(
+            f"batches of {BATCH}, {name}: {statistics.median(seen):,.0f} images/s ({spread}), {ratio:.1f} x DataLoader"
+        )
+    return BATCH / statistics.median(rates["disk"])
+
+
+def memory_over_an_epoch(folder: Path, count: int) -> None:
+    """Print how the memory of this process grows while it reads a large pack."""
+
+    def parts() -> Iterator[Part]:
+        rng = np.random.default_rng(0)
+        for start in range(0, count, 10_000):
+            n = min(10_000, count - start)
+            yield rng.integers(256, size=(n, 3, 32, 32), dtype=np.uint8), np.zeros(n, np.int64), []
+
+    images = packed(folder / "large.safetensors", "random", (3, 32, 32), count, parts, 1)
+    batches = Batches(images, BATCH, 0, "cpu", in_memory=0)
+    batches(0)
+    before, seen, start = resident(), [], time.perf_counter()
+    for k in range(count // BATCH):
+        batches(k)
+        seen.append(resident())
+    seconds = time.perf_counter() - start
+    print(
+        f"an epoch of {count:,} images ({images.pixels.nbytes / 1e9:.1f} GB): {count / seconds:,.0f} images/s, memory "
+        f"{before:.0f} MB before, {max(seen) - before:+.0f} MB at most, {seen[-1] - before:+.0f} MB at the end"
+    )
+
+
+def step_of_training(seconds_of_a_batch: float) -> None:
+    """Print what share of a training step of the CIFAR-10 model reading is."""
+    with initialize_config_dir(str(doors.ROOT / "configs"), version_base="1.3"):
+        overrides = ["data=fake", "training.accumulate=16", f"training.batch_size={BATCH}"]
+        cfg = compose("train", overrides=overrides)
+    state, world = create_state(cfg, torch.device("cpu")), World(torch.device("cpu"))
+    objective = Objective(cfg, ReflectedVE(cfg.sde.sigma_min, cfg.sde.sigma_max, cfg.sde.num_scales))
+    images = load_images("fake", True, image_size=32, num_channels=3, num_classes=10)
+    batches = Batches(images, BATCH, 0, "cpu")
+    start = time.perf_counter()
+    objective.add_gradient(state.model.train(), 0, objective.draw(batches, 0), 0, world, state.scaler)
+    state.optimizer.step()
+    state.ema.update(state.model)
+    seconds = time.perf_counter() - start
+    print(f"a training step of the CIFAR-10 model, {BATCH} images: {seconds:.0f} s; reading is", end=" ")
+    print(f"{100 * seconds_of_a_batch / seconds:.4f} % of it")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=50_000, help="PNGs to pack")
+    parser.add_argument("--large", type=int, default=1_300_000, help="images of the large pack")
+    parser.add_argument("--no-step", action="store_true", help="leave out the training step, some minutes on a CPU")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
+        seconds = reading(Path(folder), options.images)
+        memory_over_an_epoch(Path(folder), options.large)
+        if not options.no_step:
+            step_of_training(seconds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""Packs: a data set as one file of uint8 pixels, made once from its source files and read through a memory map.
+
+A pack is a safetensors file with ``pixels`` (N, C, H, W) and ``labels`` (N,); other programs can read it too.
+"""
+
+import hashlib
+import json
+import logging
+import mmap
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from datasets.images import Images
+from errors import InputError, writing
+from locks import in_turn
+
+log = logging.getLogger(__name__)
+
+HEADER = 4096  # bytes before the pixels: as many as a page, so that the map is aligned
+
+Part = tuple[np.ndarray, np.ndarray, list[tuple[str, str]]]  # pixels (n, C, H, W), labels (n,), (file, reason) left out
+
+
+def fingerprint(files: Iterable[Path], root: Path, *options: object) -> str:
+    """What a pack was made of: the names below ``root``, sizes and times of its source files, and the options."""
+    digest = hashlib.sha256(repr(options).encode())
+    for path in files:
+        stat = path.stat()
+        digest.update(
+            f"{path.relative_to(root)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode(errors="surrogateescape")
+        )
+    return digest.hexdigest()
+
+
+def packed(
+    path: Path, made_of: str, shape: Sequence[int], total: int, parts: Callable[[], Iterator[Part]], num_classes: int
+) -> Images:
+    """The data set in the pack ``path``, which is made first if it is not there or was made of something else.
+
+    Args:
+        path: of the pack, NAME.safetensors; NAME.unreadable.txt beside it lists the files that could not be read.
+        made_of: the ``fingerprint`` of its source.
+        shape: of an image, (C, H, W).
+        total: images, those that cannot be read included; for the progress bar.
+        parts: the images, some at a time; only called if the pack is to be made.
+        num_classes: of the labels.
+
+    Raises:
+        InputError: if no image can be read.
+        CleanError: if the disk does not take it.
+    """
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    opened = _open_pack(path, made_of, shape)
+    if opened is None:
+        with in_turn(path.with_name(f".{path.name}.lock"), f"another process is making {path}"):
+            opened = _open_pack(path, made_of, shape)
+            if opened is None:
+                _make_pack(path, made_of, shape, total, parts())
+                opened = _open_pack(path, made_of, shape)
+    if opened is None:
+        raise InputError(f"{path} was changed while it was made: run this again")
+    file, pixels, labels = opened
+    return Images(pixels, labels, num_classes, file=file, offset=HEADER)
+
+
+def _make_pack(path: Path, made_of: str, shape: Sequence[int], total: int, parts: Iterator[Part]) -> None:
+    """Write the pack aside, its header last, and move it into place."""
+    temporary = path.with_name(f".{path.name}.tmp")  # of one process at a time
+    labels, unreadable = [], []
+    log.info("packing %d images into %s", total, path)
+    with writing(path), open(temporary, "wb") as file, tqdm(total=total, unit="image", disable=None) as bar:
+        file.seek(HEADER)
+        for part_pixels, part_labels, bad in parts:
+            file.write(np.ascontiguousarray(part_pixels).data)
+            labels.append(part_labels)
+            unreadable += bad
+            bar.update(len(part_labels) + len(bad))
+        all_labels = np.concatenate([np.empty(0, np.int64), *labels]).astype(np.int64)
+        n, size = len(all_labels), len(all_labels) * int(np.prod(shape))
+        file.write(all_labels.data)
+        header = {
+            "__metadata__": {"made_of": made_of, "left_out": str(len(unreadable))},
+            "pixels": {"dtype": "U8", "shape": [n, *shape], "data_offsets": [0, size]},
+            "labels": {"dtype": "I64", "shape": [n], "data_offsets": [size, size + 8 * n]},
+        }
+        file.seek(0)
+        file.write((HEADER - 8).to_bytes(8, "little") + json.dumps(header).encode().ljust(HEADER - 8))
+        file.flush()
+        os.fsync(file.fileno())
+    listing = path.with_suffix(".unreadable.txt")
+    listing.unlink(missing_ok=True)
+    if unreadable:
+        listing.write_text("".join(f"{name}\t{reason}\n" for name, reason in unreadable), errors="surrogateescape")
+        for name, reason in unreadable[:10]:
+            log.warning("%s cannot be read and is left out: %s", name, reason)
+        log.warning("%d of %d files left out, listed in %s", len(unreadable), total, listing)
+    if not n:
+        temporary.unlink()
+        raise InputError(f"none of the {total} images can be read" + f", see {listing}" * bool(unreadable))
+    os.replace(temporary, path)
+
+
+def _open_pack(path: Path, made_of: str, shape: Sequence[int]) -> tuple[BinaryIO, Tensor, Tensor] | None:
+    """A pack, opened, with its pixels mapped and its labels; None if it is not whole, or made of something else."""
+    with ExitStack() as opening:
+        try:
+            file = opening.enter_context(open(path, "rb"))
+            header = json.loads(file.read(HEADER)[8:])
+            (n, *stored), (begin, end) = header["pixels"]["shape"], header["labels"]["data_offsets"]
+            whole = os.fstat(file.fileno()).st_size == HEADER + end and end - begin == 8 * n
+            if header["__metadata__"]["made_of"] != made_of or stored != list(shape) or not whole:
+                return None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        # A private map is writable, as torch wants it, and nobody writes.
+        mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        pixels = np.frombuffer(mapping, np.uint8, n * int(np.prod(shape)), HEADER).reshape(n, *shape)
+        labels = np.frombuffer(mapping, np.int64, n, HEADER + begin).copy()
+        opening.pop_all()  # the file stays open as long as it is used, also when another pack takes its name
+        return file, torch.from_numpy(pixels), torch.from_numpy(labels)

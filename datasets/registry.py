@@ -1,0 +1,61 @@
+"""The data sets by their names. A new one is a function that returns ``Images`` and an entry here."""
+
+from collections.abc import Callable
+
+from datasets.folders import folder, imagenet32, imagenet64c
+from datasets.images import Images, cifar10, digits, fake
+from errors import InputError
+
+DATASETS: dict[str, Callable[..., Images]] = {
+    "digits": digits,
+    "fake": fake,
+    "cifar10": cifar10,
+    "imagenet32": imagenet32,
+    "imagenet64c": imagenet64c,
+    "folder": folder,
+}
+
+
+def load_images(
+    dataset: str,
+    train: bool,
+    *,
+    image_size: int,
+    num_channels: int,
+    num_classes: int,
+    classes: bool = True,
+    dataroot: str = "datasets",
+    root: str | None = None,
+) -> Images:
+    """Load one split of a data set, which is prepared first if that was not done yet.
+
+    Args:
+        dataset: a name in ``DATASETS``, in any case.
+        train: the training split, or the held-out one.
+        image_size, num_channels, num_classes, classes: what the configuration says of it.
+        dataroot: folder of the data sets that live on disk, and of the packs.
+        root: of ``folder``: where its images are.
+
+    Raises:
+        InputError: if there is no such data set, it is not there, or it is not what the configuration says.
+    """
+    if dataset.lower() not in DATASETS:
+        raise InputError(f"data.dataset={dataset}: known are {', '.join(DATASETS)}")
+    images = DATASETS[dataset.lower()](
+        train=train,
+        image_size=image_size,
+        num_channels=num_channels,
+        num_classes=num_classes,
+        classes=classes,
+        dataroot=dataroot,
+        root=root,
+    )
+    shape = (num_channels, image_size, image_size)
+    if tuple(images.pixels.shape[1:]) != shape:
+        raise InputError(
+            f"data.dataset={dataset} has images of {tuple(images.pixels.shape[1:])}, but data.num_channels and "
+            f"data.image_size ask for {shape}"
+        )
+    if classes and num_classes and num_classes != images.num_classes:
+        raise InputError(f"data.num_classes={num_classes}, but data.dataset={dataset} has {images.num_classes}")
+    return images

@@ -1,0 +1,60 @@
+"""The data set of a run, and a look at it."""
+
+import logging
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+
+from datasets import Batches, Images, load_images
+from sampling.images import save_grid, to_uint8
+from training.processes import World
+
+log = logging.getLogger(__name__)
+
+SHOWN = 64  # images in the grid
+
+
+def load_split(cfg: DictConfig, train: bool, world: World) -> Images:
+    """The training or the held-out split of the data set that ``cfg`` names.
+
+    Process 0 goes first, so that one alone downloads or packs.
+    """
+
+    def load() -> Images:
+        data = cfg.data
+        return load_images(
+            data.dataset,
+            train,
+            image_size=data.image_size,
+            num_channels=data.num_channels,
+            num_classes=data.num_classes,
+            classes=data.classes,
+            dataroot=cfg.dataroot,
+            root=data.get("root"),
+        )
+
+    loaded = []
+    world.on_first(lambda: loaded.append(load()))
+    return loaded[0] if loaded else load()
+
+
+def prepare_data(cfg: DictConfig) -> None:
+    """Download and pack the data set that ``cfg`` names, as far as that was not done yet."""
+    for train in (True, False):
+        load_split(cfg, train, World(torch.device("cpu")))
+
+
+def show_data(images: Images, held_out: Images, batches: Batches, folder: Path) -> None:
+    """Log what the data set is, and save the first images of the first batch as ``folder``/data.png."""
+    counts = images.labels.bincount(minlength=images.num_classes)
+    shape = " x ".join(map(str, images.pixels.shape[1:]))
+    log.info(
+        "%d images to train on, %d held out, each %s (channels x height x width)", len(images), len(held_out), shape
+    )
+    classes = f"{len(counts)} classes, of {counts.min()} to {counts.max()} images"
+    log.info("%s; %d levels", classes if len(counts) > 1 else "no classes", images.levels)
+    x0, labels = batches(0)
+    order = torch.argsort(labels[:SHOWN], stable=True)
+    save_grid(to_uint8(x0[:SHOWN][order]), folder / "data.png")
+    log.info("%d of them, by class, in %s", len(order), folder / "data.png")
