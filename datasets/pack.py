@@ -73,40 +73,57 @@ def packed(
 
 
 def _make_pack(path: Path, made_of: str, shape: Sequence[int], total: int, parts: Iterator[Part]) -> None:
-    """Write the pack aside, its header last, and move it into place."""
+    """Write the pack aside and move it into place."""
     temporary = path.with_name(f".{path.name}.tmp")  # of one process at a time
-    labels, unreadable = [], []
     log.info("packing %d images into %s", total, path)
-    with writing(path), open(temporary, "wb") as file, tqdm(total=total, unit="image", disable=None) as bar:
-        file.seek(HEADER)
+    try:
+        with writing(path), open(temporary, "wb") as file:
+            count, unreadable = _write_pack(file, made_of, shape, total, parts)
+            _list(unreadable, total, path.with_suffix(".unreadable.txt"))
+        if not count:
+            raise InputError(f"none of the {total} images of {path.stem} can be read")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_pack(
+    file: BinaryIO, made_of: str, shape: Sequence[int], total: int, parts: Iterator[Part]
+) -> tuple[int, list[tuple[str, str]]]:
+    """Write pixels, labels and last the header; returns the number of images and the (file, reason) left out."""
+    labels, unreadable = [np.empty(0, np.int64)], []
+    file.seek(HEADER)
+    with tqdm(total=total, unit="image", disable=None) as bar:
         for part_pixels, part_labels, bad in parts:
             file.write(np.ascontiguousarray(part_pixels).data)
-            labels.append(part_labels)
+            labels.append(part_labels.astype(np.int64))
             unreadable += bad
             bar.update(len(part_labels) + len(bad))
-        all_labels = np.concatenate([np.empty(0, np.int64), *labels]).astype(np.int64)
-        n, size = len(all_labels), len(all_labels) * int(np.prod(shape))
-        file.write(all_labels.data)
-        header = {
-            "__metadata__": {"made_of": made_of, "left_out": str(len(unreadable))},
-            "pixels": {"dtype": "U8", "shape": [n, *shape], "data_offsets": [0, size]},
-            "labels": {"dtype": "I64", "shape": [n], "data_offsets": [size, size + 8 * n]},
-        }
-        file.seek(0)
-        file.write((HEADER - 8).to_bytes(8, "little") + json.dumps(header).encode().ljust(HEADER - 8))
-        file.flush()
-        os.fsync(file.fileno())
-    listing = path.with_suffix(".unreadable.txt")
-    listing.unlink(missing_ok=True)
-    if unreadable:
-        listing.write_text("".join(f"{name}\t{reason}\n" for name, reason in unreadable), errors="surrogateescape")
-        for name, reason in unreadable[:10]:
-            log.warning("%s cannot be read and is left out: %s", name, reason)
-        log.warning("%d of %d files left out, listed in %s", len(unreadable), total, listing)
-    if not n:
-        temporary.unlink()
-        raise InputError(f"none of the {total} images can be read" + f", see {listing}" * bool(unreadable))
-    os.replace(temporary, path)
+    all_labels = np.concatenate(labels)
+    n = len(all_labels)
+    size = n * int(np.prod(shape))
+    file.write(all_labels.data)
+    header = {
+        "__metadata__": {"made_of": made_of, "left_out": str(len(unreadable))},
+        "pixels": {"dtype": "U8", "shape": [n, *shape], "data_offsets": [0, size]},
+        "labels": {"dtype": "I64", "shape": [n], "data_offsets": [size, size + 8 * n]},
+    }
+    file.seek(0)
+    file.write((HEADER - 8).to_bytes(8, "little") + json.dumps(header).encode().ljust(HEADER - 8))
+    file.flush()
+    os.fsync(file.fileno())
+    return n, unreadable
+
+
+def _list(unreadable: list[tuple[str, str]], total: int, path: Path) -> None:
+    """Write the files that were left out to ``path``, if there are any, and log the first ones."""
+    path.unlink(missing_ok=True)
+    if not unreadable:
+        return
+    path.write_text("".join(f"{name}\t{reason}\n" for name, reason in unreadable), errors="surrogateescape")
+    for name, reason in unreadable[:10]:
+        log.warning("%s cannot be read and is left out: %s", name, reason)
+    log.warning("%d of %d files left out, listed in %s", len(unreadable), total, path)
 
 
 def _open_pack(path: Path, made_of: str, shape: Sequence[int]) -> tuple[BinaryIO, Tensor, Tensor] | None:

@@ -1,15 +1,21 @@
 """Image files of any kind as squares of one size: decoded, cropped, resized, by several processes."""
 
 import os
+import signal
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps
+
+from errors import CleanError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 CHUNK = 256  # files that a process prepares at a time
@@ -61,24 +67,44 @@ def in_processes(act: Callable[[Sequence], T], items: Sequence, workers: int) ->
     Args:
         act: of a module, for other processes find it by its name.
         workers: processes; 1 computes here.
+
+    Raises:
+        CleanError: if one of them is killed.
     """
     chunks = (items[start : start + CHUNK] for start in range(0, len(items), CHUNK))
     if workers == 1 or len(items) <= CHUNK:
         for chunk in chunks:
             yield chunk, act(chunk)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        waiting: list[tuple[Sequence, Future[T]]] = []
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_parent) as pool:
+        waiting: deque[tuple[Sequence, Future[T]]] = deque()
         try:
             for chunk in chunks:
-                waiting.append((chunk, pool.submit(act, chunk)))
+                # What starts here inherits the mask: an interrupt in a terminal reaches all, one alone speaks of it.
+                mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+                try:
+                    waiting.append((chunk, pool.submit(act, chunk)))
+                finally:
+                    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
                 if len(waiting) > 2 * workers:
-                    chunk, future = waiting.pop(0)
-                    yield chunk, future.result()
-            for chunk, future in waiting:
-                yield chunk, future.result()
+                    done, future = waiting.popleft()
+                    yield done, future.result()
+            for done, future in waiting:
+                yield done, future.result()
+        except BrokenProcessPool as error:
+            raise CleanError("a process that reads images was killed: is there enough memory?") from error
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """In a process of a pool: end when the process that started it is killed, which the pool does not see to."""
+
+    def watch() -> None:
+        connection.wait([parent_process().sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def read_images(

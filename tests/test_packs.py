@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
@@ -175,7 +177,7 @@ def test_a_folder_without_images_or_classes(tmp_path):
         load_images("folder", True, **folder_options(tmp_path, classes=True, num_classes=2))
     for path in find_images(tmp_path / "pics"):
         path.write_bytes(b"no image")
-    with pytest.raises(InputError, match=r"none of the 12 images can be read, see .*unreadable.txt"):
+    with pytest.raises(InputError, match=r"none of the 12 images of pics-.*-train can be read"):
         load_images("folder", True, **folder_options(tmp_path))
     assert not list((tmp_path / "data/packs").glob("*.safetensors"))
 
@@ -326,3 +328,25 @@ def test_cifar10_ahead_of_its_use_says_what_to_place_where(tmp_path):
     result = subprocess.run(command, cwd=ROOT / "datasets", env=environ, capture_output=True, text=True)
     assert result.returncode == 1
     assert "place cifar-10-python.tar.gz there" in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_packing_that_is_interrupted_leaves_nothing_and_nobody_behind(tmp_path, signum, code):
+    (tmp_path / "pics").mkdir()
+    save(tmp_path / "one.png", 400, 400)
+    for i in range(6000):
+        os.link(tmp_path / "one.png", tmp_path / f"pics/{i}.png")
+    arguments = ["data=folder", "data.root=pics", "dataroot=data", "hydra.run.dir=run", "model.nf=8"]
+    command = [sys.executable, ROOT / "run_train.py", *arguments]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True, process_group=0
+    )
+    while process.poll() is None and not list(tmp_path.glob("data/packs/.*.tmp")):
+        time.sleep(0.01)
+    time.sleep(1)
+    os.killpg(process.pid, signum) if signum == signal.SIGINT else process.send_signal(signum)
+    said = process.communicate(timeout=60)[1]  # ends when the last process that could write there has
+    assert process.returncode == code, said
+    assert "Traceback" not in said and "Error" not in said
+    left = sorted(path.suffix for path in (tmp_path / "data/packs").iterdir())
+    assert left == ([".lock", ".tmp"] if signum == signal.SIGKILL else [".lock"])

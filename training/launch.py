@@ -184,6 +184,7 @@ class _Group:
         Raises:
             CleanError: if a process failed; the others are then killed.
         """
+        stop.hold()
         told, deadline = False, float("inf")
         try:
             while alive := [process for process in self.processes if process.is_alive()]:

@@ -123,6 +123,7 @@ def run_steps(
         if drawing and world.on_first(lambda: not (folder / "sample_0.npy").exists()):
             draw_samples(state.ema.network, sde, cfg, world, stop, folder)
 
+    stop.hold()
     if state.step:
         draw_if_due()  # a kill while drawing comes after the checkpoint
     world.started()

@@ -17,12 +17,15 @@ LONGEST_GRACE = 3600  # seconds that Slurm may leave between its signal and the 
 class StopSignals:
     """While it is open, SIGTERM, SIGINT and SIGUSR2 are only noted; a second SIGINT interrupts at once.
 
+    Until ``hold`` is called, because there is nothing to save yet, each of them ends the process.
+
     Attributes:
         received: number of the first signal; 0 before there is one.
     """
 
     def __init__(self) -> None:
         self.received = 0
+        self._holding = False
         self._previous = {}
 
     def __enter__(self) -> "StopSignals":
@@ -34,7 +37,16 @@ class StopSignals:
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
 
+    def hold(self) -> None:
+        """From here on signals wait for a good moment."""
+        self._holding = True
+
     def _note(self, signum: int, _: FrameType | None) -> None:
+        if not self._holding:
+            self.__exit__()
+            if signum == signal.SIGINT:
+                raise KeyboardInterrupt
+            self.pass_on(signum)
         if self.received and signum == signal.SIGINT:
             raise KeyboardInterrupt
         if not self.received and sys.stderr.isatty():  # not by logging, which a signal may have interrupted
@@ -42,7 +54,7 @@ class StopSignals:
         self.received = self.received or signum
 
     def pass_on(self, signum: int, rank: int = 0) -> None:
-        """End this process, whose run is saved, as ``signum`` asks; call it when the context is closed.
+        """End this process, with nothing left to save, as ``signum`` asks; call it when the context is closed.
 
         A handler that was there before, such as the one of submitit that puts the job back into the queue, has the
         first word.
