@@ -38,7 +38,7 @@ TINY = [
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Options of this project's tests."""
-    parser.addoption("--kills", type=int, default=2, help="how often the test of exact resuming kills a run")
+    parser.addoption("--kills", type=int, default=1, help="how often the test of exact resuming kills a run")
 
 
 def composed(*overrides: str, name: str = "train") -> DictConfig:
