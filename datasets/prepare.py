@@ -44,9 +44,9 @@ def read_image(path: Path, size: int, num_channels: int = 3) -> np.ndarray:
             image = ImageOps.exif_transpose(image).convert("L" if num_channels == 1 else "RGB")
             side = min(image.size)
             left, top = ((length - side) // 2 for length in image.size)
-            if image.size != (size, size):
-                box = (left, top, left + side, top + side)
-                image = image.resize((size, size), Image.Resampling.LANCZOS, box=box)
+            image = image.crop((left, top, left + side, top + side))
+            if side != size:
+                image = image.resize((size, size), Image.Resampling.LANCZOS)
             return np.asarray(image).reshape(size, size, num_channels)
     except Exception as error:  # decoders raise all kinds of things on damaged files
         raise UnreadableError(" ".join(str(error).split()) or type(error).__name__) from error
