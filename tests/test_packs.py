@@ -229,6 +229,10 @@ def test_a_run_on_a_data_set_on_disk_resumes_exactly(tmp_path, monkeypatch):
         for stop in stops:
             train(tiny_config(*options, f"training.n_iters={stop}"), tmp_path / name, world)
     newest = "checkpoints-meta/checkpoint.pth"
+    (tmp_path / "pics").rename(tmp_path / "moved")
+    options[1] = f"data.root={tmp_path / 'moved'}"
+    for name in ("whole", "parts"):
+        train(tiny_config(*options, "training.n_iters=11"), tmp_path / name, world)
     assert_same(read(tmp_path / "whole" / newest), read(tmp_path / "parts" / newest))
 
 

@@ -59,6 +59,8 @@ def _check_same_run(run_dir: Path, cfg: DictConfig) -> None:
     for group in IDENTITY:
         before, now = OmegaConf.select(old, group), OmegaConf.select(cfg, group)
         for key, (was, wanted) in _differences(before, now, group).items():
+            if key == "data.root":
+                continue  # the same images may have moved
             raise InputError(f"{key}={wanted}, but the run in {run_dir} has {was}: start another, or drop the override")
 
 
