@@ -27,7 +27,7 @@ from PIL import Image
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[0] = str(ROOT)  # the house, not this folder of it
+sys.path.insert(0, str(ROOT))  # the house, before this folder of it
 
 from datasets.prepare import SUFFIXES, UnreadableError, cores, find_images, in_processes, read_image  # noqa: E402
 from errors import CleanError, InputError, writing  # noqa: E402
@@ -104,7 +104,7 @@ def read_truth(path: Path, files: Sequence[Path], numbers: dict[str, int]) -> li
         text = path.read_text(encoding="utf-8-sig", errors="replace")
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    rows = [row for row in (line.replace(",", " ").split() for line in text.splitlines()) if row]
+    rows = [row for row in (line.replace(",", " ").replace('"', "").split() for line in text.splitlines()) if row]
     if all(len(row) == 1 and row[0].isdecimal() for row in rows):
         wnids = _by_number(path, [int(row[0]) for row in rows], files)
     else:

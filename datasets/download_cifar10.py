@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[0] = str(ROOT)  # the house, not this folder of it
+sys.path.insert(0, str(ROOT))  # the house, before this folder of it
 
 from datasets.images import cifar10  # noqa: E402
 from errors import CleanError  # noqa: E402

@@ -13,7 +13,7 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[0] = str(ROOT)  # the house, not this folder of it
+sys.path.insert(0, str(ROOT))  # the house, before this folder of it
 
 from datasets.folders import read_arrays  # noqa: E402
 from datasets.prepare import find_images  # noqa: E402

@@ -15,7 +15,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image, ImageOps
 
-from errors import CleanError
+from errors import CleanError, InputError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 CHUNK = 256  # files that a process prepares at a time
@@ -53,9 +53,17 @@ def read_image(path: Path, size: int, num_channels: int = 3) -> np.ndarray:
 
 
 def find_images(folder: Path) -> list[Path]:
-    """The image files in ``folder`` and below, by their suffix, sorted by their path; hidden ones are left out."""
+    """The image files in ``folder`` and below, by their suffix, sorted by their path; hidden ones are left out.
+
+    Raises:
+        InputError: naming a folder that cannot be read.
+    """
+
+    def fail(error: OSError) -> None:
+        raise InputError(f"{error.filename} cannot be read: {error.strerror}")
+
     found = []
-    for root, folders, names in os.walk(folder, followlinks=True):
+    for root, folders, names in os.walk(folder, onerror=fail, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [os.path.join(root, n) for n in names if n[0] != "." and os.path.splitext(n)[1].lower() in SUFFIXES]
     return [Path(path) for path in sorted(found)]
