@@ -67,7 +67,7 @@ def imagenet32(train: bool, image_size: int, num_channels: int, classes: bool, d
         InputError: if it is not there, or not what the configuration says.
     """
     base = Path(dataroot) / "ds_imagenet" / ("train_32x32" if train else "valid_32x32")
-    arrays, files = sorted(base.glob("*.npz")), find_images(base)
+    arrays, files = sorted(base.glob("*.npz")), find_images(base) if base.is_dir() else []
     if not arrays and not files:
         raise InputError(f"{base} has no images: sh datasets/download_imagenet32.sh fetches them")
     if (image_size, num_channels) != (32, 3):
