@@ -104,7 +104,7 @@ def _write_pack(
     size = n * int(np.prod(shape))
     file.write(all_labels.data)
     header = {
-        "__metadata__": {"made_of": made_of, "left_out": str(len(unreadable))},
+        "__metadata__": {"made_of": made_of},
         "pixels": {"dtype": "U8", "shape": [n, *shape], "data_offsets": [0, size]},
         "labels": {"dtype": "I64", "shape": [n], "data_offsets": [size, size + 8 * n]},
     }
