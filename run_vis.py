@@ -13,10 +13,13 @@ from devices import choose_devices
 from doors import door
 from errors import InputError
 from evaluation.drawing import Artist, draw_rounds
-from evaluation.images_dir import missing_rounds, open_images, save_round
+from evaluation.images_dir import missing_rounds, save_round
+from evaluation.output_dir import open_output
 from models.files import find_checkpoint
 
 log = logging.getLogger(__name__)
+
+FREE = ("device", "ngpus", "debug", "eval.rounds")  # what may change when drawing goes on: no image depends on it
 
 
 @door("vis")
@@ -38,7 +41,7 @@ def main(cfg: DictConfig) -> None:
         cfg.eval.ckpt = int(find_checkpoint(cfg.load_dir, cfg.eval.ckpt).stem.split("_")[1])
 
     folder = Path(HydraConfig.get().runtime.output_dir) / "images"
-    with open_images(folder, cfg), logging_redirect_tqdm():
+    with open_output(folder, cfg, "vis", FREE), logging_redirect_tqdm():
         rounds = missing_rounds(folder, cfg.eval.rounds)
         log.info("%d of %d rounds to draw in %s", len(rounds), cfg.eval.rounds, folder)
         columns = len(artist.classes) if len(artist.classes) > 1 else None

@@ -16,6 +16,10 @@ class Stream(IntEnum):
     SAMPLE = 3
     LABEL = 4
     DROPOUT = 5
+    DEQUANTIZE = 6
+    PROBE = 7
+    BOUND = 8
+    PILOT = 9
 
 
 def derived_seed(seed: int, stream: Stream, step: int = 0, *place: int) -> int:
@@ -28,6 +32,8 @@ def seed_torch(seed: int, stream: Stream, step: int = 0, *place: int) -> None:
     torch.manual_seed(derived_seed(seed, stream, step, *place))
 
 
-def image_generators(seed: int, images: range, device: torch.device | str = "cpu") -> list[Generator]:
-    """A generator for each image to draw: start and noise of image i are a function of (seed, i)."""
-    return [Generator(device).manual_seed(derived_seed(seed, Stream.SAMPLE, i)) for i in images]
+def image_generators(
+    seed: int, images: range, device: torch.device | str = "cpu", stream: Stream = Stream.SAMPLE
+) -> list[Generator]:
+    """A generator for each image: what is random about image i is a function of (seed, i)."""
+    return [Generator(device).manual_seed(derived_seed(seed, stream, i)) for i in images]

@@ -14,6 +14,22 @@ from errors import CleanError
 IN_MEMORY = 2**30  # bytes; a larger data set stays on disk
 
 
+def on_levels(pixels: Tensor, levels: int) -> Tensor:
+    """Grey levels k, uint8, as the values k / (levels - 1), float32 in [0, 1]."""
+    return pixels * (1.0 / (levels - 1))  # uint8 times a number is float32
+
+
+def spread(pixels: Tensor, levels: int, u: Tensor | None = None) -> Tensor:
+    """Grey levels k, uint8, as the values (k + u) / levels, float32 in [0, 1] (uniform dequantisation).
+
+    Args:
+        pixels: 0 .. levels - 1.
+        u: in [0, 1), in the shape of ``pixels``; drawn uniformly if None.
+    """
+    u = torch.rand(pixels.shape, device=pixels.device) if u is None else u
+    return (pixels + u) * (1.0 / levels)
+
+
 class Batches:
     """Batch ``k`` of an endless stream of shuffled epochs, as a pure function of (seed, k).
 
@@ -26,6 +42,7 @@ class Batches:
         batch_size: images in a batch; batches run on across the end of an epoch.
         seed: of the permutations.
         random_flip: mirror each image left to right with probability 1/2 (torch's default generator), on the device.
+        dequantize: spread each grey level evenly over its share of [0, 1] (torch's default generator), see ``spread``.
         in_memory: the largest data set, in bytes, that is copied to ``device``.
     """
 
@@ -36,15 +53,16 @@ class Batches:
         seed: int,
         device: torch.device | str,
         random_flip: bool = False,
+        dequantize: bool = False,
         in_memory: int = IN_MEMORY,
     ) -> None:
         self.device = torch.device(device)
         small = images.file is None or images.pixels.nbytes <= in_memory
         self.labels = images.labels.to(self.device)
-        self.scale = 1.0 / (images.levels - 1)
+        self.levels = images.levels
         self.batch_size = batch_size
         self.seed = seed
-        self.random_flip = random_flip
+        self.random_flip, self.dequantize = random_flip, dequantize
         self._count = len(images)
         self._pixels = images.pixels.to(self.device, copy=images.file is not None) if small else None
         self._stream = None if small else _Stream(images, self.device)
@@ -72,7 +90,7 @@ class Batches:
             pixels = self._pixels.index_select(0, index)
         else:
             index, pixels = self._stream.take(step, self.indices)
-        x0 = pixels * self.scale  # uint8 times a number is float32
+        x0 = spread(pixels, self.levels) if self.dequantize else on_levels(pixels, self.levels)
         if self.random_flip:
             flip = torch.rand(len(x0), 1, 1, 1, device=x0.device) < 0.5
             x0 = torch.where(flip, x0.flip(-1), x0)

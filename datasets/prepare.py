@@ -27,11 +27,12 @@ class UnreadableError(Exception):
     """An image file that cannot be decoded; the message says why."""
 
 
-def read_image(path: Path, size: int, num_channels: int = 3) -> np.ndarray:
+def read_image(path: Path, size: int | None, num_channels: int = 3) -> np.ndarray:
     """An image file as uint8 (size, size, num_channels): the square in its middle, resized with antialiasing (Lanczos).
 
-    Turned as its EXIF data say, in RGB for 3 channels and grey for 1, whatever it is stored as; of an animation the
-    first frame. The format is read from the contents, not from the name.
+    Without a ``size`` it is the whole image in its own, (H, W, num_channels). Turned as its EXIF data say, in RGB for 3
+    channels and grey for 1, whatever it is stored as; of an animation the first frame. The format is read from the
+    contents, not from the name.
 
     Raises:
         UnreadableError: if the file is damaged, cut short, not an image, or absurdly large.
@@ -42,12 +43,13 @@ def read_image(path: Path, size: int, num_channels: int = 3) -> np.ndarray:
             if image.mode.startswith("I;16"):  # PIL would clip it to 255 instead of scaling
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             image = ImageOps.exif_transpose(image).convert("L" if num_channels == 1 else "RGB")
-            side = min(image.size)
-            left, top = ((length - side) // 2 for length in image.size)
-            image = image.crop((left, top, left + side, top + side))
-            if side != size:
-                image = image.resize((size, size), Image.Resampling.LANCZOS)
-            return np.asarray(image).reshape(size, size, num_channels)
+            if size is not None:
+                side = min(image.size)
+                left, top = ((length - side) // 2 for length in image.size)
+                image = image.crop((left, top, left + side, top + side))
+                if side != size:
+                    image = image.resize((size, size), Image.Resampling.LANCZOS)
+            return np.asarray(image).reshape(image.height, image.width, num_channels)
     except Exception as error:  # decoders raise all kinds of things on damaged files
         raise UnreadableError(" ".join(str(error).split()) or type(error).__name__) from error
 

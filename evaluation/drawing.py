@@ -1,21 +1,17 @@
 """Drawing many images from a trained network: each a function of its own seed, in rounds, on one or more devices."""
 
-import queue
-import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from multiprocessing.sharedctypes import Synchronized
+from itertools import pairwise
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
-from torch import multiprocessing as mp
-from torch.multiprocessing.spawn import ProcessException
 from tqdm import tqdm
 
-from devices import share_cores
-from errors import CleanError, InputError
+from errors import InputError
+from evaluation.workers import work_through
 from models import in_precision, load_denoiser, load_pretrained
 from sampling import create_sampler, guided_score
 from sampling.denoising import posterior_mean, without_noise
@@ -125,72 +121,13 @@ def draw_rounds(
     Raises:
         CleanError: if a process fails.
     """
-    if not rounds:
-        return
-    with tqdm(total=len(rounds) * artist.num_steps, unit="step", disable=None) as bar:
-        if len(devices) == 1:
-            for r in rounds:
-                yield r, artist(range(r * batch_size, (r + 1) * batch_size), bar.update)
-        else:
-            yield from _draw_together(artist.cfg, rounds, batch_size, devices[:batch_size], bar)
-
-
-def _draw_together(
-    cfg: DictConfig, rounds: list[int], batch_size: int, devices: list[torch.device], bar: tqdm
-) -> Iterator[tuple[int, Drawn]]:
-    context = mp.get_context("spawn")
-    results, steps = context.Queue(), context.Value("q", 0)
-    shared = (cfg, devices, rounds, batch_size, results, steps)
-    # with join=False, a process that fails ends the others, and its traceback comes with the error
-    workers = mp.start_processes(_draw_share, shared, len(devices), join=False, start_method="spawn")
-    try:
-        parts: dict[int, dict[int, Drawn]] = {r: {} for r in rounds}
+    shares = min(len(devices), batch_size)
+    cuts = [batch_size * k // shares for k in range(shares + 1)]
+    tasks = [range(r * batch_size + first, r * batch_size + stop) for r in rounds for first, stop in pairwise(cuts)]
+    with tqdm(total=len(tasks) * artist.num_steps, unit="step", desc="drawing", disable=None) as bar:
+        drawn = work_through(artist, Artist, artist.cfg, tasks, devices[:shares], bar)
         for r in rounds:
-            while len(parts[r]) < len(devices):
-                try:
-                    number, rank, drawn = results.get(timeout=0.2)
-                except queue.Empty:
-                    workers.join(timeout=0)
-                else:
-                    if isinstance(drawn, CleanError):
-                        raise drawn
-                    parts[number][rank] = drawn
-                bar.update(steps.value - bar.n)
-            yield r, _joined([parts[r][rank] for rank in range(len(devices))])
-            del parts[r]
-    except ProcessException as error:
-        raise CleanError(f"a process that draws has ended: {error}") from error
-    finally:
-        for process in workers.processes:
-            process.kill()
-
-
-def _draw_share(
-    rank: int,
-    cfg: DictConfig,
-    devices: list[torch.device],
-    rounds: list[int],
-    batch_size: int,
-    results: mp.Queue,
-    steps: Synchronized,
-) -> None:
-    """What one process draws of every round: its even share of the images, in the order of the ranks."""
-    # An interrupt, which torch also sends when the parent is killed, ends this process without a word.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    n = len(devices)
-    share_cores(n)
-
-    def on_step() -> None:
-        if rank == 0:  # whose steps stand for all
-            steps.value += 1
-
-    try:
-        artist = Artist(cfg, devices[rank])
-        for r in rounds:
-            first, stop = (r * batch_size + batch_size * k // n for k in (rank, rank + 1))
-            results.put((r, rank, artist(range(first, stop), on_step)))
-    except CleanError as error:
-        results.put((rounds[0], rank, error))
+            yield r, _joined([next(drawn) for _ in range(shares)])
 
 
 def _joined(parts: list[Drawn]) -> Drawn:

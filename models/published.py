@@ -66,6 +66,7 @@ def from_published(cfg: dict[str, Any]) -> dict[str, Any]:
                 raise InputError(f"model.{key}={value} is a variant that this code does not have, only {supported}")
     data.setdefault("num_classes", 0)
     data.setdefault("classes", False)
+    data.setdefault("dequantize", False)
     if published:
         names = {theirs: ours for ours, theirs in DATASETS.items()}
         data["dataset"] = names.get(data.get("dataset"), data.get("dataset"))
@@ -85,6 +86,7 @@ def to_published(cfg: Mapping[str, Any]) -> dict[str, Any]:
     if cfg["model"]["name"] == "adm" and not cfg["data"]["classes"]:
         cfg["data"]["num_classes"] = 0  # the published ADM looks at the number alone
     cfg["data"]["dataset"] = DATASETS.get(cfg["data"]["dataset"], cfg["data"]["dataset"])
+    cfg["data"].pop("dequantize", None)  # of training, and unknown there
     return cfg
 
 

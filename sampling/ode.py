@@ -7,26 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from errors import CleanError, InputError
+from errors import InputError
 from sampling.base import TRAJECTORY_IMAGES, Samples, ScoreFn, check_trajectory
+from sampling.dormand_prince import REPORTS, SMALLEST_STEP, Step, integrate
 from sampling.unfolded import unfolded_score
 from sde import ReflectedVE, cube
-
-# Dormand & Prince (1980), order 5 with an embedded order 4; the last stage is the first one of the next step.
-NODES = (0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
-STAGES = (
-    (),
-    (1 / 5,),
-    (3 / 40, 9 / 40),
-    (44 / 45, -56 / 15, 32 / 9),
-    (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
-    (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
-    (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
-)
-ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
-
-FIRST_STEP = 0.01  # of the way
-SMALLEST_STEP = 1e-6  # of the way; taken whatever its error, so that a jump of the score at a face cannot stop it
 
 
 @dataclass(frozen=True)
@@ -70,8 +55,8 @@ class ProbabilityFlow:
 
     @property
     def num_steps(self) -> int:
-        """How often one call reports progress: at each hundredth of the way."""
-        return 100
+        """How often one call reports progress."""
+        return REPORTS
 
     @torch.no_grad()
     def __call__(
@@ -99,57 +84,25 @@ class ProbabilityFlow:
             return slope
 
         y = self.side_eps + (1.0 - 2.0 * self.side_eps) * x_init if self.side_eps else x_init
+        if not self.trajectory:
+            y, nfe = integrate(field, y, self.rtol, self.atol, on_step)
+            return Samples(cube.reflect(y), nfe)
         marks = torch.linspace(0.0, 1.0, self.trajectory, dtype=torch.float64, device=y.device)
         followed = y[None, :TRAJECTORY_IMAGES].repeat(self.trajectory, *[1] * y.ndim)
-        done = torch.zeros(len(y), dtype=torch.float64, device=y.device)
-        step = torch.full_like(done, FIRST_STEP)
-        slope, nfe, reported = field(done, y), 1, 0
-        while (left := 1.0 - done).any():
-            h = torch.minimum(step, left)
-            scale = h.to(y.dtype).reshape(per_image)
-            slopes = [slope]
-            for node, weights in zip(NODES[1:], STAGES[1:], strict=True):
-                new = y + scale * sum(w * k for w, k in zip(weights, slopes, strict=True) if w)
-                slopes.append(field(done + node * h, new))
-            nfe += len(slopes) - 1
-
-            error = scale * sum(w * k for w, k in zip(ERROR, slopes, strict=True) if w)
-            allowed = self.atol + self.rtol * torch.maximum(y.abs(), new.abs())
-            norm = (error / allowed).flatten(1).square().mean(1).sqrt().to(h.dtype)
-            if not norm.isfinite().all():
-                raise CleanError("the score is not finite: try a smaller w, or precision=fp32")
-            accepted = (norm <= 1.0) | (h <= SMALLEST_STEP)
-            before, done = done, torch.where(accepted, torch.where(h < left, done + h, 1.0), done)
-            if self.trajectory:
-                _follow(followed, marks, (before, done), (y, new), (scale * slope, scale * slopes[-1]))
-            y = torch.where(accepted.reshape(per_image), new, y)
-            slope = torch.where(accepted.reshape(per_image), slopes[-1], slope)
-            step = (h * (0.9 * norm.clamp(min=1e-10) ** -0.2).clamp(0.2, 5.0)).clamp(min=SMALLEST_STEP)
-
-            if on_step is not None:
-                reached = int(done.min().item() * self.num_steps)
-                for _ in range(reported, reached):
-                    on_step()
-                reported = reached
+        y, nfe = integrate(field, y, self.rtol, self.atol, on_step, lambda step: _follow(followed, marks, step))
         samples = cube.reflect(y)
-        if self.trajectory:
-            followed[-1] = samples[:TRAJECTORY_IMAGES]
-        return Samples(samples, nfe, followed if self.trajectory else None)
+        followed[-1] = samples[:TRAJECTORY_IMAGES]
+        return Samples(samples, nfe, followed)
 
 
-def _follow(
-    followed: Tensor,
-    marks: Tensor,
-    times: tuple[Tensor, Tensor],
-    ends: tuple[Tensor, Tensor],
-    rises: tuple[Tensor, Tensor],
-) -> None:
+def _follow(followed: Tensor, marks: Tensor, step: Step) -> None:
     """Write into ``followed`` (K, n, ...) where the first n images were when a step led them past each of the K marks.
 
-    On the cubic through both ends of the step with their slopes, ``rises`` (Hermite); the samples do not depend on it.
+    On the cubic through both ends of the step with their slopes (Hermite); the samples do not depend on it.
     """
     n = followed.shape[1]
-    (before, done), (y, new), (rise, rise_new) = ([z[:n] for z in pair] for pair in (times, ends, rises))
+    before, done, y, new = (z[:n] for z in (step.before, step.done, step.y, step.new))
+    rise, rise_new = step.rise[:n], step.rise_new[:n]
     per_image = (-1,) + (1,) * (y.ndim - 1)
     for k, mark in enumerate(marks):
         passed = (before < mark) & (mark <= done)

@@ -20,8 +20,12 @@ def unfolded_score(score_fn: ScoreFn, y: Tensor, sigma: Tensor) -> Tensor:
         y: any points, (B, ...).
         sigma: noise levels, (B,).
     """
-    turned = torch.where(torch.remainder(y, 2.0) > 1.0, -1.0, 1.0).to(y.dtype)
-    return turned * score_fn(cube.reflect(y), sigma.to(y.dtype))
+    return turned(y) * score_fn(cube.reflect(y), sigma.to(y.dtype))
+
+
+def turned(y: Tensor) -> Tensor:
+    """-1 where the fold of ``y`` turns a coordinate over, 1 elsewhere; in its shape."""
+    return torch.where(torch.remainder(y, 2.0) > 1.0, -1.0, 1.0).to(y.dtype)
 
 
 def noise_levels(sde: ReflectedVE, steps: int) -> list[float]:

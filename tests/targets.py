@@ -15,6 +15,17 @@ class FinitePoints:
     points: Tensor
     weights: Tensor
 
+    def log_density(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        """log sum_k w_k p(x | point_k, sigma), for x (B, D); (B,)."""
+        points = self.points.to(x.dtype)
+        logs = heat_kernel.log_density(x[:, None], points[None], sigma).sum(-1) + self.weights.to(x.dtype).log()
+        return logs.logsumexp(1)
+
+    def sample(self, n: int, sigma: float, generator: torch.Generator) -> Tensor:
+        """Points perturbed by the kernel, (n, D)."""
+        chosen = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        return heat_kernel.sample(self.points[chosen], sigma, generator)
+
     def score(self, x: Tensor, sigma: Tensor) -> Tensor:
         """d/dx log sum_k w_k p(x | point_k, sigma), for x (B, D) and sigma (B,); x must be in the cube."""
         assert x.min() >= 0.0 and x.max() <= 1.0, "evaluated outside the cube"

@@ -11,8 +11,10 @@ from PIL import Image
 from devices import choose_devices
 from errors import CleanError, InputError
 from evaluation.drawing import Artist, draw_rounds
-from evaluation.images_dir import missing_rounds, open_images, save_round
+from evaluation.images_dir import missing_rounds, save_round
+from evaluation.output_dir import open_output
 from models import load_pretrained
+from run_vis import FREE
 from tests.conftest import ROOT, composed
 
 CPU = torch.device("cpu")
@@ -138,6 +140,10 @@ def test_a_denoiser_that_is_missing_or_damaged_is_named(tmp_path):
         Artist(vis_config("sampling.denoiser=network", f"denoiser_path={path}"), CPU)
 
 
+def open_images(folder, cfg):
+    return open_output(folder, cfg, "vis", FREE)
+
+
 def draw_into(folder, cfg, rounds):
     """What run_vis.py does, and the rounds it drew."""
     with open_images(folder, cfg):
@@ -171,7 +177,7 @@ def test_other_images_do_not_go_into_the_same_directory(tmp_path, override):
     draw_into(tmp_path / "images", vis_config("eval.batch_size=3"), 1)
     before = (tmp_path / "images/vis.yaml").read_bytes()
     with (
-        pytest.raises(InputError, match=f"drawn with {override.split('=')[0]}="),
+        pytest.raises(InputError, match=f"made with {override.split('=')[0]}="),
         open_images(tmp_path / "images", vis_config("eval.batch_size=3", override)),
     ):
         pass
@@ -188,14 +194,14 @@ def test_a_directory_of_something_else_is_left_alone(tmp_path):
     with pytest.raises(InputError, match=r"vis\.yaml cannot be read"), open_images(folder, vis_config()):
         pass
     (folder / "vis.yaml").write_text("- a list")
-    with pytest.raises(InputError, match=r"vis\.yaml cannot be read|drawn with"), open_images(folder, vis_config()):
+    with pytest.raises(InputError, match=r"vis\.yaml cannot be read|made with"), open_images(folder, vis_config()):
         pass
 
 
 def test_two_processes_do_not_draw_into_one_directory(tmp_path):
     cfg = vis_config()
     again = open_images(tmp_path / "images", cfg)
-    with open_images(tmp_path / "images", cfg), pytest.raises(InputError, match="another process draws there"), again:
+    with open_images(tmp_path / "images", cfg), pytest.raises(InputError, match="another run_vis.py writes there"), again:
         pass
 
 

@@ -221,7 +221,7 @@ def test_a_run_on_a_data_set_on_disk_resumes_exactly(tmp_path, monkeypatch):
     from training.processes import World
 
     classes_of(tmp_path / "pics")
-    monkeypatch.setattr("datasets.batches.Batches.__init__.__defaults__", (False, 0))
+    monkeypatch.setattr("datasets.batches.Batches.__init__.__defaults__", (False, False, 0))
     options = ["data=folder", f"data.root={tmp_path / 'pics'}", "data.image_size=8", f"dataroot={tmp_path / 'data'}"]
     options = [*options, "data.random_flip=true", "model.ema_rate=0.9"]
     world = World(torch.device("cpu"))

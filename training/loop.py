@@ -54,8 +54,9 @@ def train(cfg: DictConfig, run_dir: Path, world: World, stop: StopSignals | None
     looking = cfg.training.n_iters == 0
     state = None if looking else create_state(cfg, world.device)
     images, images_held_out = (load_split(cfg, part, world) for part in (True, False))
-    batches = Batches(images, cfg.training.batch_size, cfg.seed, world.device, cfg.data.random_flip)
-    held_out = Batches(images_held_out, min(cfg.eval.batch_size, len(images_held_out)), cfg.seed, world.device)
+    data, size = cfg.data, min(cfg.eval.batch_size, len(images_held_out))
+    batches = Batches(images, cfg.training.batch_size, cfg.seed, world.device, data.random_flip, data.dequantize)
+    held_out = Batches(images_held_out, size, cfg.seed, world.device, dequantize=data.dequantize)
     if looking:
         if world.rank == 0:
             show_data(images, images_held_out, batches, run_dir)

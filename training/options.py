@@ -31,6 +31,7 @@ BOOLEANS = (
     "training.reduce_mean",
     "data.classes",
     "data.random_flip",
+    "data.dequantize",
     "model.scale_by_sigma",
 )
 

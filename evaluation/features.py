@@ -1,0 +1,137 @@
+"""What images are compared by: the features and class logits of a fixed network."""
+
+import hashlib
+import logging
+import pickle
+from abc import ABC, abstractmethod
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from datasets.images import digits
+from errors import InputError
+
+log = logging.getLogger(__name__)
+
+
+class Features(ABC):
+    """A fixed map from images to features.
+
+    Attributes:
+        name: of the map.
+        sha256: of what determines it.
+    """
+
+    name: str
+    sha256: str
+
+    @abstractmethod
+    def __call__(self, pixels: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Features (N, d) and class logits (N, K), float32 on the CPU, of images uint8 (N, H, W, C), 255 being white."""
+
+
+def create_features(dataset: str, weights: str | None, device: torch.device) -> Features:
+    """The map for a data set: torch-fidelity's Inception network; for ``digits``, unless weights are given, one of our own.
+
+    Args:
+        dataset: its name.
+        weights: file of Inception weights, or None to use torch-fidelity's, downloaded at the first use.
+        device: where to compute.
+
+    Raises:
+        InputError: if there are no weights, or the file does not hold them.
+    """
+    if dataset == "digits" and weights is None:
+        return DigitFeatures()
+    return Inception(_downloaded_weights() if weights is None else Path(weights), device)
+
+
+class Inception(Features):
+    """The Inception network of Szegedy et al. (2015) as torch-fidelity computes it: 2048 features and 1008 logits.
+
+    Grey images are given three equal channels.
+    """
+
+    name = "inception-v3-compat"
+
+    def __init__(self, weights: Path, device: torch.device) -> None:
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3  # heavy, where used
+
+        try:
+            torch.load(weights, map_location="cpu", weights_only=True)  # for torch-fidelity would run what is in it
+            layers = ["2048", "logits_unbiased"]
+            net = FeatureExtractorInceptionV3(self.name, layers, feature_extractor_weights_path=str(weights))
+        except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise InputError(f"{weights} does not hold the weights of torch-fidelity's Inception: {reason}") from error
+        self.net, self.device = net.to(device), device
+        with weights.open("rb") as file:
+            self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+
+    @torch.no_grad()
+    def __call__(self, pixels: np.ndarray) -> tuple[Tensor, Tensor]:
+        """See ``Features``."""
+        x = torch.from_numpy(pixels).to(self.device).movedim(-1, 1)
+        features, logits = self.net(x if x.shape[1] == 3 else x[:, :1].expand(-1, 3, -1, -1))
+        return features.float().cpu(), logits.float().cpu()
+
+
+class DigitFeatures(Features):
+    """A small map for the 8x8 digits that needs no download.
+
+    Two layers of 3x3 filters drawn from a fixed seed, each followed by absolute values, and means over each quarter of
+    the image: 64 features, of mean 0 and deviation 1 over the training digits. The logits are those of a logistic regression on them, fitted to the training digits.
+    """
+
+    name = "digits-64"
+    SEED, WIDTHS = 0, (32, 16)
+
+    def __init__(self) -> None:
+        from sklearn.linear_model import LogisticRegression  # heavy, where used
+
+        rng = np.random.RandomState(self.SEED)  # whose numbers are the same in every version
+        inner, outer = self.WIDTHS
+        self.filters = [torch.from_numpy(rng.standard_normal((n, m, 3, 3))) for n, m in ((inner, 1), (outer, inner))]
+        self.sha256 = hashlib.sha256(b"".join(f.numpy().tobytes() for f in self.filters)).hexdigest()
+        real = digits(train=True)
+        features = self._responses(to_pixels(real.pixels, real.levels))
+        self.mean, self.scale = features.mean(0), features.std(0)
+        self.classifier = LogisticRegression(max_iter=2000).fit((features - self.mean) / self.scale, real.labels)
+
+    def __call__(self, pixels: np.ndarray) -> tuple[Tensor, Tensor]:
+        """See ``Features``."""
+        features = (self._responses(pixels) - self.mean) / self.scale
+        return features.float(), torch.from_numpy(self.classifier.decision_function(features)).float()
+
+    def _responses(self, pixels: np.ndarray) -> Tensor:
+        x = torch.from_numpy(pixels).double().movedim(-1, 1) / 255.0
+        for filters in self.filters:
+            x = F.conv2d(x, filters / filters[0].numel() ** 0.5, padding=1).abs()
+        return F.adaptive_avg_pool2d(x, 2).flatten(1)
+
+
+def to_pixels(pixels: Tensor, levels: int) -> np.ndarray:
+    """Images of a data set, uint8 (N, C, H, W) of so many levels, as run_vis.py writes images: uint8 (N, H, W, C)."""
+    scaled = pixels if levels == 256 else (pixels * (255.0 / (levels - 1))).round().to(torch.uint8)
+    return np.ascontiguousarray(scaled.movedim(1, -1).numpy())
+
+
+def _downloaded_weights() -> Path:
+    """The file of torch-fidelity's Inception weights in torch's cache, fetched if it is not there."""
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3 as url
+
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        log.info("downloading %s", url)
+        try:
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.rsplit("-", 1)[1])
+        except (URLError, OSError, RuntimeError) as error:
+            raise InputError(
+                f"{url} could not be downloaded ({error}): place the file at {path}, or say metrics.features=PATH"
+            ) from error
+    return path

@@ -1,0 +1,74 @@
+"""A directory that results go to: held by one process, of one configuration, filled part by part."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from errors import InputError, writing
+from locks import exclusive
+
+
+@contextmanager
+def open_output(folder: Path, cfg: DictConfig, name: str, free: Sequence[str]) -> Iterator[None]:
+    """Hold ``folder`` for this process, if it is new or holds results of the same configuration.
+
+    Writes ``NAME.yaml``, the configuration.
+
+    Args:
+        folder: made if it is not there.
+        cfg: what the results depend on.
+        name: of the script, run_NAME.py.
+        free: keys that may change when the work goes on.
+
+    Raises:
+        InputError: naming the key that differs; or if the folder holds something else, or another process has it.
+    """
+    path = folder / f"{name}.yaml"
+    if folder.exists() and not path.is_file() and any(entry.name != "logs" for entry in folder.iterdir()):
+        raise InputError(f"{folder} exists and run_{name}.py did not write it: choose another hydra.run.dir")
+    with exclusive(folder, f"another run_{name}.py writes there"):
+        wanted = _flat(OmegaConf.to_container(cfg))
+        if path.exists():
+            try:
+                held = _flat(OmegaConf.to_container(OmegaConf.load(path)))
+            except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, AttributeError) as error:
+                raise InputError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+            for key in sorted((held.keys() | wanted.keys()) - set(free)):
+                if held.get(key) != wanted.get(key):
+                    raise InputError(
+                        f"{folder} exists, made with {key}={held.get(key)}, not {wanted.get(key)}: choose another "
+                        "hydra.run.dir, or leave it to the default, a new directory"
+                    )
+        write_text(path, OmegaConf.to_yaml(cfg))
+        yield
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file, which appears whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with writing(path):
+        temporary.write_text(text)
+        os.replace(temporary, path)
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write an .npz file, which appears whole."""
+    temporary = path.with_name(f".{path.stem}.tmp")
+    with writing(path):
+        path.parent.mkdir(exist_ok=True)
+        with open(temporary, "wb") as file:
+            np.savez_compressed(file, **arrays)
+        os.replace(temporary, path)
+
+
+def _flat(tree: dict, prefix: str = "") -> dict[str, object]:
+    """{"a.b": value} of a tree of dictionaries; an empty one is a value."""
+    leaves = {}
+    for name, value in tree.items():
+        leaves |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {f"{prefix}{name}": value}
+    return leaves

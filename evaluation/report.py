@@ -1,0 +1,44 @@
+"""What stands around the numbers: the protocol, and a table to read."""
+
+import hashlib
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+PACKAGES = ("torch", "numpy", "torch-fidelity", "scikit-learn")
+
+
+def protocol(cfg: DictConfig, checkpoint: Path, devices: list[torch.device]) -> dict[str, Any]:
+    """What all numbers of an evaluation have in common.
+
+    Args:
+        cfg: of run_eval.py.
+        checkpoint: file of the weights.
+        devices: that compute.
+    """
+    with checkpoint.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    names = [torch.cuda.get_device_name(d) if d.type == "cuda" else platform.processor() or "CPU" for d in devices]
+    return {
+        "checkpoint": {"file": str(checkpoint), "sha256": digest, "weights": "exponential moving average"},
+        "seed": cfg.seed,
+        "precision": cfg.precision,
+        "devices": names,
+        "packages": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+    }
+
+
+def table(results: dict[str, Any]) -> str:
+    """The numbers, a line each: name, value, error, of what."""
+    rows = [("metric", "value", "+-", "of")]
+    for name, result in results["metrics"].items():
+        error = result.get("error")
+        kind = result["error_is"] if error is not None else f"{result.get('drawn', result.get('images'))} images"
+        notes = [kind, *filter(None, [result.get("unit"), result.get("note")])]
+        rows.append((name, f"{result['value']:.5g}", "" if error is None else f"{error:.2g}", "; ".join(notes)))
+    widths = [max(len(row[k]) for row in rows) for k in range(3)]
+    return "\n".join("  ".join([*(row[k].ljust(widths[k]) for k in range(3)), row[3]]) for row in rows)

@@ -1,0 +1,50 @@
+"""Measure a trained network: python run_eval.py load_dir=RUN 'metrics=[bpd,elbo,fid]' [overrides]; see configs/eval.yaml."""
+
+import logging
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from devices import choose_devices
+from doors import door
+from errors import InputError
+from evaluation.evaluate import Evaluation
+from evaluation.options import check_options
+from evaluation.output_dir import open_output
+from evaluation.report import protocol, table
+from models.files import find_checkpoint
+
+log = logging.getLogger(__name__)
+
+FREE = ("device", "ngpus", "debug")  # what may change when the work goes on: no number depends on it
+
+
+@door("eval")
+def main(cfg: DictConfig) -> None:
+    """Write ``results.json``, and the numbers of each image, to the output directory.
+
+    The same command with the same ``hydra.run.dir`` goes on where it was interrupted.
+    """
+    if OmegaConf.is_missing(cfg, "load_dir"):
+        raise InputError("load_dir is missing: say load_dir=RUN, a directory that run_train.py wrote")
+    check_options(cfg)
+    devices = choose_devices(cfg.device, cfg.ngpus)
+    checkpoint = Path(cfg.load_dir)
+    if not checkpoint.is_file():
+        checkpoint = find_checkpoint(checkpoint, cfg.eval.ckpt)
+        cfg.eval.ckpt = int(checkpoint.stem.split("_")[1])
+    evaluation = Evaluation(cfg, devices, protocol(cfg, checkpoint, devices))
+    with open_dict(cfg):
+        cfg.checkpoint_sha256 = evaluation.results["checkpoint"]["sha256"]
+
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    with open_output(folder, cfg, "eval", FREE), logging_redirect_tqdm():
+        log.info("measuring %s in %s", ", ".join(evaluation.chosen), folder)
+        results = evaluation(folder)
+        log.info("%s\nwith their protocol in %s", table(results), folder / "results.json")
+
+
+if __name__ == "__main__":
+    main()

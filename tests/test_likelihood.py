@@ -1,0 +1,234 @@
+"""Densities and bounds on targets where they are known exactly; -rP prints the figures of docs/results.md."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import quad
+from torch import Generator, nn
+
+from errors import CleanError, InputError
+from evaluation import elbo, log_likelihood
+from evaluation.bound import INTERVALS, quantile, time_proposal
+from losses import score_matching_loss
+from sde import ReflectedVE, cube, heat_kernel
+from tests.targets import FIVE_POINTS, WEIGHTS, FinitePoints
+
+SDE = ReflectedVE(0.01, 5.0)
+
+
+def seeded(seed=0):
+    return Generator().manual_seed(seed)
+
+
+def points(dimensions):
+    """Five points, a third of whose values are on the faces."""
+    return FinitePoints(torch.rand(5, dimensions, generator=seeded(dimensions)).mul(1.5).sub(0.25).clamp(0, 1), WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    ("target", "n"), [(FIVE_POINTS, 200), (points(4), 200), (points(48), 20)], ids=["2-D", "4-D", "48-D"]
+)
+def test_the_exact_trace_gives_the_density(target, n):
+    x = target.sample(n, SDE.sigma_min, seeded())
+    out = log_likelihood(target.score, SDE, x, divergence="exact")
+    errors = (out.log_prob - target.log_density(x.double(), SDE.sigma_min)).abs()
+    print(f"| {x.shape[1]} | {out.nfe} | {errors.median():.1e} | {errors.quantile(0.95):.1e} | {errors.max():.1e} |")
+    assert errors.quantile(0.95) < 0.005
+    assert out.log_prob.shape == (n,) and out.log_prob.std() > 0.5
+
+
+def test_images_of_several_axes_are_points_of_as_many_dimensions():
+    target = points(4)
+    x = target.sample(6, SDE.sigma_min, seeded())
+    flat = log_likelihood(target.score, SDE, x, "exact").log_prob
+    shaped = log_likelihood(
+        lambda x, sigma: target.score(x.flatten(1), sigma).reshape(x.shape), SDE, x.reshape(6, 1, 2, 2), "exact"
+    ).log_prob
+    torch.testing.assert_close(shaped, flat, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("probes", [1, 4])
+def test_hutchinsons_estimate_has_the_right_mean(probes):
+    """Of two points between two components, where the trace is not the sum of what the sign vectors see at once."""
+    target = FinitePoints(torch.tensor([[0.2, 0.3, 0.4, 0.7], [0.3, 0.5, 0.2, 0.9]]), torch.tensor([0.4, 0.6]))
+    sde = ReflectedVE(0.1, 5.0)
+    x = target.sample(2, sde.sigma_min, seeded()).double()
+    exact = log_likelihood(target.score, sde, x, "exact", rtol=1e-5, atol=1e-5).log_prob
+    draws = 800 // probes
+    many = x.repeat_interleave(draws, 0)
+    out = log_likelihood(target.score, sde, many, generator=seeded(1), probes=probes, rtol=1e-4, atol=1e-4)
+    errors = out.log_prob.reshape(2, draws) - exact[:, None]
+    standard = errors.std(1) / math.sqrt(draws)
+    print(f"| {probes} | {(errors.mean(1) / standard).abs().max():.1f} | {errors.std(1).max():.3f} |")
+    assert (errors.mean(1).abs() < 4 * standard).all()
+    assert errors.std() > 0.02, "all sign vectors give the same: nothing is estimated"
+
+
+def test_more_probes_scatter_less():
+    target = points(4)
+    sde = ReflectedVE(0.1, 5.0)
+    x = target.sample(1, sde.sigma_min, seeded()).repeat(300, 1)
+    scatter = [
+        log_likelihood(target.score, sde, x, generator=seeded(2), probes=k, rtol=1e-3, atol=1e-3).log_prob.std()
+        for k in (1, 4)
+    ]
+    assert 1.6 < scatter[0] / scatter[1] < 2.5
+
+
+def test_a_likelihood_does_not_depend_on_its_batch():
+    x = FIVE_POINTS.sample(5, SDE.sigma_min, seeded())
+
+    def of(rows):
+        generators = [seeded(10 + i) for i in range(5)][rows]
+        return log_likelihood(FIVE_POINTS.score, SDE, x[rows], generator=generators).log_prob
+
+    torch.testing.assert_close(torch.cat([of(slice(0, 1)), of(slice(1, 5))]), of(slice(0, 5)), atol=1e-5, rtol=1e-5)
+
+
+def test_what_cannot_be_asked_is_refused():
+    x = torch.rand(2, 2)
+    for options, message in [({"divergence": "excat"}, "divergence=excat: known are"), ({"probes": 0}, "probes=0")]:
+        with pytest.raises(InputError, match=message):
+            log_likelihood(FIVE_POINTS.score, SDE, x, **options)
+    with pytest.raises(InputError, match="times=0"):
+        elbo(FIVE_POINTS.score, SDE, x, None, times=0)
+    for measure in (log_likelihood, lambda *arguments: elbo(*arguments, None)):
+        with pytest.raises(CleanError, match="not finite"):
+            measure(lambda x, sigma: x * math.nan, SDE, x)
+
+
+def waves(x):
+    """Functions of points in the square that are even about each face, so that a network of them is too."""
+    return torch.cos(torch.pi * x[..., None] * torch.arange(1, 9)).flatten(1)
+
+
+def test_the_density_of_a_trained_model_integrates_to_one():
+    """Its score vanishes at the faces as the exact one does; the flow is then a bijection of the square."""
+    torch.manual_seed(0)
+    sde = ReflectedVE(0.05, 2.0)
+    layers = nn.Sequential(nn.Linear(17, 128), nn.SiLU(), nn.Linear(128, 128), nn.SiLU(), nn.Linear(128, 2))
+
+    def score(x, sigma, labels=None):
+        sine = torch.sin(torch.pi * x)
+        factor = sine / (sine.square() + sigma[:, None].square()).sqrt()
+        return factor * layers(torch.cat([waves(x), sigma.log()[:, None]], 1)) / sigma[:, None]
+
+    def ring(n):
+        angle = 2 * torch.pi * torch.rand(n)
+        return cube.reflect(0.5 + 0.45 * torch.stack([angle.cos(), angle.sin()]) + 0.08 * torch.randn(2, n)).T
+
+    optimizer = torch.optim.Adam(layers.parameters(), lr=3e-3)
+    for _ in range(800):
+        optimizer.zero_grad()
+        score_matching_loss(score, sde, ring(512)).mean().backward()
+        optimizer.step()
+
+    middles = (torch.arange(48) + 0.5) / 48
+    x = torch.cartesian_prod(middles, middles)
+    density = log_likelihood(score, sde, x, "exact", rtol=1e-5, atol=1e-5).log_prob.exp()
+    print(f"integral {density.mean():.5f}, largest {density.max():.2f}")
+    assert density.mean() == pytest.approx(1.0, abs=0.01)
+    assert density.max() > 2 and density.min() < 0.2  # it has learnt the ring
+
+
+@pytest.mark.parametrize("sigma", [0.01, 0.2, 0.4, 1.0])
+def test_the_negentropy_of_the_kernel(sigma):
+    for start in (0.0, 0.013, 0.5, 0.9):
+        x0 = torch.tensor([start], dtype=torch.float64)
+
+        def integrand(x, x0=x0):
+            log_p = heat_kernel.log_density(torch.tensor([x], dtype=torch.float64), x0, sigma).item()
+            return math.exp(log_p) * log_p
+
+        edges = sorted({min(1.0, max(0.0, start + k * sigma)) for k in range(-8, 9)})
+        exact = sum(quad(integrand, a, b, epsabs=1e-13)[0] for a, b in zip(edges, edges[1:], strict=False))
+        assert heat_kernel.negentropy(x0, sigma).item() == pytest.approx(exact, abs=1e-11)
+
+
+@pytest.mark.parametrize("importance", [False, True])
+def test_the_bound_is_tight_for_the_exact_score(importance):
+    """Images of 16 pixels and 17 levels with known probabilities."""
+    target = FinitePoints(torch.randint(17, (5, 16), generator=seeded(3)) / 16.0, WEIGHTS)
+    sde, n = ReflectedVE(0.002, 5.0), 2000
+    x0 = target.points.repeat_interleave(n, 0)
+    proposal = time_proposal(target.score, sde, target.points.repeat(20, 1), seeded(4)) if importance else None
+    bound = elbo(target.score, sde, x0, 17, times=16, proposal=proposal, generator=seeded(5))
+    gap = (bound.log_prob.reshape(5, n) - WEIGHTS.double().log()[:, None]).double()
+    errors = gap.std(1) / math.sqrt(n)
+    print(f"| {importance} | {gap.mean(1).abs().max():.3f} | {errors.max():.3f} |")
+    assert errors.max() < 0.08
+    assert (gap.mean(1).abs() < 0.05 + 3 * errors).all()
+    assert bound.nfe == 16
+    assert bound.data.abs().max() < 1e-6 and bound.prior.abs().max() < 1e-6
+
+
+def test_importance_sampling_lowers_the_variance():
+    target = FinitePoints(torch.randint(17, (5, 16), generator=seeded(3)) / 16.0, WEIGHTS)
+    sde, x0 = ReflectedVE(0.0001, 5.0), target.points.repeat(100, 1)
+    proposal = time_proposal(target.score, sde, x0, seeded(1))
+    uniform, weighted = (
+        elbo(target.score, sde, x0, 17, times=4, proposal=p, generator=seeded(2)).log_prob.reshape(100, 5).std(0)
+        for p in (None, proposal)
+    )
+    assert (weighted < 0.8 * uniform).all()
+    assert proposal.sum() == pytest.approx(1.0) and proposal.min() >= 0.099 / INTERVALS
+
+
+def test_the_data_term_is_the_posterior_of_the_level():
+    """At a large sigma_min, where levels are confused: against the sum over levels written down here."""
+    sde, levels = ReflectedVE(0.05, 5.0), 17
+    x0 = torch.tensor([[0.0, 0.5, 1.0]]).repeat(4000, 1)
+    bound = elbo(lambda x, sigma: torch.zeros_like(x), sde, x0, levels, times=1, generator=seeded())
+
+    def mean_log_posterior(value):
+        grid = torch.linspace(0, 1, 4001, dtype=torch.float64)[:, None]
+        values = torch.arange(levels, dtype=torch.float64)[None] / (levels - 1)
+        densities = heat_kernel.log_density(grid, values.expand(4001, -1), 0.05).exp()
+        k = round(value * (levels - 1))
+        return np.trapezoid((densities[:, k] * (densities[:, k] / densities.sum(1)).log()).numpy(), dx=1 / 4000)
+
+    exact = -sum(mean_log_posterior(value) for value in (0.0, 0.5, 1.0))
+    error = bound.data.std().item() / math.sqrt(4000)
+    assert exact > 1
+    assert bound.data.mean().item() == pytest.approx(exact, abs=4 * error)
+
+
+def test_the_prior_term_is_computed():
+    sde = ReflectedVE(0.01, 0.3)
+    x0 = torch.tensor([[0.0, 0.5]])
+    bound = elbo(lambda x, sigma: torch.zeros_like(x), sde, x0, None, generator=seeded())
+    assert bound.prior.item() == pytest.approx(heat_kernel.negentropy(x0.double(), 0.3).sum().item())
+    assert bound.prior.item() > 0.1
+
+
+def test_the_bound_on_the_density_is_tight_for_the_uniform_one():
+    """Score and log density are 0: what the diffusion term adds, the entropy at sigma_min takes away."""
+    x0 = torch.rand(4000, 3, generator=seeded())
+    bound = elbo(lambda x, sigma: torch.zeros_like(x), SDE, x0, None, times=10, generator=seeded(1))
+    error = bound.log_prob.std().item() / math.sqrt(4000)
+    assert bound.diffusion.mean() > 5
+    assert error < 0.1
+    assert bound.log_prob.mean().item() == pytest.approx(0.0, abs=4 * error)
+
+
+def test_a_bound_does_not_depend_on_its_batch():
+    x0 = FIVE_POINTS.points
+
+    def of(rows):
+        generators = [seeded(10 + i) for i in range(5)][rows]
+        return elbo(FIVE_POINTS.score, SDE, x0[rows], 17, generator=generators).log_prob
+
+    torch.testing.assert_close(torch.cat([of(slice(0, 2)), of(slice(2, 5))]), of(slice(0, 5)), atol=1e-5, rtol=1e-5)
+
+
+def test_times_have_the_distribution_of_the_proposal():
+    proposal = torch.tensor([0.1, 0.6, 0.05, 0.25])
+    u = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
+    t, density = quantile(proposal, u)
+    shares = torch.histc(t, 4, 0, 1) / 10_000
+    torch.testing.assert_close(shares, proposal.double(), atol=2e-4, rtol=0)
+    torch.testing.assert_close(density, 4 * proposal.double()[(4 * t).long().clamp(max=3)], atol=1e-6, rtol=1e-6)
+    assert (1 / density).mean().item() == pytest.approx(1.0, abs=2e-3)
+    assert (t.diff() > 0).all()
