@@ -6,6 +6,7 @@ between the drawn and the held-out digits is zero for the same distribution.
 """
 
 import argparse
+import zipfile
 
 import numpy as np
 from scipy.spatial.distance import cdist
@@ -60,7 +61,7 @@ def main() -> None:
                 asked.append(arrays["labels"])
                 read.append(reader.read(arrays["samples"]))
                 drawn.append(arrays["samples"].reshape(len(asked[-1]), -1) / 255.0)
-        except (OSError, KeyError, ValueError) as error:
+        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
             parser.error(f"{path}: {error}")
     asked, read = np.concatenate(asked), np.concatenate(read)
     right = asked == read

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,7 +124,7 @@ def read_samples(path: Path, size: int, num_channels: int) -> np.ndarray:
         try:
             with np.load(file, allow_pickle=False) as stored:
                 parts.append(stored["samples"])
-        except (OSError, KeyError, ValueError, EOFError, TypeError) as error:
+        except (OSError, KeyError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
             raise InputError(f"{file} cannot be read as images drawn by run_vis.py: {error}") from error
     if not arrays:
         for file in find_images(path):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-PACKAGES = ("torch", "numpy", "torch-fidelity", "scikit-learn")
+PACKAGES = ("numpy", "torch-fidelity", "scikit-learn")
 
 
 def protocol(cfg: DictConfig, checkpoint: Path, devices: list[torch.device]) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def protocol(cfg: DictConfig, checkpoint: Path, devices: list[torch.device]) -> 
         "seed": cfg.seed,
         "precision": cfg.precision,
         "devices": names,
-        "packages": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "packages": {"python": platform.python_version(), "torch": torch.__version__, **{name: version(name) for name in PACKAGES}},
     }
 
 
