@@ -4,6 +4,7 @@ import os
 
 import torch
 
+from checks import OneOf
 from errors import InputError
 
 
@@ -13,8 +14,7 @@ def choose_device(device: str) -> torch.device:
     Raises:
         InputError: for another name, or for cuda where there is none.
     """
-    if device not in ("auto", "cpu", "cuda"):
-        raise InputError(f"device={device}: known are auto, cpu, cuda")
+    OneOf(("auto", "cpu", "cuda"))("device", device)
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("device=cuda, but torch sees no GPU here: use device=auto or device=cpu")
     if device == "auto":

@@ -1,22 +1,33 @@
-"""What the entry scripts share: Hydra with one-line errors, a directory nobody else has."""
+"""What the entry scripts share: Hydra with one-line errors, a directory nobody else has.
 
+Nothing heavy is imported here or at the top of a script: ``--help`` and a wrong option take a moment, and an interrupt
+finds this code and not an import.
+"""
+
+import contextlib
 import functools
 import logging
 import os
+import re
 import secrets
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from pathlib import Path
 
 import hydra
-from hydra.errors import CompactHydraException
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from errors import CleanError
-from training.launch import same_for_all
+from checks import did_you_mean, flat
+from errors import CleanError, InputError
+from training.seats import find_seat
 
 ROOT = Path(__file__).resolve().parent
+
+log = logging.getLogger(__name__)
 
 # What a launcher starts in another process finds our modules, from whatever folder.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -26,7 +37,12 @@ logging.raiseExceptions = False  # a full disk shows in what the run itself writ
 @functools.cache
 def _stamp() -> str:
     """DATE/TIME-UNIQUE: two processes that start in the same second share no directory, unless they work together."""
-    return same_for_all(f"{datetime.now():%Y.%m.%d/%H%M%S}-{secrets.token_hex(3)}")
+    own = f"{datetime.now():%Y.%m.%d/%H%M%S}-{secrets.token_hex(3)}"
+    if find_seat() is None:
+        return own
+    from training.launch import same_for_all  # heavy, and needed by several processes only
+
+    return same_for_all(own)
 
 
 def _output_dir(root: str, resume: str | None = None) -> str:
@@ -38,32 +54,115 @@ def _output_dir(root: str, resume: str | None = None) -> str:
 OmegaConf.register_new_resolver("output_dir", _output_dir, replace=True, use_cache=True)
 
 
-def door(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
+class _Outcome:
+    """What became of the jobs that this process ran, which Hydra is not told: it would add lines to ours.
+
+    Attributes:
+        here: whether this process was started by a user, and not by a launcher.
+        failed: whether a job ended with a clean error, which was shown.
+        bug: what else a job raised.
+    """
+
+    here = False
+    failed = False
+    bug: BaseException | None = None
+
+
+def door(config_name: str, keys: Iterable[str]) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
     """Make ``main(cfg)`` an entry script on configs/``config_name``.yaml.
 
-    A CleanError or OSError shows as its message without a traceback, unless debug=true or HYDRA_FULL_ERROR=1. Any
-    failure exits non-zero, in a multirun after the other jobs are done.
+    A CleanError or OSError, and what Hydra or a launcher find wrong, show as one line without a traceback, unless
+    debug=true or HYDRA_FULL_ERROR=1. Any failure exits non-zero, in a multirun after the other jobs are done.
+
+    Args:
+        config_name: of the configuration.
+        keys: of all options, of which the nearest is suggested for one that does not exist.
     """
 
     def decorate(main: Callable[[DictConfig], None]) -> Callable[[], None]:
         @functools.wraps(main)
         def job(cfg: DictConfig) -> None:
             try:
+                _resolve(cfg)
                 main(cfg)
             except (CleanError, OSError) as error:  # an OSError names its file
-                if cfg.debug:
+                if cfg.debug is True:
+                    _Outcome.bug = error
                     raise
-                raise CompactHydraException(str(error)) from error
+                if not _Outcome.here:
+                    raise CompactHydraException(str(error)) from error
+                _Outcome.failed = True
+                if isinstance(error, InputError):
+                    print(error, file=sys.stderr)
+                    _leave_no_empty_directory()
+                else:
+                    log.error("%s", error)
+            except Exception as error:
+                _Outcome.bug = error
+                raise
 
         run = hydra.main(version_base="1.3", config_path=str(ROOT / "configs"), config_name=config_name)(job)
 
         def entry() -> None:
+            full = os.environ.get("HYDRA_FULL_ERROR") == "1"
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra leaves what it finds wrong to us
+            _Outcome.here = True
             try:
                 run()
             except KeyboardInterrupt:
                 print("interrupted", file=sys.stderr)
                 sys.exit(130)
+            except Exception as error:
+                if full or error is _Outcome.bug:
+                    raise
+                print(_in_one_line(error, keys), file=sys.stderr)
+                sys.exit(1)
+            if _Outcome.failed:
+                sys.exit(1)
 
         return entry
 
     return decorate
+
+
+def _resolve(cfg: DictConfig) -> None:
+    """Put values in the places of interpolations."""
+    try:
+        OmegaConf.resolve(cfg)
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+    else:
+        return
+    for key, value in flat(OmegaConf.to_container(cfg, resolve=False)).items():
+        if isinstance(value, str) and "${" in value:
+            try:
+                OmegaConf.select(cfg, key)
+            except OmegaConfBaseException:
+                raise InputError(f"{key}={value}: {reason}") from None
+    raise InputError(reason)
+
+
+def _in_one_line(error: Exception, keys: Iterable[str]) -> str:
+    """What Hydra, OmegaConf or a launcher find wrong, without their advice on other programs."""
+    message = str(error)
+    if unknown := re.match(r"Could not override '([^']+)'", message):
+        return f"{unknown[1]}: no such option{did_you_mean(unknown[1], keys)}"
+    if missing := re.search(r"Could not (?:find|load) '(?:[^']*/)?([^/']+)/([^/']+)'", message):
+        group, name = missing[1], missing[2]
+        known = sorted(path.stem for path in (ROOT / "configs").glob(f"**/{group}/*.yaml"))
+        return f"{group}={name}: known are {', '.join(known)}{did_you_mean(name, known)}"
+    if isinstance(error, OverrideParseException):
+        message = f"{error.override}: {message}"
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    told = [line for line in lines if not line.startswith(("See https", "full_key", "object_type", "reference_type"))]
+    return " ".join(told) or type(error).__name__
+
+
+def _leave_no_empty_directory() -> None:
+    """Remove the new directory of a job that was refused, as far as it is empty."""
+    folder, start = (Path(HydraConfig.get().runtime[name]) for name in ("output_dir", "cwd"))
+    if _stamp.cache_info().currsize and _stamp() in str(folder) and folder.is_relative_to(start):
+        with contextlib.suppress(OSError):  # it is not empty
+            while folder != start:
+                folder.rmdir()
+                folder = folder.parent

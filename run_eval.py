@@ -1,35 +1,35 @@
-"""Measure a trained network: python run_eval.py load_dir=RUN 'metrics=[bpd,elbo,fid]' [overrides]; see configs/eval.yaml."""
+"""Measure a trained network: python run_eval.py load_dir=RUN 'metrics=[bpd,fid]' [overrides]; see configs/eval.yaml."""
 
 import logging
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf, open_dict
-from tqdm.contrib.logging import logging_redirect_tqdm
+from omegaconf import DictConfig, open_dict
 
-from devices import choose_devices
 from doors import door
-from errors import InputError
-from evaluation.evaluate import Evaluation
-from evaluation.options import check_options
-from evaluation.output_dir import open_output
-from evaluation.report import protocol, table
-from models.files import find_checkpoint
+from schema import check_eval, eval_keys
 
 log = logging.getLogger(__name__)
 
 FREE = ("device", "ngpus", "debug")  # what may change when the work goes on: no number depends on it
 
 
-@door("eval")
+@door("eval", eval_keys())
 def main(cfg: DictConfig) -> None:
     """Write ``results.json``, and the numbers of each image, to the output directory.
 
     The same command with the same ``hydra.run.dir`` goes on where it was interrupted.
     """
-    if OmegaConf.is_missing(cfg, "load_dir"):
-        raise InputError("load_dir is missing: say load_dir=RUN, a directory that run_train.py wrote")
-    check_options(cfg)
+    check_eval(cfg)  # before the imports, which take a moment
+
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    from devices import choose_devices
+    from evaluation.evaluate import Evaluation
+    from evaluation.output_dir import open_output
+    from evaluation.report import protocol, table
+    from models.files import find_checkpoint
+
     devices = choose_devices(cfg.device, cfg.ngpus)
     checkpoint = Path(cfg.load_dir)
     if not checkpoint.is_file():

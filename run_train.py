@@ -6,27 +6,31 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from devices import choose_device, choose_devices
 from doors import door
-from training.data import prepare_data
-from training.launch import find_seat, seat_device, train_here, train_in_seat
-from training.loop import train
-from training.options import check_options
-from training.run_dir import resumed_config
+from schema import check_train, train_keys
+from training.seats import find_seat
 
 
-@door("train")
+@door("train", train_keys())
 def main(cfg: DictConfig) -> None:
     """Train in Hydra's output directory, or go on in the directory ``resume``."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
-    OmegaConf.resolve(cfg)
-    if cfg.resume is not None:
+    with open_dict(cfg):
+        resume = cfg.pop("resume")  # says how this process was started, not what the run is
+    seat = find_seat()
+    if resume is None:
+        check_train(cfg, cfg.ngpus if seat is None else seat.size)  # before the imports, which take a moment
+
+    from devices import choose_device, choose_devices
+    from training.data import prepare_data
+    from training.launch import seat_device, train_here, train_in_seat
+    from training.loop import train
+    from training.run_dir import resumed_config
+
+    if resume is not None:
         overrides = [o for o in HydraConfig.get().overrides.task if not o.startswith("resume=")]
         cfg = resumed_config(cfg, run_dir, overrides)
-    with open_dict(cfg):
-        cfg.pop("resume", None)  # says how this process was started, not what the run is
-    seat = find_seat()
-    check_options(cfg, cfg.ngpus if seat is None else seat.size)
+        check_train(cfg, cfg.ngpus if seat is None else seat.size)
     if seat is None:
         logs = OmegaConf.to_container(HydraConfig.get().job_logging, resolve=True)
         devices = choose_devices(cfg.device, cfg.ngpus)

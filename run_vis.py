@@ -3,37 +3,34 @@
 import logging
 from pathlib import Path
 
-import torch
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
-from tqdm.contrib.logging import logging_redirect_tqdm
+from omegaconf import DictConfig
 
-from checks import number
-from devices import choose_devices
 from doors import door
-from errors import InputError
-from evaluation.drawing import Artist, draw_rounds
-from evaluation.images_dir import missing_rounds, save_round
-from evaluation.output_dir import open_output
-from models.files import find_checkpoint
+from schema import check_vis, vis_keys
 
 log = logging.getLogger(__name__)
 
 FREE = ("device", "ngpus", "debug", "eval.rounds")  # what may change when drawing goes on: no image depends on it
 
 
-@door("vis")
+@door("vis", vis_keys())
 def main(cfg: DictConfig) -> None:
     """Write ``images/samples_R.png`` and ``.npz`` (samples, labels) for each round R to the output directory.
 
     The same command with the same ``hydra.run.dir`` draws the rounds that are not there yet.
     """
-    if OmegaConf.is_missing(cfg, "load_dir"):
-        raise InputError("load_dir is missing: say load_dir=RUN, a directory that run_train.py wrote")
-    for key in ("eval.batch_size", "eval.rounds", "ngpus"):
-        number(cfg, key, low=1, integer=True)
-    number(cfg, "seed", low=0, integer=True)
-    number(cfg, "w")
+    check_vis(cfg)  # before the imports, which take a moment
+
+    import torch
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    from devices import choose_devices
+    from evaluation.drawing import Artist, draw_rounds
+    from evaluation.images_dir import missing_rounds, save_round
+    from evaluation.output_dir import open_output
+    from models.files import find_checkpoint
+
     devices = choose_devices(cfg.device, cfg.ngpus)
     # with several processes this one only looks whether everything is as it should be
     artist = Artist(cfg, devices[0] if len(devices) == 1 else torch.device("cpu"))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from checks import OneOf
 from datasets.folders import folder, imagenet32, imagenet64c
 from datasets.images import Images, cifar10, digits, fake
 from errors import InputError
@@ -39,8 +40,7 @@ def load_images(
     Raises:
         InputError: if there is no such data set, it is not there, or it is not what the configuration says.
     """
-    if dataset.lower() not in DATASETS:
-        raise InputError(f"data.dataset={dataset}: known are {', '.join(DATASETS)}")
+    OneOf(tuple(DATASETS))("data.dataset", dataset.lower())
     images = DATASETS[dataset.lower()](
         train=train,
         image_size=image_size,

@@ -95,9 +95,9 @@ class FlowBits(_OfData):
 
     def protocol(self) -> dict[str, object]:
         """How the numbers come about."""
-        trained = "" if self.run.data.dequantize else ", though trained on the levels themselves (data.dequantize=False)"
+        trained = "" if self.run.data.dequantize else "; trained on the levels themselves (data.dequantize=False)"
         return {
-            "density": f"probability flow, at sigma_min={self.sde.sigma_min}, uniform at sigma_max={self.sde.sigma_max}",
+            "density": f"of the flow, at sigma_min={self.sde.sigma_min}, uniform at sigma_max={self.sde.sigma_max}",
             "dequantisation": f"x = (k + u) / {self.images.levels}, u uniform, from (seed, image){trained}",
             "solver": "Dormand-Prince 5(4), step sizes of each image's own, unfolded coordinates",
             **{key: self.options[key] for key in ("divergence", "rtol", "atol")},

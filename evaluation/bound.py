@@ -61,8 +61,8 @@ def elbo(
             kernel. None for images of any values: the bound is then on their density, which is that of the model at
             sigma(0) with the kernel of sigma(0) once more.
         times: noise levels of an image, one in each of so many strata of equal probability.
-        offset: place in the strata of each image, in [0, 1), (B,). By default, with one generator, evenly spread over the
-            batch, in random order; with one for each image, uniform.
+        offset: place in the strata of each image, in [0, 1), (B,). By default, with one generator, evenly spread over
+            the batch, in random order; with one for each image, uniform.
         proposal: probabilities of equal intervals of t to draw the times from, (K,), positive; None for uniform times.
             The result has the same mean for any.
         generator: source of what is random, on the device of ``x0``; or one for each of the B images, so that none

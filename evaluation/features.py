@@ -31,11 +31,11 @@ class Features(ABC):
 
     @abstractmethod
     def __call__(self, pixels: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Features (N, d) and class logits (N, K), float32 on the CPU, of images uint8 (N, H, W, C), 255 being white."""
+        """Features (N, d) and class logits (N, K), float32 on the CPU, of images uint8 (N, H, W, C), white is 255."""
 
 
 def create_features(dataset: str, weights: str | None, device: torch.device) -> Features:
-    """The map for a data set: torch-fidelity's Inception network; for ``digits``, unless weights are given, one of our own.
+    """The map for a data set: torch-fidelity's Inception network; for ``digits``, without ``weights``, our own.
 
     Args:
         dataset: its name.
@@ -66,7 +66,8 @@ class Inception(Features):
             layers = ["2048", "logits_unbiased"]
             net = FeatureExtractorInceptionV3(self.name, layers, feature_extractor_weights_path=str(weights))
         except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            unsafe = isinstance(error, pickle.UnpicklingError)  # whose message has advice on running what is in it
+            reason = "more than tensors" if unsafe else str(error).splitlines()[0]
             raise InputError(f"{weights} does not hold the weights of torch-fidelity's Inception: {reason}") from error
         self.net, self.device = net.to(device), device
         with weights.open("rb") as file:
@@ -84,7 +85,8 @@ class DigitFeatures(Features):
     """A small map for the 8x8 digits that needs no download.
 
     Two layers of 3x3 filters drawn from a fixed seed, each followed by absolute values, and means over each quarter of
-    the image: 64 features, of mean 0 and deviation 1 over the training digits. The logits are those of a logistic regression on them, fitted to the training digits.
+    the image: 64 features, of mean 0 and deviation 1 over the training digits. The logits are those of a logistic
+    regression on them, fitted to the training digits.
     """
 
     name = "digits-64"
@@ -122,16 +124,17 @@ def to_pixels(pixels: Tensor, levels: int) -> np.ndarray:
 
 def _downloaded_weights() -> Path:
     """The file of torch-fidelity's Inception weights in torch's cache, fetched if it is not there."""
-    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3 as url
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
-    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
+    path = Path(torch.hub.get_dir()) / "checkpoints" / URL_INCEPTION_V3.rsplit("/", 1)[1]
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        log.info("downloading %s", url)
+        log.info("downloading %s", URL_INCEPTION_V3)
         try:
-            torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.rsplit("-", 1)[1])
+            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), hash_prefix=path.stem.rsplit("-", 1)[1])
         except (URLError, OSError, RuntimeError) as error:
             raise InputError(
-                f"{url} could not be downloaded ({error}): place the file at {path}, or say metrics.features=PATH"
+                f"{URL_INCEPTION_V3} could not be downloaded ({error}): place the file at {path}, or say "
+                "metrics.features=PATH"
             ) from error
     return path

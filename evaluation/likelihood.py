@@ -57,8 +57,8 @@ def log_likelihood(
         generator: source of the sign vectors, on the device of ``x``; or one for each of the B points, so that none
             depends on its batch.
         probes: sign vectors of a point, the same all along its way.
-        rtol, atol: error of a step, for the coordinates as in ``ProbabilityFlow``, and for the logarithm of the density by
-            itself, in nats.
+        rtol, atol: error of a step, for the coordinates as in ``ProbabilityFlow``, and for the logarithm of the density
+            by itself, in nats.
         on_step: called ``sampling.dormand_prince.REPORTS`` times on the way, for a progress bar.
 
     Raises:
@@ -100,7 +100,7 @@ def _signs(x: Tensor, generator: Generator | Sequence[Generator] | None, probes:
 
 
 def _score_and_trace(score_fn: ScoreFn, y: Tensor, sigma: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """The unfolded score S at ``y``, (B, ...), and the sum of v^T (dS/dy) v over the ``vectors``, (K, B or 1, ...); (B,)."""
+    """The unfolded score S at ``y``, and the sum of v^T (dS/dy) v over the ``vectors`` (K, B or 1, ...), (B,)."""
     sign = turned(y)
     x = cube.reflect(y)  # a leaf of its own: at a face the fold has no derivative, but S has
     with torch.enable_grad():

@@ -9,6 +9,7 @@ import numpy as np
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
+from checks import flat
 from errors import InputError, writing
 from locks import exclusive
 
@@ -32,10 +33,10 @@ def open_output(folder: Path, cfg: DictConfig, name: str, free: Sequence[str]) -
     if folder.exists() and not path.is_file() and any(entry.name != "logs" for entry in folder.iterdir()):
         raise InputError(f"{folder} exists and run_{name}.py did not write it: choose another hydra.run.dir")
     with exclusive(folder, f"another run_{name}.py writes there"):
-        wanted = _flat(OmegaConf.to_container(cfg))
+        wanted = flat(OmegaConf.to_container(cfg))
         if path.exists():
             try:
-                held = _flat(OmegaConf.to_container(OmegaConf.load(path)))
+                held = flat(OmegaConf.to_container(OmegaConf.load(path)))
             except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, AttributeError) as error:
                 raise InputError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
             for key in sorted((held.keys() | wanted.keys()) - set(free)):
@@ -64,11 +65,3 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
         with open(temporary, "wb") as file:
             np.savez_compressed(file, **arrays)
         os.replace(temporary, path)
-
-
-def _flat(tree: dict, prefix: str = "") -> dict[str, object]:
-    """{"a.b": value} of a tree of dictionaries; an empty one is a value."""
-    leaves = {}
-    for name, value in tree.items():
-        leaves |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {f"{prefix}{name}": value}
-    return leaves

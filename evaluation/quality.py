@@ -1,4 +1,4 @@
-"""How near drawn images are to real ones: FID, KID, Inception score, precision and recall, computed by torch-fidelity."""
+"""How near drawn images are to real ones: FID, KID, Inception score, precision and recall, by torch-fidelity."""
 
 import hashlib
 import json
@@ -88,7 +88,7 @@ def _read(path: Path, key: str) -> dict[str, Tensor] | None:
 
 
 def _statistics(images: Images, features: Features) -> dict[str, Tensor]:
-    """Mean and covariance by sums about the mean of the first batch, in float64: all features need not fit in memory."""
+    """Mean and covariance by sums about the mean of the first batch, in float64, a batch at a time."""
     n = len(images)
     kept = set(np.random.default_rng(0).permutation(n)[:KEPT].tolist())
     center = total = products = None
@@ -138,7 +138,9 @@ def read_samples(path: Path, size: int, num_channels: int) -> np.ndarray:
         raise InputError(f"metrics.samples={path} has no .npz and no images")
     for part, file in zip(parts, arrays, strict=True):
         if part.dtype != np.uint8 or part.shape[1:] != (size, size, num_channels):
-            raise InputError(f"{file} holds {part.dtype} {part.shape[1:]}, the run has uint8 {(size, size, num_channels)}")
+            raise InputError(
+                f"{file} holds {part.dtype} {part.shape[1:]}, the run has uint8 {(size, size, num_channels)}"
+            )
     return np.concatenate(parts)
 
 
@@ -189,7 +191,12 @@ def judge(
     if "precision_recall" in chosen:
         neighborhood = chosen["precision_recall"]["neighborhood"]
         out = metric_prc.prc_features_to_metric(
-            features, real.features, prc_neighborhood=neighborhood, save_cpu_ram=True, prc_batch_size=5000, verbose=False
+            features,
+            real.features,
+            prc_neighborhood=neighborhood,
+            save_cpu_ram=True,
+            prc_batch_size=5000,
+            verbose=False,
         )
         for name, count in (("precision", n), ("recall", len(real.features))):
             share = out[name]

@@ -28,7 +28,11 @@ def protocol(cfg: DictConfig, checkpoint: Path, devices: list[torch.device]) -> 
         "seed": cfg.seed,
         "precision": cfg.precision,
         "devices": names,
-        "packages": {"python": platform.python_version(), "torch": torch.__version__, **{name: version(name) for name in PACKAGES}},
+        "packages": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            **{name: version(name) for name in PACKAGES},
+        },
     }
 
 

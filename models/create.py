@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from checks import OneOf
 from errors import InputError
 from models.adm import ADM
 from models.ddpmpp import DDPMpp
@@ -26,8 +27,7 @@ def create_model(model: Mapping[str, Any], data: Mapping[str, Any], sde: Mapping
         InputError: for an unknown network or argument, or a network without classes for data with them.
     """
     name = model["name"]
-    if name not in NETWORKS:
-        raise InputError(f"model.name={name}: known are {', '.join(NETWORKS)}")
+    OneOf(tuple(NETWORKS))("model.name", name)
     arguments = inspect.signature(NETWORKS[name]).parameters
     num_classes = data["num_classes"] if data["classes"] else 0
     if num_classes and "num_classes" not in arguments:

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from errors import CleanError, InputError
-from models.files import find_checkpoint, load_config, read_checkpoint
+from models.files import digest, find_checkpoint, load_config, read_checkpoint
 from models.pretrained import Weights, build_shapes, read_weights
 from models.published import published_tensors, to_published
 
@@ -57,7 +57,9 @@ def export(run_dir: Path, out: Path, layout: str = "published", ckpt: int = -1) 
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         if layout == "safetensors":
-            save_file(weights.averages, temporary, metadata={"config": OmegaConf.to_yaml(cfg)})
+            text = OmegaConf.to_yaml(cfg)
+            metadata = {"config": text, "sha256": digest(text, weights.averages)}
+            save_file(weights.averages, temporary, metadata=metadata)
         elif weights.published:
             raise InputError(f"{path} is in the published layout already")
         else:

@@ -1,7 +1,12 @@
 """The files of a model directory, which is treated as untrusted data: nothing in it is executed or looked up."""
 
+import hashlib
 import pickle
 import re
+import struct
+import warnings
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +19,15 @@ from torch import Tensor
 
 from errors import InputError
 from models.published import from_published
+from schema import check_loaded
 
+# What zipfile, pickle and torch raise on bytes that are not what they should be.
+DAMAGE = (
+    *(OSError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError, MemoryError),
+    *(pickle.UnpicklingError, zipfile.BadZipFile, struct.error, AssertionError, OverflowError),
+)
+LONGEST_CONFIG = 2**18  # characters
+DEEPEST_CONFIG = 10  # sections in each other
 REQUIRED = {
     "model": ("name",),
     "data": ("image_size", "num_channels"),
@@ -42,9 +55,12 @@ def load_config(run_dir: Path) -> DictConfig:
 def parse_config(text: str, path: Path) -> DictConfig:
     """The configuration in the YAML ``text`` of ``path``; otherwise as ``load_config``."""
     try:
+        _check_plain(text, path)
         # OmegaConf's loader, a safe one, reads 1e-2 as a number; unresolved, so that nothing is looked up.
         values = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, RecursionError, ValueError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     for section, keys in REQUIRED.items():
         part = values.get(section) if isinstance(values, dict) else None
@@ -54,9 +70,22 @@ def parse_config(text: str, path: Path) -> DictConfig:
     if "${" in text:
         raise InputError(f"{path} holds an interpolation, ${{...}}: write the value itself")
     try:
-        return OmegaConf.create(from_published(values))
-    except (InputError, TypeError) as error:
+        cfg = from_published(values)
+        check_loaded(cfg)
+        return OmegaConf.create(cfg)
+    except (AttributeError, InputError, TypeError) as error:
         raise InputError(f"{path}: {error}") from error
+
+
+def _check_plain(text: str, path: Path) -> None:
+    """Raise InputError for YAML that grows when it is read, or takes long."""
+    if len(text) > LONGEST_CONFIG:
+        raise InputError(f"{path} is too long for the configuration of a run")
+    depth = 0
+    for event in yaml.parse(text):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent) or depth > DEEPEST_CONFIG:
+            raise InputError(f"{path} is not the configuration of a run: it holds YAML aliases, or is nested too deep")
 
 
 def checkpoint_numbers(folder: Path) -> list[int]:
@@ -89,13 +118,48 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         InputError: if the file is missing, damaged, or holds anything else.
     """
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        if zipfile.is_zipfile(path):  # else from before PyTorch 1.6, or no checkpoint
+            check_whole(path)
+        with warnings.catch_warnings(action="ignore"):  # on what an old pickle is
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
+    except pickle.UnpicklingError as error:  # whose message has advice on running what is in the file
+        reason = "it is damaged, or holds more than tensors and plain values"
+        raise InputError(f"{path} cannot be read as a checkpoint: {reason}") from error
+    except DAMAGE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path} cannot be read as a checkpoint: {reason}") from error
     if not isinstance(checkpoint, dict):
         raise InputError(f"{path} is not a checkpoint: it holds a {type(checkpoint).__name__}")
     return checkpoint
+
+
+def check_whole(path: Path) -> None:
+    """Raise InputError if a checkpoint is cut short or holds other bytes than were written, which torch overlooks.
+
+    Also if it is compressed: no checkpoint is, and one that is may grow without bound.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
+            damaged = None if compressed else archive.testzip()
+    except DAMAGE as error:
+        raise InputError(f"{path} cannot be read as a checkpoint: {error}") from error
+    if compressed:
+        raise InputError(f"{path} cannot be read as a checkpoint: it is compressed")
+    if damaged is not None:
+        raise InputError(f"{path} cannot be read as a checkpoint: {damaged} in it is damaged")
+
+
+def digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of a configuration and named tensors."""
+    total = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        total.update(f"\0{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+        total.update(tensor.contiguous().view(torch.uint8).numpy().data if tensor.numel() else b"")
+    return total.hexdigest()
 
 
 def read_safetensors(path: Path) -> tuple[DictConfig, dict[str, Tensor]]:
@@ -106,10 +170,13 @@ def read_safetensors(path: Path) -> tuple[DictConfig, dict[str, Tensor]]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get("config")
+            metadata = file.metadata() or {}
+            text = metadata.get("config")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     if text is None:
         raise InputError(f"{path} holds no configuration: it was not written by python -m models.export")
+    if metadata.get("sha256") != digest(text, tensors):
+        raise InputError(f"{path} is damaged: its checksum is another")
     return parse_config(text, path), tensors

@@ -5,15 +5,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from errors import InputError
+from checks import OneOf
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def check_precision(precision: str) -> None:
     """Raise InputError unless ``precision`` is one of ``PRECISIONS``."""
-    if precision not in PRECISIONS:
-        raise InputError(f"precision={precision}: known are {', '.join(PRECISIONS)}")
+    OneOf(tuple(PRECISIONS))("precision", precision)
 
 
 def in_precision(net: nn.Module, precision: str) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:

@@ -41,7 +41,9 @@ def load_pretrained(
         cfg = load_config(run_dir)
         net = build_shapes(cfg, run_dir / ".hydra/config.yaml")
         path = find_checkpoint(run_dir, ckpt)
-        averages = read_weights(net, cfg, read_checkpoint(path), path).averages
+        checkpoint = read_checkpoint(path)
+        _check_size(net, path)
+        averages = read_weights(net, cfg, checkpoint, path).averages
     net.load_state_dict(averages, assign=True)
     return net.to(device).eval().requires_grad_(False), cfg
 
@@ -65,7 +67,9 @@ def load_denoiser(run_dir: str | Path, device: torch.device | str = "cpu") -> tu
         return *load_pretrained(run_dir, device=device), False
     cfg = load_config(Path(run_dir))
     net = build_shapes(cfg, Path(run_dir) / ".hydra/config.yaml")
-    net.load_state_dict(read_weights(net, cfg, read_checkpoint(path), path, averaged=False).model, assign=True)
+    checkpoint = read_checkpoint(path)
+    _check_size(net, path)
+    net.load_state_dict(read_weights(net, cfg, checkpoint, path, averaged=False).model, assign=True)
     return net.to(device).eval().requires_grad_(False), cfg, True
 
 
@@ -80,6 +84,13 @@ def build_shapes(cfg: DictConfig, path: Path) -> nn.Module:
             return create_model(cfg.model, cfg.data, cfg.sde)
     except (InputError, AttributeError, KeyError, TypeError) as error:
         raise InputError(f"{path}: {error}") from error
+
+
+def _check_size(net: nn.Module, path: Path) -> None:
+    """Raise InputError if a network is larger than its file: tensors can claim more numbers than they store."""
+    size = sum(map(Tensor.numel, net.parameters()))
+    if size > path.stat().st_size:
+        raise InputError(f"{path} is too small for the {size:,} parameters of the network of its configuration")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from checks import did_you_mean
 from errors import InputError
 from sampling.base import Sampler, Samples, check_known
 from sampling.denoising import Denoised, posterior_mean
@@ -49,7 +50,7 @@ def create_sampler(
     options = {name: {field.name for field in fields(sampler)} - {"sde"} for name, sampler in METHODS.items()}
     known = set().union(*options.values())
     for key in cfg.keys() - {"method"} - known:
-        raise InputError(f"sampling.{key}: no such option, known are {', '.join(sorted(known))}")
+        raise InputError(f"sampling.{key}: no such option{did_you_mean(key, known)}")
     given = {key: value for key, value in cfg.items() if key in options[method]}
     if denoiser == "network":
         if denoise is None:

@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import Generator, Tensor
 
+from checks import OneOf
 from errors import InputError
 
 ScoreFn = Callable[[Tensor, Tensor], Tensor]
@@ -106,5 +107,4 @@ def check_trajectory(value: object) -> None:
 
 def check_known(key: str, value: object, known: Sequence[str]) -> None:
     """Raise InputError, naming ``sampling.KEY``, unless ``value`` is one of ``known``."""
-    if value not in known:
-        raise InputError(f"sampling.{key}={value}: known are {', '.join(known)}")
+    OneOf(tuple(known))(f"sampling.{key}", value)

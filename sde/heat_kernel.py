@@ -85,7 +85,7 @@ def score(x: Tensor, x0: Tensor, sigma: Tensor | float) -> Tensor:
 
 
 def negentropy(x0: Tensor, sigma: float) -> Tensor:
-    """E[log p(x | x0, sigma)] over x ~ p(. | x0, sigma), elementwise: the divergence of the kernel from the uniform law.
+    """E[log p(x | x0, sigma)] for x ~ p(. | x0, sigma), elementwise: the divergence of the kernel from the uniform law.
 
     With x = reflect(x0 + sigma z) the logarithm is a smooth function of the normal number z, so that the trapezoidal
     rule in z converges to float64, in which this is computed.

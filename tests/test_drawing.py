@@ -201,7 +201,11 @@ def test_a_directory_of_something_else_is_left_alone(tmp_path):
 def test_two_processes_do_not_draw_into_one_directory(tmp_path):
     cfg = vis_config()
     again = open_images(tmp_path / "images", cfg)
-    with open_images(tmp_path / "images", cfg), pytest.raises(InputError, match="another run_vis.py writes there"), again:
+    with (
+        open_images(tmp_path / "images", cfg),
+        pytest.raises(InputError, match="another run_vis"),
+        again,
+    ):
         pass
 
 

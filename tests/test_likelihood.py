@@ -1,6 +1,7 @@
 """Densities and bounds on targets where they are known exactly; -rP prints the figures of docs/results.md."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -104,15 +105,16 @@ def waves(x):
     return torch.cos(torch.pi * x[..., None] * torch.arange(1, 9)).flatten(1)
 
 
-def test_the_density_of_a_trained_model_integrates_to_one():
-    """Its score vanishes at the faces as the exact one does; the flow is then a bijection of the square."""
+@pytest.mark.parametrize("vanishes", [True, False])
+def test_the_density_of_a_trained_model_integrates_to_one(vanishes):
+    """If its score vanishes at the faces, as the exact one does: the flow is then a bijection of the square."""
     torch.manual_seed(0)
     sde = ReflectedVE(0.05, 2.0)
     layers = nn.Sequential(nn.Linear(17, 128), nn.SiLU(), nn.Linear(128, 128), nn.SiLU(), nn.Linear(128, 2))
 
     def score(x, sigma, labels=None):
         sine = torch.sin(torch.pi * x)
-        factor = sine / (sine.square() + sigma[:, None].square()).sqrt()
+        factor = sine / (sine.square() + sigma[:, None].square()).sqrt() if vanishes else 1.0
         return factor * layers(torch.cat([waves(x), sigma.log()[:, None]], 1)) / sigma[:, None]
 
     def ring(n):
@@ -128,9 +130,12 @@ def test_the_density_of_a_trained_model_integrates_to_one():
     middles = (torch.arange(48) + 0.5) / 48
     x = torch.cartesian_prod(middles, middles)
     density = log_likelihood(score, sde, x, "exact", rtol=1e-5, atol=1e-5).log_prob.exp()
-    print(f"integral {density.mean():.5f}, largest {density.max():.2f}")
-    assert density.mean() == pytest.approx(1.0, abs=0.01)
+    print(f"| {vanishes} | {density.mean():.4f} | {density.max():.2f} |")
     assert density.max() > 2 and density.min() < 0.2  # it has learnt the ring
+    if vanishes:
+        assert density.mean() == pytest.approx(1.0, abs=0.01)
+    else:  # docs/method.md says so
+        assert 0.8 < density.mean() < 0.99
 
 
 @pytest.mark.parametrize("sigma", [0.01, 0.2, 0.4, 1.0])
@@ -143,7 +148,7 @@ def test_the_negentropy_of_the_kernel(sigma):
             return math.exp(log_p) * log_p
 
         edges = sorted({min(1.0, max(0.0, start + k * sigma)) for k in range(-8, 9)})
-        exact = sum(quad(integrand, a, b, epsabs=1e-13)[0] for a, b in zip(edges, edges[1:], strict=False))
+        exact = sum(quad(integrand, a, b, epsabs=1e-13)[0] for a, b in pairwise(edges))
         assert heat_kernel.negentropy(x0, sigma).item() == pytest.approx(exact, abs=1e-11)
 
 

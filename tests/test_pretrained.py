@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from errors import InputError
 from models import create_model, load_pretrained
 from models.export import export, main
-from models.files import load_config
+from models.files import digest, load_config
 from models.published import from_published, published_tensors, to_published
 from tests.conftest import composed
 from tests.test_models import GOLDEN, SMALL, published_checkpoint
@@ -50,9 +50,9 @@ def test_a_published_run_gives_the_published_score():
     ("key", "value", "message"),
     [
         ("sde.num_scales", 10**12, r"sde\.num_scales=1000000000000"),
-        ("sde.num_scales", "many", "not a checkpoint of a run"),
+        ("sde.num_scales", "many", "sde.num_scales=many: need an integer"),
         ("model.name", ["ncsnpp"], "known are ddpmpp, vdm, adm"),
-        ("model.nf", "wide", "model=ddpmpp"),
+        ("model.nf", "wide", "model.nf=wide: need an integer"),
         ("data", {"dataset": ["CIFAR10"], "image_size": 8, "num_channels": 3}, "unhashable"),
     ],
 )
@@ -228,8 +228,12 @@ def test_an_exported_file_holds_everything(trained, tmp_path):
     assert torch.equal(before, after) and cfg_after == cfg
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
-    save_file({name: tensor.double() for name, tensor in load_file(path).items()}, path, metadata=metadata)
+    doubled = {name: tensor.double() for name, tensor in load_file(path).items()}
+    save_file(doubled, path, metadata={**metadata, "sha256": digest(metadata["config"], doubled)})
     assert torch.equal(scores(path)[0], before)  # whatever numbers it holds, the network is float32
+    save_file(doubled, path, metadata=metadata)
+    with pytest.raises(InputError, match=r"model\.safetensors is damaged: its checksum is another"):
+        load_pretrained(path)
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(InputError, match=r"model\.safetensors cannot be read"):
         load_pretrained(path)

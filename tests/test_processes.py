@@ -16,11 +16,12 @@ import torch.distributed as dist
 from omegaconf import OmegaConf
 
 from errors import CleanError, InputError, TrainingError
+from schema import check_train
 from tests.conftest import ROOT, TINY, assert_same, environment, metrics, read, tiny_config, wait_for_steps
-from training.launch import find_seat, same_for_all, seat_device, train_here
+from training.launch import same_for_all, seat_device, train_here
 from training.loop import train
-from training.options import check_options
 from training.processes import World
+from training.seats import find_seat
 
 CPU = torch.device("cpu")
 NEWEST = "checkpoints-meta/checkpoint.pth"
@@ -241,9 +242,9 @@ def test_processes_that_do_not_come_are_named():
 
 def test_a_batch_that_does_not_reach_for_all_is_refused():
     cfg = tiny_config("training.batch_size=5", "training.accumulate=2")
-    check_options(cfg, processes=2)
+    check_train(cfg, processes=2)
     with pytest.raises(InputError, match=r"training.batch_size=5: less than an image for each of 3 processes x"):
-        check_options(cfg, processes=3)
+        check_train(cfg, processes=3)
 
 
 @pytest.mark.parametrize(
@@ -290,7 +291,8 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch):
 
 def test_a_store_that_is_not_there_is_waited_for(monkeypatch, tmp_path):
     """What an attempt that was killed left behind leads nowhere."""
-    from training.launch import Seat, _meet_by_file
+    from training.launch import _meet_by_file
+    from training.seats import Seat
 
     (tmp_path / ".rendezvous").write_text('["42/0", "127.0.0.1", 1]')
     with pytest.raises(TrainingError, match=r"process 0 did not start within training.startup_timeout=0.5 seconds"):

@@ -7,9 +7,9 @@ import torch
 from omegaconf import open_dict
 
 from models import load_pretrained
+from schema import check_train
 from tests.conftest import ROOT, composed, metrics
 from training.loop import train
-from training.options import check_options
 from training.processes import World
 
 NARROW = {
@@ -34,7 +34,7 @@ def test_every_recipe_is_here():
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_is_the_published_row(name):
     cfg = composed(f"experiment={name}")
-    check_options(cfg, processes=8)
+    check_train(cfg, processes=8)
     training, optim, data = cfg.training, cfg.optim, cfg.data
     row = (cfg.model.name, training.batch_size, training.n_iters, optim.lr, cfg.sde.sigma_min)
     assert (*row, data.image_size, data.classes) == RECIPES[name]

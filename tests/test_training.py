@@ -14,12 +14,12 @@ from datasets import load_images
 from errors import InputError, TrainingError
 from models import load_pretrained
 from models.files import find_checkpoint, load_config
+from schema import check_train
 from seeds import Stream, derived_seed
 from tests.conftest import assert_same, composed, metrics, read, tiny_config
 from training import checkpoint
 from training.ema import EMA
 from training.loop import create_state, train
-from training.options import check_options
 from training.processes import World
 from training.run_dir import resumed_config
 from training.step import drop_labels
@@ -448,7 +448,7 @@ DAMAGE = {
         lambda run: (run / ".hydra/config.yaml").write_text(
             (run / ".hydra/config.yaml").read_text().replace("model_channels: 8", "model_channels: wide")
         ),
-        "config.yaml: model=adm",
+        "config.yaml: model.model_channels=wide",
     ),
     "no checkpoints": (lambda run: (run / "checkpoints/checkpoint_1.pth").unlink(), "no checkpoint_"),
     "empty checkpoint": (lambda run: (run / "checkpoints/checkpoint_1.pth").write_bytes(b""), "checkpoint_1.pth"),
@@ -511,7 +511,7 @@ def test_bad_options_are_named_before_anything_is_written(tmp_path, override):
 
 def test_the_published_defaults():
     cfg = composed()
-    check_options(cfg, processes=1)
+    check_train(cfg, processes=1)
     assert (cfg.data.dataset, cfg.model.name, cfg.ngpus, cfg.dataroot) == ("cifar10", "ddpmpp", 1, "datasets")
     assert OmegaConf.to_container(cfg.training) == {
         "batch_size": 128,

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from torch import nn
 
 from errors import InputError, TrainingError
-from models.files import checkpoint_numbers, read_checkpoint
+from models.files import check_whole, checkpoint_numbers, read_checkpoint
 from training.ema import EMA
 
 log = logging.getLogger(__name__)
@@ -133,17 +132,6 @@ class Checkpoints:
             if read_checkpoint(self.folder / f"checkpoint_{number}.pth")["step"] <= state.step:
                 self._next = number + 1
                 break
-
-
-def check_whole(path: Path) -> None:
-    """Raise InputError if a checkpoint is cut short or holds other bytes than were written, which torch overlooks."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
-        raise InputError(f"{path} cannot be read as a checkpoint: {error}") from error
-    if damaged is not None:
-        raise InputError(f"{path} cannot be read as a checkpoint: {damaged} in it is damaged")
 
 
 def save_atomically(contents: dict[str, Any], path: Path, previous: Path | None = None) -> None:

@@ -14,15 +14,16 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from datasets import Batches
 from models import create_model
 from sampling import create_sampler
+from schema import check_train
 from sde import ReflectedVE
 from seeds import Stream, seed_torch
 from training.checkpoint import Checkpoints, TrainState
 from training.data import load_split, show_data
 from training.ema import EMA
 from training.logs import Metrics, NoMetrics, Window
-from training.options import check_options, create_optimizer
+from training.optimizer import create_optimizer
 from training.processes import World
-from training.run_dir import open_run, write_config
+from training.run_dir import check_same_run, open_run, write_config
 from training.signals import StopSignals
 from training.snapshots import draw_samples
 from training.step import Objective
@@ -48,9 +49,10 @@ def train(cfg: DictConfig, run_dir: Path, world: World, stop: StopSignals | None
         TrainingError: if the loss, the gradient or a weight is not finite, or the disk is full; checkpoints are left
             as they are.
     """
-    check_options(cfg, world.size)
+    check_train(cfg, world.size)
     sde = ReflectedVE(cfg.sde.sigma_min, cfg.sde.sigma_max, cfg.sde.num_scales)
     create_sampler(cfg.sampling, sde)  # so that a bad option shows now and not at the first snapshot
+    check_same_run(run_dir, cfg)
     looking = cfg.training.n_iters == 0
     state = None if looking else create_state(cfg, world.device)
     images, images_held_out = (load_split(cfg, part, world) for part in (True, False))

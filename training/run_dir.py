@@ -48,11 +48,12 @@ def open_run(run_dir: Path, cfg: DictConfig) -> Iterator[None]:
         InputError: naming the key, if the directory holds another run; or if another process holds it.
     """
     with exclusive(run_dir, "another process trains there"):
-        _check_same_run(run_dir, cfg)
+        check_same_run(run_dir, cfg)
         yield
 
 
-def _check_same_run(run_dir: Path, cfg: DictConfig) -> None:
+def check_same_run(run_dir: Path, cfg: DictConfig) -> None:
+    """Raise InputError, naming the key, if ``run_dir`` holds another run than ``cfg`` describes."""
     if not (run_dir / ".hydra" / "config.yaml").exists():
         return
     old = load_config(run_dir)

@@ -1,0 +1,285 @@
+"""Every option of the three scripts and what it may be: one table, checked as a whole before any work.
+
+The bounds on networks and images also hold for the configuration of a loaded run, which is untrusted: they keep what
+it can ask for within what a machine has.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig
+
+from checks import ListOf, Number, OneOf, Schema, anything, check_all, flag, optional_text, text
+from errors import InputError
+
+COUNT = Number(1, 10**9, integer=True)
+SEED = Number(0, 2**63 - 1, integer=True)
+RATE = Number(0, 1)
+PRECISION = OneOf(("fp32", "bf16", "fp16"))
+DEVICE = OneOf(("auto", "cpu", "cuda"))
+
+LARGEST_IMAGE = 3 * 1024 * 1024  # numbers
+WIDTH = Number(1, 8192, integer=True)
+BLOCKS = Number(1, 256, integer=True)
+MULTIPLES = ListOf(Number(1, 64, integer=True), shortest=1)
+SIZES = ListOf(Number(1, 1024, integer=True))
+
+NETWORKS: dict[str, Schema] = {
+    "ddpmpp": {
+        "nf": WIDTH,
+        "ch_mult": MULTIPLES,
+        "num_res_blocks": BLOCKS,
+        "attn_resolutions": SIZES,
+        "dropout": RATE,
+        "skip_rescale": flag,
+        "fourier_scale": Number(0, 10**6, above=True),
+        "init_scale": Number(0, 10**6),
+    },
+    "vdm": {
+        "channels": Number(4, 8192, integer=True),
+        "num_blocks": BLOCKS,
+        "attention": flag,
+        "image_fourier": flag,
+        "image_fourier_start": Number(0, 64, integer=True),
+        "image_fourier_end": Number(0, 64, integer=True),
+        "dropout": RATE,
+    },
+    "adm": {
+        "model_channels": WIDTH,
+        "channel_mult": MULTIPLES,
+        "channel_mult_emb": Number(1, 64, integer=True),
+        "num_blocks": BLOCKS,
+        "attn_resolutions": SIZES,
+        "dropout": RATE,
+    },
+}
+OF_ALL_NETWORKS: Schema = {"name": text, "scale_by_sigma": flag, "ema_rate": RATE}
+
+DATA: Schema = {
+    "dataset": text,
+    "image_size": Number(1, 1024, integer=True),
+    "num_channels": Number(1, 64, integer=True),
+    "classes": flag,
+    "num_classes": Number(0, 10**6, integer=True),
+    "random_flip": flag,
+    "dequantize": flag,
+}
+
+SDE: Schema = {
+    "sigma_min": Number(0, above=True),
+    "sigma_max": Number(0, above=True),
+    "num_scales": Number(1, 10**6, integer=True),
+}
+
+# Which sampler takes which of these, and how large they may be, is checked by the samplers themselves.
+SAMPLING: Schema = dict.fromkeys(
+    (
+        "method",
+        "steps",
+        "denoiser",
+        "trajectory",
+        "predictor",
+        "corrector",
+        "n_steps_each",
+        "snr",
+        "boundary",
+        "rtol",
+        "atol",
+        "moll",
+        "side_eps",
+    ),
+    anything,
+)
+
+TRAIN: Schema = {
+    "ngpus": Number(1, 4096, integer=True),
+    "device": DEVICE,
+    "precision": PRECISION,
+    "seed": SEED,
+    "dataroot": text,
+    "debug": flag,
+    "data": anything,
+    "model": anything,
+    "sde": SDE,
+    "sampling": SAMPLING,
+    "training": {
+        "batch_size": COUNT,
+        "accumulate": COUNT,
+        "n_iters": Number(0, integer=True),
+        "snapshot_freq": COUNT,
+        "snapshot_freq_for_preemption": COUNT,
+        "snapshot_sampling": flag,
+        "log_freq": COUNT,
+        "eval_freq": COUNT,
+        "likelihood_weighting": flag,
+        "reduce_mean": flag,
+        "drop_label": RATE,
+        "startup_timeout": Number(1),
+        "step_timeout": Number(1),
+    },
+    "eval": {"batch_size": COUNT},
+    "optim": {
+        "optimizer": OneOf(("Adam", "AdamW")),
+        "lr": Number(0),
+        "beta1": Number(0, 1, below=True),
+        "beta2": Number(0, 1, below=True),
+        "eps": Number(0),
+        "weight_decay": Number(0),
+        "warmup": Number(0),
+        "grad_clip": Number(),
+    },
+}
+
+# What run_vis.py and run_eval.py share: which network, and how to draw from it.
+_DRAWING: Schema = {
+    "load_dir": text,
+    "label": anything,
+    "w": Number(),
+    "seed": SEED,
+    "ngpus": Number(1, 4096, integer=True),
+    "denoiser_path": optional_text,
+    "device": DEVICE,
+    "precision": PRECISION,
+    "debug": flag,
+    "sampling": SAMPLING,
+}
+
+VIS: Schema = {
+    **_DRAWING,
+    "eval": {"ckpt": Number(-1, integer=True), "batch_size": COUNT, "rounds": COUNT, "save_images": flag},
+}
+
+METRICS: dict[str, Schema] = {
+    "bpd": {
+        "divergence": OneOf(("hutchinson", "exact")),
+        "probes": Number(1, 10**4, integer=True),
+        "rtol": Number(0, above=True),
+        "atol": Number(0, above=True),
+    },
+    "elbo": {"times": COUNT, "importance": flag},
+    "fid": {},
+    "kid": {"subsets": COUNT, "subset_size": Number(2, integer=True)},
+    "inception_score": {"splits": COUNT},
+    "precision_recall": {"neighborhood": COUNT},
+}
+
+EVAL: Schema = {
+    **_DRAWING,
+    "dataroot": text,
+    "data": {"root": optional_text},
+    "eval": {
+        "ckpt": Number(-1, integer=True),
+        "batch_size": COUNT,
+        "split": OneOf(("test", "train")),
+        "images": Number(1, integer=True, optional=True),
+    },
+}
+CHOSEN_METRICS: Schema = {
+    "drawn": Number(2, 10**8, integer=True),
+    "samples": optional_text,
+    "features": optional_text,
+}
+
+
+def keys(schema: Schema, prefix: str = "") -> list[str]:
+    """All keys of a schema, "section.name"."""
+    found = []
+    for name, check in schema.items():
+        found += [f"{prefix}{name}", *(keys(check, f"{prefix}{name}.") if isinstance(check, Mapping) else [])]
+    return found
+
+
+def train_keys() -> list[str]:
+    """All keys of run_train.py."""
+    networks = {name: check for schema in (OF_ALL_NETWORKS, *NETWORKS.values()) for name, check in schema.items()}
+    return keys({**TRAIN, "model": networks, "data": {**DATA, "root": text}, "resume": text})
+
+
+def vis_keys() -> list[str]:
+    """All keys of run_vis.py."""
+    return keys(VIS)
+
+
+def eval_keys() -> list[str]:
+    """All keys of run_eval.py."""
+    return keys({**EVAL, "metrics": {**CHOSEN_METRICS, **METRICS}})
+
+
+def check_train(cfg: DictConfig, processes: int) -> None:
+    """Check the configuration of run_train.py.
+
+    Args:
+        cfg: resolved.
+        processes: that share a batch.
+
+    Raises:
+        InputError: naming the key at fault.
+    """
+    check_all(cfg, {**TRAIN, **({"resume": optional_text} if "resume" in cfg else {})})
+    check_what_is_modelled(cfg)
+    if cfg.optim.grad_clip == 0:
+        raise InputError("optim.grad_clip=0 leaves no gradient: need a positive norm, or a negative one for no limit")
+    if cfg.training.batch_size < processes * cfg.training.accumulate:
+        raise InputError(
+            f"training.batch_size={cfg.training.batch_size}: less than an image for each of {processes} processes x "
+            f"training.accumulate={cfg.training.accumulate}"
+        )
+
+
+def check_vis(cfg: DictConfig) -> None:
+    """Raise InputError, naming the key at fault, unless ``cfg`` is a configuration of run_vis.py."""
+    check_all(cfg, VIS)
+
+
+def check_eval(cfg: DictConfig) -> None:
+    """Raise InputError, naming the key at fault, unless ``cfg`` is a configuration of run_eval.py."""
+    chosen = {name: schema for name, schema in METRICS.items() if name in cfg.metrics}
+    check_all(cfg, {**EVAL, "metrics": {**CHOSEN_METRICS, **chosen}})
+    if not chosen:
+        raise InputError(f"metrics=[]: choose some of {', '.join(METRICS)}")
+    if "precision_recall" in chosen and cfg.metrics.drawn <= cfg.metrics.precision_recall.neighborhood:
+        raise InputError(
+            f"metrics.drawn={cfg.metrics.drawn}: need more images than metrics.precision_recall.neighborhood="
+            f"{cfg.metrics.precision_recall.neighborhood}"
+        )
+
+
+def check_what_is_modelled(cfg: Mapping[str, Any]) -> None:
+    """Check ``model``, ``data`` and ``sde`` of a new run.
+
+    Raises:
+        InputError: naming the key at fault.
+    """
+    OneOf(tuple(NETWORKS))("model.name", cfg["model"].get("name"))
+    network = {**OF_ALL_NETWORKS, **NETWORKS[cfg["model"]["name"]]}
+    missing = [key for key in network if key not in cfg["model"] and key not in OF_ALL_NETWORKS]  # has its default
+    check_all(cfg["model"], {key: check for key, check in network.items() if key not in missing}, "model.")
+    check_all(
+        cfg["data"], {**DATA, **({"root": optional_text} if cfg["data"].get("dataset") == "folder" else {})}, "data."
+    )
+    check_all(cfg["sde"], SDE, "sde.")
+    _check_sizes(cfg)
+
+
+def check_loaded(cfg: Mapping[str, Any]) -> None:
+    """Check ``model``, ``data`` and ``sde`` of a loaded run, which may lack keys or have others.
+
+    Raises:
+        InputError: naming the key at fault.
+    """
+    OneOf(tuple(NETWORKS))("model.name", cfg["model"].get("name"))
+    network = {**OF_ALL_NETWORKS, **NETWORKS[cfg["model"]["name"]]}
+    for section, schema in (("model", network), ("data", DATA), ("sde", SDE)):
+        for key in schema.keys() & cfg[section].keys():
+            schema[key](f"{section}.{key}", cfg[section][key])
+    _check_sizes(cfg)
+
+
+def _check_sizes(cfg: Mapping[str, Any]) -> None:
+    data, sde = cfg["data"], cfg["sde"]
+    if data["num_channels"] * data["image_size"] ** 2 > LARGEST_IMAGE:
+        raise InputError(f"data.image_size={data['image_size']}: images of more than {LARGEST_IMAGE} numbers")
+    if sde["sigma_min"] >= sde["sigma_max"]:
+        raise InputError(
+            f"sde.sigma_min={sde['sigma_min']} and sde.sigma_max={sde['sigma_max']}: need sigma_min < sigma_max"
+        )

@@ -1,0 +1,63 @@
+"""Runs the entry scripts many times, each in a process of its own that is forked from one with everything imported.
+
+As a user's call but for the seconds that the imports take: ``python tests/forked.py`` reads requests from standard
+input, a JSON object a line, and answers with the exit status of each.
+"""
+
+import contextlib
+import json
+import os
+import runpy
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+LIMIT = 60  # seconds; a run that takes longer hangs
+
+
+def main() -> None:
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    import evaluation.evaluate
+    import training.launch
+    import training.loop  # imported once, for all
+
+    assert evaluation.evaluate and training.launch and training.loop
+
+    os.environ.pop("HYDRA_FULL_ERROR", None)
+    for line in sys.stdin:
+        request = json.loads(line)
+        pid = os.fork()
+        if not pid:
+            _run(**request)
+        _, status = os.waitpid(pid, 0)
+        print(json.dumps(os.waitstatus_to_exitcode(status)), flush=True)
+
+
+def _run(script: str, args: list[str], cwd: str, out: str) -> None:
+    """Run a script as ``python SCRIPT ARGS`` in ``cwd``, with all that it says going to the file ``out``."""
+    signal.alarm(LIMIT)
+    os.chdir(cwd)
+    stream = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for number in (1, 2):
+        os.dup2(stream, number)
+    sys.argv = [script, *args]
+    code: int = 1
+    try:
+        runpy.run_path(script, run_name="__main__")
+        code = 0
+    except SystemExit as error:
+        if isinstance(error.code, str):
+            print(error.code, file=sys.stderr)
+        else:
+            code = error.code or 0
+    except BaseException:
+        traceback.print_exc()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,456 @@
+"""What a user can type or download that is wrong: each ends in one line that says what, and leaves nothing behind."""
+
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import schema
+from models.create import NETWORKS
+from models.export import export
+from models.precision import PRECISIONS
+from sampling import METHODS
+from tests.conftest import ROOT, TINY, environment, tiny_config
+from training.loop import train
+from training.optimizer import OPTIMIZERS
+from training.processes import World
+
+QUICK = ["device=cpu", "sampling.method=multistep", "sampling.steps=2", "eval.batch_size=2", "hydra.run.dir=out"]
+
+
+@dataclass
+class Result:
+    code: int
+    said: str
+
+
+class Runner:
+    """Entry scripts in a directory, each run in a process forked from one that has imported everything."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.out = folder, folder.parent / "said"
+        self.server = subprocess.Popen(
+            [sys.executable, str(ROOT / "tests/forked.py")],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(),
+        )  # fmt: skip
+
+    def __call__(self, script: str, *args: str) -> Result:
+        request = {"script": str(ROOT / script), "args": list(args), "cwd": str(self.folder), "out": str(self.out)}
+        self.server.stdin.write(json.dumps(request) + "\n")
+        self.server.stdin.flush()
+        code = json.loads(self.server.stdout.readline())
+        return Result(code, self.out.read_text(errors="replace"))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a run of the digits, ``run``, an exported file, and some images."""
+    folder = tmp_path_factory.mktemp("bad") / "place"
+    folder.mkdir()
+    train(tiny_config("training.snapshot_sampling=false"), folder / "run", World(torch.device("cpu")))
+    export(folder / "run", folder / "model.safetensors", "safetensors", -1)
+    (folder / "images").mkdir()
+    for i in range(12):
+        Image.fromarray(np.full((8, 8, 3), 20 * i, np.uint8)).save(folder / f"images/{i:02d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(place):
+    """Run a script in ``place``."""
+    runner = Runner(place)
+    yield runner
+    runner.server.stdin.close()
+    runner.server.wait()
+
+
+def contents(folder):
+    """Every file and folder below, with its bytes."""
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def refused(result, message):
+    """The script ended non-zero with one line, which holds ``message``."""
+    lines = [line for line in result.said.splitlines() if line.strip()]
+    assert result.code == 1, (result.code, result.said)
+    assert len(lines) == 1, result.said
+    assert message in lines[0]
+
+
+TRAIN_CASES = [
+    # what is typed, and what the line says
+    ("trainig.n_iters=3", "trainig.n_iters: no such option; did you mean training.n_iters?"),
+    ("training.batchsize=3", "training.batchsize: no such option; did you mean training.batch_size?"),
+    ("+lr=3", "lr: no such option"),
+    ("+training.lr=3", "training.lr: no such option"),
+    ("+model.width=3", "model.width: no such option"),
+    ("+data.root=images", "data.root: no such option"),
+    ("model=unet", "model=unet: known are adm, ddpmpp, vdm"),
+    ("model=ddpmp", "did you mean ddpmpp?"),
+    ("data=cifar", "data=cifar: known are"),
+    ("experiment=digit", "did you mean digits?"),
+    ("model.name=resnet", "model.name=resnet: known are ddpmpp, vdm, adm"),
+    ("data.dataset=mnist", "data.dataset=mnist: known are"),
+    ("device=gpu", "device=gpu: known are auto, cpu, cuda"),
+    ("device=cuda", "device=cuda, but torch sees no GPU here"),
+    ("precision=fp8", "precision=fp8: known are fp32, bf16, fp16"),
+    ("optim.optimizer=adam", "optim.optimizer=adam: known are Adam, AdamW; did you mean Adam?"),
+    ("optim.lr=fast", "optim.lr=fast: need a number, at least 0"),
+    ("optim.lr=-1e-3", "optim.lr=-0.001: need a number, at least 0"),
+    ("optim.lr=nan", "optim.lr=nan: need a number"),
+    ("optim.lr=null", "optim.lr=None: need a number"),
+    ("optim.lr=[1,2]", "optim.lr=[1, 2]: need a number"),
+    ("optim.lr={a:1}", "optim.lr={'a': 1}: need a number"),
+    ("optim.beta1=1", "optim.beta1=1: need a number, at least 0, less than 1"),
+    ("optim.grad_clip=0", "optim.grad_clip=0 leaves no gradient"),
+    ("optim=3", "optim=3: need a section"),
+    ("training.batch_size=0", "training.batch_size=0: need an integer, at least 1"),
+    ("training.batch_size=8.5", "training.batch_size=8.5: need an integer"),
+    ("training.batch_size=true", "training.batch_size=True: need an integer"),
+    ("training.accumulate=9", "training.batch_size=8: less than an image for each of 1 processes x"),
+    ("ngpus=9", "training.batch_size=8: less than an image for each of 9 processes"),
+    ("ngpus=0", "ngpus=0: need an integer, at least 1"),
+    ("training.n_iters=-1", "training.n_iters=-1: need an integer, at least 0"),
+    ("training.log_freq=0", "training.log_freq=0"),
+    ("training.eval_freq=0", "training.eval_freq=0"),
+    ("training.snapshot_freq=0", "training.snapshot_freq=0"),
+    ("training.drop_label=1.5", "training.drop_label=1.5: need a number, at least 0, at most 1"),
+    ("training.snapshot_sampling=3", "training.snapshot_sampling=3: need true or false"),
+    ("model.dropout=-0.1", "model.dropout=-0.1: need a number, at least 0, at most 1"),
+    ("model.ema_rate=2", "model.ema_rate=2: need a number, at least 0, at most 1"),
+    ("model.channel_mult=3", "model.channel_mult=3: need a list"),
+    ("model.channel_mult=[]", "model.channel_mult=[]: need a list of 1 to 16 values"),
+    ("model.channel_mult=[1,x]", "model.channel_mult=x: need an integer"),
+    ("model.channel_mult=[1,1,1,1,1]", "8"),
+    ("model.model_channels=7", "model.model_channels=7: need an even number"),
+    ("model.model_channels=1e9", "model.model_channels=1000000000.0: need an integer"),
+    ("data.image_size=28", "digits"),
+    ("data.image_size=1000000", "data.image_size=1000000: need an integer, at least 1, at most 1024"),
+    ("data.num_classes=5", "data.num_classes=5, but data.dataset=digits has 10"),
+    ("sde.sigma_min=0", "sde.sigma_min=0: need a number, more than 0"),
+    ("sde.sigma_min=9", "sde.sigma_min=9 and sde.sigma_max=5: need sigma_min < sigma_max"),
+    ("sde.num_scales=0", "sde.num_scales=0"),
+    ("sampling.method=euler", "sampling.method=euler: known are pc, ode, heun, multistep"),
+    ("sampling.predictor=em", "sampling.predictor=em: known are euler_maruyama, ancestral"),
+    ("sampling.corrector=langvin", "did you mean langevin?"),
+    ("sampling.boundary=wrap", "sampling.boundary=wrap: known are reflect, clip"),
+    ("sampling.denoiser=median", "sampling.denoiser=median: known are none, mean, network"),
+    ("sampling.steps=0", "sampling.steps=0"),
+    ("sampling.snr=-1", "sampling.snr=-1"),
+    ("+sampling.step=3", "sampling.step: no such option; did you mean sampling.steps?"),
+    ("seed=-1", "seed=-1: need an integer, at least 0"),
+    ("dataroot=''", "dataroot='': need a name or path"),
+    ("optim.lr=${nowhere}", "optim.lr=${nowhere}: Interpolation key 'nowhere' not found"),
+    ("optim.lr=[", "optim.lr=["),
+    ("n_iters", "n_iters"),
+    ("resume=nowhere", "resume=nowhere is not a run directory"),
+]
+
+
+@pytest.mark.parametrize(("typed", "message"), TRAIN_CASES, ids=[typed for typed, _ in TRAIN_CASES])
+def test_train(run, place, typed, message):
+    before = contents(place)
+    refused(run("run_train.py", *TINY, typed), message)
+    assert contents(place) == before
+
+
+OTHER_CASES = [
+    ("run_train.py", ["model=vdm", "data=digits"], "data.classes=True, but model=vdm has no classes"),
+    ("run_train.py", ["data=folder", "device=cpu", "model.nf=8"], "data.root is missing: say data.root=PATH"),
+    ("run_train.py", ["data=folder", "data.root=gone", "device=cpu", "model.nf=8"], "data.root=gone is not a folder"),
+    ("run_train.py", ["resume=run", "model.dropout=0.5"], "model.dropout=0.5, but the run in"),
+    ("run_train.py", ["resume=run", "training.n_iters=x"], "training.n_iters=x: need an integer"),
+    ("run_train.py", ["resume=run", "experiment=digits"], "experiment cannot change in a resumed run"),
+    ("run_train.py", ["resume=run", "-m"], "-m does not go with resume=run"),
+    ("run_vis.py", [], "load_dir is missing: say load_dir=..."),
+    ("run_vis.py", ["load_dir=nowhere"], "nowhere is not a run directory"),
+    ("run_vis.py", ["load_dir=images"], "images is not a run directory"),
+    ("run_vis.py", ["load_dir=run", "label=10"], "label=10: the classes of this network are 0 to 9"),
+    ("run_vis.py", ["load_dir=run", "label=[]"], "label=[]: name at least one class"),
+    ("run_vis.py", ["load_dir=run", "label=three"], "label=three: the classes of this network are 0 to 9"),
+    ("run_vis.py", ["load_dir=run", "w=much"], "w=much: need a number"),
+    ("run_vis.py", ["load_dir=run", "eval.ckpt=7"], "has no checkpoint_7.pth: eval.ckpt can be 1"),
+    ("run_vis.py", ["load_dir=run", "eval.ckpt=-2"], "eval.ckpt=-2: need an integer, at least -1"),
+    ("run_vis.py", ["load_dir=run", "eval.rounds=0"], "eval.rounds=0: need an integer, at least 1"),
+    ("run_vis.py", ["load_dir=run", "sampling.denoiser=network"], "denoiser_path is missing"),
+    ("run_vis.py", ["load_dir=run", "sampling.denoiser=network", "denoiser_path=images"], "images is not a run"),
+    ("run_vis.py", ["load_dir=run", "sampling.method=ode", "sampling.rtol=0"], "sampling.rtol=0"),
+    ("run_eval.py", ["load_dir=run", "metrics=[fd]"], "metrics=fd: known are bpd, elbo, fid"),
+    ("run_eval.py", ["load_dir=run", "metrics=[]"], "metrics=[]: choose some of bpd, elbo, fid"),
+    ("run_eval.py", ["load_dir=run", "metrics.bpd.divergence=trace"], "metrics.bpd.divergence=trace: known are"),
+    ("run_eval.py", ["load_dir=run", "metrics=[fid]", "metrics.samples=gone"], "metrics.samples=gone does not exist"),
+    ("run_eval.py", ["load_dir=run", "metrics=[fid]", "metrics.features=gone"], "gone does not hold the weights"),
+]
+
+
+@pytest.mark.parametrize(("script", "typed", "message"), OTHER_CASES, ids=[" ".join(c[1]) for c in OTHER_CASES])
+def test_the_other_scripts_and_other_data(run, place, script, typed, message):
+    before = contents(place)
+    refused(run(script, *typed), message)
+    assert contents(place) == before
+
+
+class Hostile:
+    """Leaves a file when it is unpickled by a reader that runs what it reads."""
+
+    def __reduce__(self):
+        return (Path.touch, (Path("ran"),))
+
+
+def config(old, new):
+    """Another text in the configuration."""
+
+    def damage(run_dir):
+        path = run_dir / ".hydra/config.yaml"
+        assert old in path.read_text()
+        path.write_text(path.read_text().replace(old, new))
+
+    return damage
+
+
+def checkpoint(change):
+    """Another checkpoint, made of the contents of the old."""
+
+    def damage(run_dir):
+        path = run_dir / "checkpoints/checkpoint_1.pth"
+        contents = torch.load(path, weights_only=True)
+        changed = change(contents)
+        torch.save(contents if changed is None else changed, path)
+
+    return damage
+
+
+def raw(change):
+    """Other bytes of the checkpoint."""
+
+    def damage(run_dir):
+        path = run_dir / "checkpoints/checkpoint_1.pth"
+        path.write_bytes(change(path.read_bytes()))
+
+    return damage
+
+
+def compressed(run_dir):
+    """A checkpoint that grows when it is read."""
+    path = run_dir / "checkpoints/checkpoint_1.pth"
+    with zipfile.ZipFile(path) as old:
+        entries = {name: old.read(name) for name in old.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
+        for name, data in entries.items():
+            new.writestr(name, data)
+
+
+def giant(contents):
+    """A tensor of a trillion numbers that stores one."""
+    name = next(iter(contents["model"]))
+    contents["model"][name] = torch.zeros(1).expand(10**6, 10**6)
+
+
+LINKS = zip("abcdefgh", "bcdefghi", strict=True)
+BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(f"{c}: &{c} [{','.join(['*' + p] * 9)}]\n" for p, c in LINKS)
+FILE_CASES = {
+    "no configuration": (lambda r: (r / ".hydra/config.yaml").unlink(), "config.yaml does not exist"),
+    "empty configuration": (lambda r: (r / ".hydra/config.yaml").write_text(""), "has no model.name"),
+    "a list": (lambda r: (r / ".hydra/config.yaml").write_text("- a\n- b\n"), "config.yaml"),
+    "not YAML": (lambda r: (r / ".hydra/config.yaml").write_text("{a: ["), "config.yaml cannot be read"),
+    "not text": (lambda r: (r / ".hydra/config.yaml").write_bytes(bytes(range(256))), "config.yaml cannot be read"),
+    "an alias bomb": (lambda r: (r / ".hydra/config.yaml").write_text(BOMB), "YAML aliases"),
+    "deep nesting": (lambda r: (r / ".hydra/config.yaml").write_text("[" * 50_000), "nested too deep"),
+    "a giant file": (lambda r: (r / ".hydra/config.yaml").write_text("#" * 2**20), "too long"),
+    "an environment variable": (config("name: adm", "name: ${oc.env:HOME}"), "holds an interpolation"),
+    "a hydra resolver": (config("name: adm", "name: ${hydra:runtime.cwd}"), "holds an interpolation"),
+    "a _target_": (config("name: adm", "name: adm\n  _target_: os.system"), "_target_"),
+    "another network": (config("name: adm", "name: transformer"), "model.name=transformer: known are"),
+    "other widths": (config("model_channels: 8", "model_channels: 16"), "checkpoint_1.pth"),
+    "a giant network": (config("model_channels: 8", "model_channels: 8192"), "checkpoint_1.pth is too small for the"),
+    "an absurd network": (config("model_channels: 8", "model_channels: 10000000"), "at most 8192"),
+    "too many blocks": (config("num_blocks: 1", "num_blocks: 100000"), "at most 256"),
+    "a giant image": (config("image_size: 8", "image_size: 100000"), "data.image_size=100000"),
+    "sigmas exchanged": (config("sigma_max: 5", "sigma_max: 0.001"), "need sigma_min < sigma_max"),
+    "no checkpoint": (lambda r: (r / "checkpoints/checkpoint_1.pth").unlink(), "has no checkpoint_*.pth"),
+    "empty checkpoint": (raw(lambda b: b""), "checkpoint_1.pth cannot be read"),
+    "half a checkpoint": (raw(lambda b: b[: len(b) // 2]), "checkpoint_1.pth cannot be read"),
+    "a flipped byte": (raw(lambda b: b[:9000] + bytes([b[9000] ^ 1]) + b[9001:]), "in it is damaged"),
+    "a web page": (raw(lambda b: b"<!DOCTYPE html><html>Sign in</html>"), "checkpoint_1.pth cannot be read"),
+    "a compressed checkpoint": (compressed, "it is compressed"),
+    "a list of tensors": (checkpoint(lambda c: [torch.zeros(3)]), "it holds a list"),
+    "hostile code": (checkpoint(lambda c: {**c, "model": Hostile()}), "more than tensors and plain values"),
+    "hostile code, old format": (raw(lambda b: pickle.dumps(Hostile())), "cannot be read as a checkpoint"),
+    "a tensor too few": (checkpoint(lambda c: c["model"].popitem() and None), "which the network"),
+    "a tensor too many": (checkpoint(lambda c: c["model"].update(extra=torch.zeros(1))), "has extra"),
+    "a giant tensor": (checkpoint(giant), "the network wants"),
+    "averages of others": (checkpoint(lambda c: c["ema"]["shadow_params"].pop() and None), "ema.shadow_params"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FILE_CASES)
+def test_a_damaged_or_hostile_run(run, place, case):
+    damage, message = FILE_CASES[case]
+    bad = place / "bad"
+    shutil.copytree(place / "run", bad)
+    try:
+        damage(bad)
+        before = contents(place)
+        refused(run("run_vis.py", "load_dir=bad", *QUICK), message)
+        assert contents(place) == before or contents(place).keys() - before.keys() <= {place / "out"}
+        assert not (place / "ran").exists()
+    finally:
+        shutil.rmtree(bad)
+        shutil.rmtree(place / "out", ignore_errors=True)
+
+
+def test_a_damaged_file_of_data(run, place):
+    for name, data in (("cut.png", b"\x89PNG\r\n\x1a\n cut"), ("page.jpg", b"<html>")):
+        (place / f"images/{name}").write_bytes(data)
+    train_on = [*TINY, "data=folder", "data.root=images", "data.image_size=8", "model.model_channels=8"]
+    looked = run("run_train.py", *train_on, "training.n_iters=0", "hydra.run.dir=looked", "dataroot=packs")
+    assert looked.code == 0, looked.said
+    assert "cut.png cannot be read and is left out" in looked.said or "page.jpg cannot be read" in looked.said
+    for folder in ("looked", "packs"):
+        shutil.rmtree(place / folder)
+
+
+def test_an_output_that_cannot_be_written(run, place):
+    (place / "file").write_text("in the way")
+    refused(run("run_vis.py", "load_dir=run", *QUICK[:-1], "hydra.run.dir=file/below"), "file/below")
+    (place / "file").unlink()
+
+
+def test_the_traceback_comes_back_on_demand(run):
+    told = run("run_vis.py", "load_dir=nowhere", "debug=true")
+    assert told.code == 1 and "Traceback" in told.said and "nowhere is not a run directory" in told.said
+
+
+def test_the_table_knows_what_the_code_knows():
+    import inspect
+
+    assert schema.NETWORKS.keys() == NETWORKS.keys()
+    given_by_others = {"image_size", "num_channels", "num_classes", "sigma_min", "sigma_max"}
+    for name, network in NETWORKS.items():
+        arguments = inspect.signature(network).parameters.keys() - given_by_others
+        assert arguments == (schema.NETWORKS[name].keys() | {"scale_by_sigma"}), name
+    assert schema.PRECISION.known == tuple(PRECISIONS)
+    assert schema.TRAIN["optim"]["optimizer"].known == tuple(OPTIMIZERS)
+    fields = {field for method in METHODS.values() for field in method.__dataclass_fields__} - {"sde"}
+    assert schema.SAMPLING.keys() == fields | {"method"}
+
+
+def test_fuzz_of_damaged_files(run, place, pytestconfig):
+    """Any bytes of a checkpoint or an exported file cut, changed or doubled: an error, or the images as they were."""
+    counts = {"refused": 0, "unharmed": 0}
+    load = {"checkpoint": "fuzzed", "export": "fuzzed.safetensors"}
+    shutil.copytree(place / "run", place / "fuzzed")
+    paths = {"checkpoint": place / "fuzzed/checkpoints/checkpoint_1.pth", "export": place / "fuzzed.safetensors"}
+    whole = {
+        "checkpoint": paths["checkpoint"].read_bytes(),
+        "export": (place / "model.safetensors").read_bytes(),
+    }
+
+    def images(kind):
+        result = run("run_vis.py", f"load_dir={load[kind]}", *QUICK)
+        drawn = place / "out/images/samples_0.npz"
+        arrays = np.load(drawn)["samples"] if result.code == 0 else None
+        shutil.rmtree(place / "out", ignore_errors=True)
+        return result, arrays
+
+    paths["export"].write_bytes(whole["export"])
+    right = {kind: images(kind)[1] for kind in whole}
+
+    @settings(
+        max_examples=pytestconfig.getoption("fuzz"), deadline=None, database=None, derandomize=True,
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    @given(st.data())
+    def attempt(data):
+        kind = data.draw(st.sampled_from(sorted(whole)))
+        intact = whole[kind]
+        how = data.draw(st.sampled_from(["cut", "flip", "zero", "double", "junk"]))
+        start = data.draw(
+            st.one_of(st.integers(0, len(intact) - 1), st.integers(0, 300).map(lambda n: len(intact) - 1 - n))
+        )
+        length = data.draw(st.sampled_from([1, 2, 8, 64, 1000]))
+        piece = intact[start : start + length]
+        new = {
+            "cut": b"",
+            "flip": bytes(byte ^ (1 << data.draw(st.integers(0, 7))) for byte in piece[:1]) + piece[1:],
+            "zero": bytes(len(piece)),
+            "double": piece + piece,
+            "junk": data.draw(st.binary(min_size=1, max_size=16)),
+        }[how]
+        tail = b"" if how == "cut" and length == 1000 else intact[start + length :]
+        paths[kind].write_bytes(intact[:start] + new + tail)
+        result, drawn = images(kind)
+        assert "Traceback" not in result.said, result.said
+        if result.code == 0:
+            assert np.array_equal(drawn, right[kind]), "other images, and no error"
+            counts["unharmed"] += 1
+        else:
+            lines = [line for line in result.said.splitlines() if line.strip()]
+            assert result.code == 1 and len(lines) == 1 and str(paths[kind].name) in lines[0], result.said
+            counts["refused"] += 1
+
+    try:
+        attempt()
+    finally:
+        shutil.rmtree(place / "fuzzed")
+        paths["export"].unlink(missing_ok=True)
+        shutil.rmtree(place / "out", ignore_errors=True)
+    print(counts)
+    assert counts["refused"] > counts["unharmed"]
+
+
+VALUES = ["0", "1", "-1", "3", "0.5", "-0.5", "1e-300", "1e300", "nan", "inf", "null", "true", "off", "''", "x", "[]", "[1]", "[1,2]", "{a:1}", "${x}", "1e-3", "8", "7", "16"]
+FUZZED_KEYS = [
+    key
+    for key in schema.train_keys()
+    if key not in ("resume", "dataroot", "data.root", "ngpus", "device", "debug", "training.n_iters", "hydra")
+    and not key.startswith(("training.startup", "training.step_t"))
+]
+
+
+def test_fuzz_of_configurations(run, place, pytestconfig):
+    """Any values for any options: a run, or one line; never a traceback or a run that does not end."""
+    counts = {"refused": 0, "ran": 0}
+    tiny = [option for option in TINY if not option.startswith("training.n_iters")]
+
+    @settings(
+        max_examples=pytestconfig.getoption("fuzz"), deadline=None, database=None, derandomize=True,
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    @given(st.lists(st.tuples(st.sampled_from(FUZZED_KEYS), st.sampled_from(VALUES)), min_size=1, max_size=3))
+    def attempt(changes):
+        typed = [f"{key}={value}" for key, value in changes]
+        result = run("run_train.py", *tiny, "training.n_iters=1", "eval.batch_size=2", *typed, "hydra.run.dir=fuzz")
+        shutil.rmtree(place / "fuzz", ignore_errors=True)
+        assert "Traceback" not in result.said, (typed, result.said)
+        lines = [line for line in result.said.splitlines() if line.strip()]
+        assert result.code == 0 or (result.code == 1 and lines), (typed, result.code, result.said)
+        counts["ran" if result.code == 0 else "refused"] += 1
+
+    attempt()
+    print(counts)
+    assert min(counts.values()) > 0
+
+
+def test_hostile_exported_file_claims_no_more_than_it_holds(place, run):
+    tensors = load_file(place / "model.safetensors")
+    save_file(tensors, place / "other.safetensors", metadata={"config": "model: {name: adm}"})
+    refused(run("run_vis.py", "load_dir=other.safetensors", *QUICK), "its checksum is another")
+    save_file(tensors, place / "other.safetensors")
+    refused(run("run_vis.py", "load_dir=other.safetensors", *QUICK), "holds no configuration")
+    os.truncate(place / "other.safetensors", 4)
+    refused(run("run_vis.py", "load_dir=other.safetensors", *QUICK), "other.safetensors cannot be read")
+    (place / "other.safetensors").unlink()

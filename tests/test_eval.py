@@ -1,0 +1,368 @@
+"""run_eval.py: the numbers, their protocol, going on after an interruption, and what it refuses."""
+
+import copy
+import hashlib
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import open_dict
+from PIL import Image
+
+from datasets.images import digits
+from errors import InputError
+from evaluation import quality
+from evaluation.bits import BoundBits, FlowBits
+from evaluation.evaluate import Evaluation
+from evaluation.features import DigitFeatures, Inception, create_features, to_pixels
+from evaluation.output_dir import open_output
+from evaluation.parts import of_each
+from run_eval import FREE
+from schema import check_eval
+from tests.conftest import composed, tiny_config
+from training.loop import train
+from training.processes import World
+
+CPU = torch.device("cpu")
+ALL = "metrics=[bpd,elbo,fid,kid,inception_score,precision_recall]"
+QUICK = [
+    "metrics.bpd.rtol=1e-2",
+    "metrics.bpd.atol=1e-2",
+    "metrics.elbo.times=4",
+    "metrics.drawn=30",
+    "sampling.method=multistep",
+    "sampling.steps=4",
+    "eval.images=25",
+    "eval.batch_size=10",
+    "device=cpu",
+]
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    """A run of two steps on the digits."""
+    path = tmp_path_factory.mktemp("eval") / "run"
+    train(tiny_config("training.snapshot_sampling=false"), path, World(CPU))
+    return path
+
+
+def eval_config(run_dir, *overrides, chosen=ALL):
+    quick = [option for option in QUICK if not option.startswith(("metrics.bpd", "metrics.elbo")) or chosen == ALL]
+    return composed(
+        chosen, *quick, f"load_dir={run_dir}", f"dataroot={run_dir.parent / 'data'}", *overrides, name="eval"
+    )
+
+
+def evaluate(cfg, folder, devices=(CPU,)):
+    folder.mkdir(exist_ok=True)
+    return Evaluation(cfg, list(devices), {})(folder)
+
+
+def test_the_script_measures_all(script, run_dir, tmp_path):
+    options = [ALL, *QUICK, f"load_dir={run_dir}", f"dataroot={tmp_path / 'data'}", "hydra.run.dir=out"]
+    done = script("run_eval.py", *options)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    for name in ("bpd", "elbo"):
+        result, bits = results["metrics"][name], np.load(tmp_path / f"out/{name}.npz")["bits"]
+        assert bits.shape == (25,) and bits.std() > 0
+        assert result["value"] == pytest.approx(bits.mean())
+        assert result["error"] == pytest.approx(bits.std(ddof=1) / 5)
+        assert result["split"] == "test, 25 of 359 images"
+        assert f"{name}" in done.stderr and f"{result['value']:.5g}" in done.stderr
+    assert results["metrics"]["elbo"]["evaluations"]["mean"] == 4
+    assert {"fid", "kid", "inception_score", "precision", "recall"} < results["metrics"].keys()
+    assert results["metrics"]["fid"]["note"].startswith("of 30 images, not 50000")
+    checkpoint = run_dir / "checkpoints/checkpoint_1.pth"
+    assert results["checkpoint"]["sha256"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    assert results["packages"]["torch"] == torch.__version__
+    assert results["reference"]["number"] == 1438
+    assert (tmp_path / "data/statistics" / results["reference"]["statistics"]).is_file()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.name[0] == ".") == [".lock"]
+
+    again = script("run_eval.py", *options)
+    assert again.returncode == 0, again.stderr
+    assert json.loads((tmp_path / "out/results.json").read_text()) == results
+    other = script("run_eval.py", *options, "seed=1")
+    assert other.returncode == 1 and "made with seed=0, not 1" in other.stderr and "Traceback" not in other.stderr
+    assert json.loads((tmp_path / "out/results.json").read_text()) == results
+
+
+def test_an_evaluation_goes_on_where_it_stopped(run_dir, tmp_path):
+    cfg = eval_config(run_dir)
+    whole = evaluate(cfg, tmp_path / "whole")
+
+    class InterruptedError(Exception):
+        pass
+
+    stopped = Evaluation(cfg, [CPU], {})
+    bits, calls = stopped.workers["bpd"], []
+
+    def two_parts(images, on_step):
+        if len(calls) == 2:
+            raise InterruptedError
+        calls.append(images)
+        return FlowBits.__call__(bits, images, on_step)
+
+    folder = tmp_path / "parts"
+    with pytest.raises(InterruptedError):
+        of_each(folder, "bpd", two_parts, FlowBits, cfg, 25, 10, [CPU], bits.num_steps)
+    assert calls == [range(10), range(10, 20)] and not (folder / "bpd.npz").exists()
+
+    fresh = Evaluation(cfg, [CPU], {})
+    computed = []
+
+    class Counting(FlowBits):
+        def __call__(self, images, on_step):
+            computed.append(images)
+            return super().__call__(images, on_step)
+
+    fresh.workers["bpd"] = Counting(cfg, CPU)
+    resumed = fresh(folder)
+    assert computed == [range(20, 25)]
+    assert resumed["metrics"] == whole["metrics"]
+    for name in ("bpd", "elbo"):
+        first, second = (np.load(tmp_path / f"{part}/{name}.npz") for part in ("whole", "parts"))
+        assert all(np.array_equal(first[key], second[key]) for key in first)
+
+
+def test_bits_do_not_depend_on_batches_or_processes(run_dir, tmp_path):
+    cfg = eval_config(run_dir, "metrics.elbo.importance=true")
+    with open_dict(cfg):
+        for name in quality.METRICS:
+            del cfg.metrics[name]
+    other = copy.deepcopy(cfg)
+    other.eval.batch_size = 7
+    evaluate(cfg, tmp_path / "one")
+    evaluate(other, tmp_path / "two", [CPU, CPU])
+    for name in ("bpd", "elbo"):
+        first, second = (np.load(tmp_path / f"{part}/{name}.npz")["bits"] for part in ("one", "two"))
+        np.testing.assert_allclose(first, second, rtol=1e-4, atol=1e-4)
+
+
+def test_a_network_that_knows_nothing_needs_the_bits_of_a_uniform_density(tmp_path):
+    """With all weights 0 the score is 0 and the flow stands still."""
+    run = tmp_path / "run"
+    train(tiny_config("training.snapshot_sampling=false", "data.dequantize=true"), run, World(CPU))
+    path = run / "checkpoints/checkpoint_1.pth"
+    checkpoint = torch.load(path, weights_only=True)
+    for shadow in checkpoint["ema"]["shadow_params"]:
+        shadow.zero_()
+    torch.save(checkpoint, path)
+    options = ["metrics.bpd.rtol=1e-2", "metrics.elbo.times=30", "eval.images=100", "eval.batch_size=100"]
+    cfg = eval_config(run, *options, chosen="metrics=[bpd,elbo]")
+    results = evaluate(cfg, tmp_path / "out")["metrics"]
+    assert results["bpd"]["value"] == pytest.approx(np.log2(17), abs=1e-6)
+    assert results["bpd"]["error"] == pytest.approx(0, abs=1e-6)
+    assert results["elbo"]["value"] == pytest.approx(np.log2(17), abs=4 * results["elbo"]["error"])
+    assert results["elbo"]["error"] < 0.04
+    assert results["elbo"]["bound_on"].startswith("density")
+
+
+def test_the_terms_of_the_bound_add_up(run_dir):
+    worker = BoundBits(eval_config(run_dir), CPU)
+    arrays = worker(range(5), lambda: None)
+    np.testing.assert_allclose(arrays["bits"], arrays["data"] + arrays["diffusion"] + arrays["prior"])
+    assert arrays["data"].min() > 0 and abs(arrays["prior"]).max() < 1e-12
+
+
+CHOSEN = {
+    "fid": {},
+    "kid": {"subsets": 20, "subset_size": 300},
+    "inception_score": {"splits": 5},
+    "precision_recall": {"neighborhood": 3},
+}
+
+
+def test_quality_of_real_digits_of_noise_and_of_one_class(tmp_path):
+    features, real, held_out = DigitFeatures(), digits(train=True), digits(train=False)
+    known = quality.reference(real, "digits", features, tmp_path)
+    pixels = to_pixels(held_out.pixels, 17)
+
+    def of(samples):
+        results = quality.judge(*features(samples), known, CHOSEN, seed=0)
+        return {name: result["value"] for name, result in results.items()}
+
+    noise = of(np.random.default_rng(0).integers(0, 256, (300, 8, 8, 1), dtype=np.uint8))
+    good, threes = of(pixels), of(to_pixels(real.pixels[real.labels == 3], 17))
+    assert good["fid"] < threes["fid"] < noise["fid"]
+    assert abs(good["kid"]) < 0.05 < threes["kid"] < noise["kid"]
+    assert good["precision"] > 0.85 and good["recall"] > 0.85
+    assert noise["precision"] < 0.01 and noise["recall"] < 0.01
+    assert threes["precision"] > 0.9 and threes["recall"] < 0.3
+    assert good["inception_score"] > 6 > 1.5 > threes["inception_score"]
+    same = quality.judge(*features(to_pixels(real.pixels, 17)), known, {"fid": {}}, seed=0)["fid"]["value"]
+    assert same == pytest.approx(0, abs=1e-3)
+    _, logits = features(pixels)
+    assert (logits.argmax(1) == held_out.labels).float().mean() > 0.95
+
+
+def test_statistics_are_those_of_all_images_and_are_kept(tmp_path, monkeypatch):
+    features, real = DigitFeatures(), digits(train=True)
+    first = quality.reference(real, "digits", features, tmp_path)
+    all_features = features(to_pixels(real.pixels, 17))[0].double().numpy()
+    np.testing.assert_allclose(first.mean, all_features.mean(0), atol=1e-9)
+    np.testing.assert_allclose(first.covariance, np.cov(all_features, rowvar=False), atol=1e-9)
+    assert sorted(map(tuple, first.features.tolist())) == sorted(map(tuple, all_features.astype(np.float32).tolist()))
+
+    monkeypatch.setattr(quality, "_statistics", None)  # cannot be called
+    second = quality.reference(real, "digits", features, tmp_path)
+    assert np.array_equal(first.mean, second.mean) and torch.equal(first.features, second.features)
+    monkeypatch.undo()
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:-1])
+    third = quality.reference(real, "digits", features, tmp_path)
+    assert np.array_equal(first.covariance, third.covariance)
+    assert quality.reference(digits(False), "digits", features, tmp_path).protocol != first.protocol
+
+
+def test_images_drawn_before(tmp_path, run_dir):
+    pixels = to_pixels(digits(False).pixels, 17)[:40]
+    np.savez(tmp_path / "drawn.npz", samples=pixels)
+    folder = tmp_path / "single"
+    folder.mkdir()
+    for i, image in enumerate(pixels):
+        Image.fromarray(image[..., 0]).save(folder / f"{i:03d}.png")
+    both = [quality.read_samples(path, 8, 1) for path in (tmp_path / "drawn.npz", folder)]
+    assert np.array_equal(both[0], pixels) and np.array_equal(both[1], pixels)
+    cfg = eval_config(run_dir, f"metrics.samples={folder}", chosen="metrics=[fid]")
+    results = evaluate(cfg, tmp_path / "out")
+    expected = quality.judge(
+        *DigitFeatures()(pixels), quality.reference(digits(True), "digits", DigitFeatures(), tmp_path), {"fid": {}}, 0
+    )
+    assert results["metrics"]["fid"]["value"] == pytest.approx(expected["fid"]["value"], rel=1e-4)
+    assert not (tmp_path / "out/images").exists()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: None, "drawn does not exist"),
+        (lambda path: path.mkdir(), "has no .npz and no images"),
+        (lambda path: path.write_bytes(b"PK\3\4 cut short"), "drawn cannot be read"),
+        (lambda path: path.write_bytes(pickle.dumps([1])), "drawn cannot be read"),
+        (lambda path: np.savez(path.open("wb"), other=np.zeros(3)), "drawn cannot be read"),
+        (lambda path: np.savez(path.open("wb"), samples=np.zeros((3, 9, 9, 1), np.uint8)), r"drawn holds uint8 \(9, 9"),
+        (lambda path: np.savez(path.open("wb"), samples=np.zeros((3, 8, 8, 1))), "drawn holds float64"),
+    ],
+)
+def test_images_that_cannot_be_judged_are_named(tmp_path, make, message):
+    path = tmp_path / "drawn"
+    make(path)
+    with pytest.raises(InputError, match=message):
+        quality.read_samples(path, 8, 1)
+
+
+def inception_weights(path, monkeypatch):
+    """A file of random weights of torch-fidelity's network."""
+    from torch_fidelity import feature_extractor_inceptionv3 as module
+
+    cls = module.FeatureExtractorInceptionV3
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "load_state_dict_from_url", lambda *_, **__: {})
+        patched.setattr(cls, "load_state_dict", lambda *_, **__: None)
+        torch.manual_seed(0)
+        net = cls("inception-v3-compat", ["2048", "logits_unbiased"])
+    torch.save(net.state_dict(), path)
+    return net
+
+
+def test_inception_with_weights_of_ones_own(tmp_path, run_dir, monkeypatch):
+    path = tmp_path / "weights.pth"
+    net = inception_weights(path, monkeypatch)
+    features = create_features("digits", str(path), CPU)
+    pixels = to_pixels(digits(False).pixels[:3], 17)
+    expected, logits = net(torch.from_numpy(pixels).movedim(-1, 1).repeat(1, 3, 1, 1))
+    found = features(pixels)
+    torch.testing.assert_close(found[0], expected)
+    torch.testing.assert_close(found[1], logits)
+    assert found[0].shape == (3, 2048) and found[1].shape == (3, 1008)
+    assert features.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_inception_weights_that_are_not(tmp_path, monkeypatch):
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    for contents in (Evil(), {"weights": torch.zeros(3)}):
+        torch.save(contents, tmp_path / "weights.pth")
+        with pytest.raises(InputError, match=r"weights\.pth does not hold the weights"):
+            Inception(tmp_path / "weights.pth", CPU)
+    assert not (tmp_path / "ran").exists()
+    with pytest.raises(InputError, match=r"gone\.pth does not hold the weights"):
+        Inception(tmp_path / "gone.pth", CPU)
+
+    def no_network(url, *_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    with pytest.raises(InputError, match=r"could not be downloaded \(no route to host\).*metrics\.features=PATH"):
+        create_features("cifar10", None, CPU)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("eval.split=valid", "eval.split=valid: known are test, train"),
+        ("eval.images=0", "eval.images=0"),
+        ("metrics.bpd.divergence=trace", "metrics.bpd.divergence=trace: known are hutchinson, exact"),
+        ("metrics.bpd.probes=0", "metrics.bpd.probes=0"),
+        ("metrics.bpd.rtol=0", "metrics.bpd.rtol=0"),
+        ("metrics.elbo.times=1.5", "metrics.elbo.times=1.5"),
+        ("metrics.elbo.importance=3", "metrics.elbo.importance=3"),
+        ("metrics.kid.subsets=0", "metrics.kid.subsets=0"),
+        ("metrics.inception_score.splits=0", "metrics.inception_score.splits=0"),
+        ("metrics.precision_recall.neighborhood=0", "metrics.precision_recall.neighborhood=0"),
+        ("metrics.drawn=3", "metrics.drawn=3: need more images"),
+        ("precision=fp8", "precision=fp8"),
+        ("ngpus=0", "ngpus=0"),
+    ],
+)
+def test_bad_options_are_named(override, message):
+    with pytest.raises(InputError, match=message):
+        check_eval(composed(ALL, "load_dir=run", override, name="eval"))
+
+
+def test_without_metrics_there_is_nothing_to_do():
+    with pytest.raises(InputError, match="choose some of bpd, elbo"):
+        check_eval(composed("metrics=[]", "load_dir=run", name="eval"))
+
+
+def test_a_directory_of_something_else_is_left_alone(run_dir, tmp_path):
+    shutil.copytree(run_dir, tmp_path / "run")
+    before = sorted(tmp_path.rglob("*"))
+    with (
+        pytest.raises(InputError, match=r"run_eval\.py did not write it"),
+        open_output(tmp_path / "run", eval_config(run_dir), "eval", FREE),
+    ):
+        pass
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_images_of_a_folder_run_are_where_the_command_line_says(run_dir, tmp_path):
+    """And nowhere else: the path in the configuration of a run is not followed."""
+    shutil.copytree(run_dir, tmp_path / "run")
+    path = tmp_path / "run/.hydra/config.yaml"
+    text = path.read_text().replace("dataset: digits", f"dataset: folder\n  root: {tmp_path / 'private'}")
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"data\.root is missing: say data\.root=PATH"):
+        Evaluation(eval_config(tmp_path / "run", chosen="metrics=[elbo]"), [CPU], {})
+
+
+def test_training_on_spread_images():
+    from datasets import Batches
+
+    data = digits(train=True)
+    torch.manual_seed(0)
+    batches = Batches(data, 500, 0, "cpu", dequantize=True)
+    x0, _ = batches(0)
+    levels = data.pixels[batches.indices(0)]
+    assert torch.equal((x0 * 17).floor().to(torch.uint8), levels)
+    u = x0 * 17 - levels
+    assert u.mean() == pytest.approx(0.5, abs=0.01) and u.std() == pytest.approx(12**-0.5, abs=0.01)
