@@ -1,5 +1,6 @@
 """Measure a trained network: python run_eval.py load_dir=RUN 'metrics=[bpd,fid]' [overrides]; see configs/eval.yaml."""
 
+import interrupts  # noqa: I001  (before what takes a moment to import)
 import logging
 from pathlib import Path
 
@@ -30,6 +31,7 @@ def main(cfg: DictConfig) -> None:
     from evaluation.report import protocol, table
     from models.files import find_checkpoint
 
+    interrupts.raise_from_here()
     devices = choose_devices(cfg.device, cfg.ngpus)
     checkpoint = Path(cfg.load_dir)
     if not checkpoint.is_file():

@@ -1,5 +1,6 @@
 """Train a score network: python run_train.py [overrides]; see configs/train.yaml."""
 
+import interrupts  # noqa: I001  (before what takes a moment to import)
 import sys
 from pathlib import Path
 
@@ -27,6 +28,7 @@ def main(cfg: DictConfig) -> None:
     from training.loop import train
     from training.run_dir import resumed_config
 
+    interrupts.raise_from_here()
     if resume is not None:
         overrides = [o for o in HydraConfig.get().overrides.task if not o.startswith("resume=")]
         cfg = resumed_config(cfg, run_dir, overrides)

@@ -1,5 +1,6 @@
 """Draw samples from a trained network: python run_vis.py load_dir=RUN [overrides]; see configs/vis.yaml."""
 
+import interrupts  # noqa: I001  (before what takes a moment to import)
 import logging
 from pathlib import Path
 
@@ -31,6 +32,7 @@ def main(cfg: DictConfig) -> None:
     from evaluation.output_dir import open_output
     from models.files import find_checkpoint
 
+    interrupts.raise_from_here()
     devices = choose_devices(cfg.device, cfg.ngpus)
     # with several processes this one only looks whether everything is as it should be
     artist = Artist(cfg, devices[0] if len(devices) == 1 else torch.device("cpu"))

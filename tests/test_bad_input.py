@@ -412,7 +412,32 @@ def test_fuzz_of_damaged_files(run, place, pytestconfig):
     assert counts["refused"] > counts["unharmed"]
 
 
-VALUES = ["0", "1", "-1", "3", "0.5", "-0.5", "1e-300", "1e300", "nan", "inf", "null", "true", "off", "''", "x", "[]", "[1]", "[1,2]", "{a:1}", "${x}", "1e-3", "8", "7", "16"]
+VALUES = [
+    "0",
+    "1",
+    "-1",
+    "3",
+    "0.5",
+    "-0.5",
+    "1e-300",
+    "1e300",
+    "nan",
+    "inf",
+    "null",
+    "true",
+    "off",
+    "''",
+    "x",
+    "[]",
+    "[1]",
+    "[1,2]",
+    "{a:1}",
+    "${x}",
+    "1e-3",
+    "8",
+    "7",
+    "16",
+]
 FUZZED_KEYS = [
     key
     for key in schema.train_keys()

@@ -188,27 +188,6 @@ def test_a_failing_job_fails_a_multirun_and_the_others_finish(script, tmp_path):
     assert done == ["1", "2"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["run_train.py", "model=unet"], "unet"),
-        (["run_train.py", "trainig.n_iters=3"], "trainig"),
-        (["run_train.py", *TINY, "sde.sigma_min=9"], "sde.sigma_min=9"),
-        (["run_train.py", *TINY, "device=tpu"], "device=tpu"),
-        (["run_train.py", "resume=nowhere"], "nowhere is not a run directory"),
-        (["run_train.py", "resume=nowhere/checkpoints/checkpoint_1.pth"], "is not a run directory"),
-        (["run_train.py", *TINY, "model.channel_mult=[]"], "model=adm"),
-        (["run_vis.py"], "load_dir is missing"),
-        (["run_vis.py", "load_dir=nowhere", "eval.batch_size=0"], "eval.batch_size=0"),
-        (["run_vis.py", "load_dir=nowhere", "w=much"], "w=much"),
-        (["run_vis.py", "load_dir=nowhere"], "nowhere is not a run directory"),
-    ],
-)
-def test_bad_input_is_one_clear_message_without_a_traceback(script, tmp_path, arguments, message):
-    assert failed_with(script(*arguments), message)
-    assert not (tmp_path / "nowhere").exists()
-
-
 @pytest.mark.parametrize("argument", ["-m", "--multirun", "hydra.run.dir=elsewhere"])
 def test_what_does_not_go_with_resume_is_named(tmp_path, argument):
     (tmp_path / ".hydra").mkdir()
@@ -225,8 +204,3 @@ def test_devices(monkeypatch):
         choose_device("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert choose_device("auto") == choose_device("cuda") == torch.device("cuda")
-
-
-def test_debug_brings_the_traceback_back(script):
-    result = script("run_train.py", *TINY, "device=tpu", "debug=true")
-    assert result.returncode != 0 and "Traceback" in result.stderr and "device=tpu" in result.stderr

@@ -181,7 +181,10 @@ class _Group:
             if reports[rank]["traceback"]:
                 log.error("process %d of %d:\n%s", rank, self.size, reports[rank]["traceback"])
             raise CleanError(reports[rank]["message"])
-        return max([signum, *(report["stopped"] for report in reports.values())])
+        signum = max([signum, *(report["stopped"] for report in reports.values())])
+        if signum and not any("early" not in report for report in reports.values()):
+            log.info("interrupted before the first step")
+        return signum
 
 
 def _train_as(
@@ -207,8 +210,9 @@ def _train_as(
             world = World(device, rank, size, store, startup, cfg.training.step_timeout)
             report = {"stopped": train(cfg, run_dir, world, stop)}
             world.leave()
-    except KeyboardInterrupt:
-        report = {"stopped": int(signal.SIGINT)}
+    except KeyboardInterrupt:  # before the first step: the others need not wait
+        store.set(f"report/{rank}", json.dumps({"time": time.time(), "stopped": int(signal.SIGINT), "early": True}))
+        raise SystemExit(128 + signal.SIGINT) from None
     except (CleanError, OSError) as error:
         report = {"message": str(error), "traceback": traceback.format_exc() if cfg.debug else ""}
     except Exception as error:

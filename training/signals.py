@@ -25,7 +25,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received = 0
-        self._holding = False
+        self._holding = self._leaving = False
         self._previous = {}
 
     def __enter__(self) -> "StopSignals":
@@ -43,9 +43,13 @@ class StopSignals:
 
     def _note(self, signum: int, _: FrameType | None) -> None:
         if not self._holding:
-            self.__exit__()
+            if self._leaving:
+                return
+            self._leaving = True
             if signum == signal.SIGINT:
                 raise KeyboardInterrupt
+            if self._has_another_handler(signum):
+                self.__exit__()  # not otherwise: another signal may be waiting for the handler that it had when it came
             self.pass_on(signum)
         if self.received and signum == signal.SIGINT:
             raise KeyboardInterrupt
@@ -62,12 +66,15 @@ class StopSignals:
         Raises:
             SystemExit: with 128 + ``signum``, as shells have it.
         """
-        handler = self._previous.get(signum)
-        if callable(handler) and handler is not signal.default_int_handler:
-            handler(signum, None)
+        if self._has_another_handler(signum):
+            self._previous[signum](signum, None)
             # The handler of submitit acts in process 0 and lets the others wait for the end of the job, which their
             # own would make a failure; and a job that Slurm is about to requeue must not end by itself.
             if rank > 0 or "SLURM_JOB_ID" in os.environ:
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the next one is the end
                 time.sleep(LONGEST_GRACE)
         sys.exit(128 + signum)
+
+    def _has_another_handler(self, signum: int) -> bool:
+        handler = self._previous.get(signum)
+        return callable(handler) and handler is not signal.default_int_handler
