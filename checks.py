@@ -41,7 +41,7 @@ class Number:
         fits = isinstance(value, int if self.integer else int | float) and not isinstance(value, bool)
         low_enough = fits and (value < self.high if self.below else value <= self.high)
         high_enough = fits and (value > self.low if self.above else value >= self.low)
-        if low_enough and high_enough and math.isfinite(value):
+        if low_enough and high_enough and (isinstance(value, int) or math.isfinite(value)):
             return
         limits = [f"{'more than' if self.above else 'at least'} {self.low:g}"] * math.isfinite(self.low)
         limits += [f"{'less than' if self.below else 'at most'} {self.high:g}"] * math.isfinite(self.high)

@@ -93,11 +93,15 @@ def door(config_name: str, keys: Iterable[str]) -> Callable[[Callable[[DictConfi
                     raise CompactHydraException(str(error)) from error
                 _Outcome.failed = True
                 if isinstance(error, InputError):
-                    print(error, file=sys.stderr)
+                    print(_printable(str(error)), file=sys.stderr)
                     _leave_no_empty_directory()
                 else:
-                    log.error("%s", error)
+                    log.error("%s", _printable(str(error)))
             except Exception as error:
+                if _is_out_of_memory(error) and cfg.debug is not True and _Outcome.here:
+                    _Outcome.failed = True
+                    log.error("out of memory: %s", _printable(str(error).splitlines()[0]))
+                    return
                 _Outcome.bug = error
                 raise
 
@@ -115,7 +119,7 @@ def door(config_name: str, keys: Iterable[str]) -> Callable[[Callable[[DictConfi
             except Exception as error:
                 if full or error is _Outcome.bug:
                     raise
-                print(_in_one_line(error, keys), file=sys.stderr)
+                print(_printable(_in_one_line(error, keys)), file=sys.stderr)
                 sys.exit(1)
             if _Outcome.failed:
                 sys.exit(1)
@@ -123,6 +127,16 @@ def door(config_name: str, keys: Iterable[str]) -> Callable[[Callable[[DictConfi
         return entry
 
     return decorate
+
+
+def _printable(message: str) -> str:
+    """Without what a file could tell a terminal to do."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", message)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    told = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in told or "can't allocate memory" in told
 
 
 def _resolve(cfg: DictConfig) -> None:

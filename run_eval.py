@@ -12,7 +12,7 @@ from schema import check_eval, eval_keys
 
 log = logging.getLogger(__name__)
 
-FREE = ("device", "ngpus", "debug")  # what may change when the work goes on: no number depends on it
+FREE = ("ngpus", "debug")  # what may change when the work goes on: no number depends on it
 
 
 @door("eval", eval_keys())
@@ -33,13 +33,14 @@ def main(cfg: DictConfig) -> None:
 
     interrupts.raise_from_here()
     devices = choose_devices(cfg.device, cfg.ngpus)
+    cfg.device = devices[0].type
     checkpoint = Path(cfg.load_dir)
     if not checkpoint.is_file():
         checkpoint = find_checkpoint(checkpoint, cfg.eval.ckpt)
         cfg.eval.ckpt = int(checkpoint.stem.split("_")[1])
     evaluation = Evaluation(cfg, devices, protocol(cfg, checkpoint, devices))
     with open_dict(cfg):
-        cfg.checkpoint_sha256 = evaluation.results["checkpoint"]["sha256"]
+        cfg.inputs = evaluation.inputs
 
     folder = Path(HydraConfig.get().runtime.output_dir)
     with open_output(folder, cfg, "eval", FREE), logging_redirect_tqdm():

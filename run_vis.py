@@ -12,7 +12,7 @@ from schema import check_vis, vis_keys
 
 log = logging.getLogger(__name__)
 
-FREE = ("device", "ngpus", "debug", "eval.rounds")  # what may change when drawing goes on: no image depends on it
+FREE = ("ngpus", "debug", "eval.rounds")  # what may change when drawing goes on: no image depends on it
 
 
 @door("vis", vis_keys())
@@ -34,10 +34,11 @@ def main(cfg: DictConfig) -> None:
 
     interrupts.raise_from_here()
     devices = choose_devices(cfg.device, cfg.ngpus)
+    cfg.device = devices[0].type
+    if (Path(cfg.load_dir) / "checkpoints").is_dir():
+        cfg.eval.ckpt = int(find_checkpoint(cfg.load_dir, cfg.eval.ckpt).stem.split("_")[1])
     # with several processes this one only looks whether everything is as it should be
     artist = Artist(cfg, devices[0] if len(devices) == 1 else torch.device("cpu"))
-    if Path(cfg.load_dir).is_dir():
-        cfg.eval.ckpt = int(find_checkpoint(cfg.load_dir, cfg.eval.ckpt).stem.split("_")[1])
 
     folder = Path(HydraConfig.get().runtime.output_dir) / "images"
     with open_output(folder, cfg, "vis", FREE), logging_redirect_tqdm():

@@ -15,10 +15,13 @@ from errors import InputError
 COUNT = Number(1, 10**9, integer=True)
 SEED = Number(0, 2**63 - 1, integer=True)
 RATE = Number(0, 1)
+TIMEOUT = Number(1, 10**7)
+LEVEL = Number(0, 10**6, above=True)
+IMAGES = Number(1, 10**6, integer=True)
 PRECISION = OneOf(("fp32", "bf16", "fp16"))
 DEVICE = OneOf(("auto", "cpu", "cuda"))
 
-LARGEST_IMAGE = 3 * 1024 * 1024  # numbers
+LARGEST_IMAGE = 3 * 512 * 512  # numbers
 WIDTH = Number(1, 8192, integer=True)
 BLOCKS = Number(1, 256, integer=True)
 MULTIPLES = ListOf(Number(1, 64, integer=True), shortest=1)
@@ -66,8 +69,8 @@ DATA: Schema = {
 }
 
 SDE: Schema = {
-    "sigma_min": Number(0, above=True),
-    "sigma_max": Number(0, above=True),
+    "sigma_min": LEVEL,
+    "sigma_max": LEVEL,
     "num_scales": Number(1, 10**6, integer=True),
 }
 
@@ -103,9 +106,9 @@ TRAIN: Schema = {
     "sde": SDE,
     "sampling": SAMPLING,
     "training": {
-        "batch_size": COUNT,
+        "batch_size": IMAGES,
         "accumulate": COUNT,
-        "n_iters": Number(0, integer=True),
+        "n_iters": Number(0, 10**12, integer=True),
         "snapshot_freq": COUNT,
         "snapshot_freq_for_preemption": COUNT,
         "snapshot_sampling": flag,
@@ -114,10 +117,10 @@ TRAIN: Schema = {
         "likelihood_weighting": flag,
         "reduce_mean": flag,
         "drop_label": RATE,
-        "startup_timeout": Number(1),
-        "step_timeout": Number(1),
+        "startup_timeout": TIMEOUT,
+        "step_timeout": TIMEOUT,
     },
-    "eval": {"batch_size": COUNT},
+    "eval": {"batch_size": IMAGES},
     "optim": {
         "optimizer": OneOf(("Adam", "AdamW")),
         "lr": Number(0),
@@ -146,7 +149,7 @@ _DRAWING: Schema = {
 
 VIS: Schema = {
     **_DRAWING,
-    "eval": {"ckpt": Number(-1, integer=True), "batch_size": COUNT, "rounds": COUNT, "save_images": flag},
+    "eval": {"ckpt": Number(-1, 10**12, integer=True), "batch_size": IMAGES, "rounds": COUNT, "save_images": flag},
 }
 
 METRICS: dict[str, Schema] = {
@@ -158,7 +161,7 @@ METRICS: dict[str, Schema] = {
     },
     "elbo": {"times": COUNT, "importance": flag},
     "fid": {},
-    "kid": {"subsets": COUNT, "subset_size": Number(2, integer=True)},
+    "kid": {"subsets": COUNT, "subset_size": Number(2, 10**6, integer=True)},
     "inception_score": {"splits": COUNT},
     "precision_recall": {"neighborhood": COUNT},
 }
@@ -168,10 +171,10 @@ EVAL: Schema = {
     "dataroot": text,
     "data": {"root": optional_text},
     "eval": {
-        "ckpt": Number(-1, integer=True),
-        "batch_size": COUNT,
+        "ckpt": Number(-1, 10**12, integer=True),
+        "batch_size": IMAGES,
         "split": OneOf(("test", "train")),
-        "images": Number(1, integer=True, optional=True),
+        "images": Number(1, 10**9, integer=True, optional=True),
     },
 }
 CHOSEN_METRICS: Schema = {

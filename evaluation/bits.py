@@ -117,7 +117,7 @@ class FlowBits(_OfData):
             atol=self.options.atol,
             on_step=on_step,
         )
-        return {"bits": self.bits(out.log_prob, of_density=True), "evaluations": np.full(len(images), out.nfe)}
+        return {"bits": self.bits(out.log_prob, of_density=True), "evaluations": out.evaluations.cpu().numpy()}
 
 
 class BoundBits(_OfData):
@@ -125,17 +125,22 @@ class BoundBits(_OfData):
 
     Of a network that was trained on spread images the bound is that on their density, else that on the probability of
     the grey levels.
+
+    Args:
+        proposal: of the times, as ``elbo`` takes it.
     """
 
-    def __init__(self, cfg: DictConfig, device: torch.device) -> None:
+    def __init__(self, cfg: DictConfig, device: torch.device, proposal: Tensor | None = None) -> None:
         super().__init__(cfg, device)
         self.times = self.num_steps = cfg.metrics.elbo.times
         self.of_density = self.run.data.dequantize
-        self.proposal = None
-        if cfg.metrics.elbo.importance:
-            pilot = range(min(PILOT_IMAGES, len(self.images)))
-            generators = image_generators(self.seed, pilot, device, Stream.PILOT)
-            self.proposal = time_proposal(self.score_fn(pilot), self.sde, self.x0(pilot), generators)
+        self.proposal = None if proposal is None else proposal.to(device)
+
+    def look(self) -> Tensor:
+        """Where the bound of the first images has its variance, a ``proposal`` for importance sampling; on the CPU."""
+        pilot = range(min(PILOT_IMAGES, len(self.images)))
+        generators = image_generators(self.seed, pilot, self.device, Stream.PILOT)
+        return time_proposal(self.score_fn(pilot), self.sde, self.x0(pilot), generators).cpu()
 
     def x0(self, images: range) -> Tensor:
         """These images as the network knows them."""

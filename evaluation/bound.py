@@ -162,15 +162,13 @@ def _noisy(x0: Tensor, sigma: Tensor, generator: Generator | Sequence[Generator]
 
 def _log_level(x: Tensor, x0: Tensor, sigma: float, levels: int) -> Tensor:
     """log of the posterior probability of the levels of ``x0`` given ``x`` at ``sigma``, all alike before, (B,)."""
-    values = torch.arange(levels, dtype=torch.float64, device=x.device) / (levels - 1)
-    rows = max(1, LEVELS_AT_ONCE // (x[0].numel() * levels))
+    values = torch.arange(levels, dtype=torch.float64, device=x.device)[None] / (levels - 1)
+    rows = max(1, LEVELS_AT_ONCE // levels)
     parts = []
-    for own, true in zip(x.split(rows), x0.split(rows), strict=True):
-        own = own.flatten(1).double()[..., None]
-        logs = heat_kernel.log_density(own, values.expand(*own.shape[:2], -1), sigma).log_softmax(-1)
-        level = (true.flatten(1).double() * (levels - 1)).round().long()
-        parts.append(logs.gather(-1, level[..., None]).flatten(1).sum(1))
-    return torch.cat(parts)
+    for own, true in zip(x.double().reshape(-1, 1).split(rows), x0.double().reshape(-1, 1).split(rows), strict=True):
+        logs = heat_kernel.log_density(own, values.expand(len(own), -1), sigma).log_softmax(1)
+        parts.append(logs.gather(1, (true * (levels - 1)).round().long()))
+    return torch.cat(parts).reshape(len(x), -1).sum(1)
 
 
 def _sum(x: Tensor) -> Tensor:

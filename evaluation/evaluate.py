@@ -1,22 +1,30 @@
 """The metrics of a run, one after the other, each with the protocol that it was measured by."""
 
+import hashlib
 import json
+import logging
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from datasets import Images
+from errors import InputError
 from evaluation import quality
 from evaluation.bits import BoundBits, FlowBits, load_split
 from evaluation.drawing import Artist, draw_rounds
 from evaluation.features import Features, create_features
 from evaluation.images_dir import arrays_path, missing_rounds, save_round
-from evaluation.output_dir import write_text
+from evaluation.output_dir import write_arrays, write_text
 from evaluation.parts import of_each
+from evaluation.workers import MakeWorker
+
+log = logging.getLogger(__name__)
 
 BITS = {"bpd": FlowBits, "elbo": BoundBits}
 METRICS = (*BITS, *quality.METRICS)
@@ -24,6 +32,10 @@ METRICS = (*BITS, *quality.METRICS)
 
 class Evaluation:
     """All that the chosen metrics need, made and checked before the long work.
+
+    Attributes:
+        chosen: names of the metrics.
+        inputs: hashes of the files that the results depend on.
 
     Args:
         cfg: of run_eval.py.
@@ -37,6 +49,7 @@ class Evaluation:
     def __init__(self, cfg: DictConfig, devices: list[torch.device], protocol: dict[str, Any]) -> None:
         self.cfg, self.devices = cfg, devices
         self.results: dict[str, Any] = {**protocol, "metrics": {}}
+        self.inputs = {"checkpoint_sha256": protocol["checkpoint"]["sha256"]}
         self.chosen = [name for name in METRICS if name in cfg.metrics]
         first = devices[0] if len(devices) == 1 else torch.device("cpu")
         self.workers = {name: BITS[name](cfg, first) for name in self.chosen if name in BITS}
@@ -45,11 +58,25 @@ class Evaluation:
             self.artist = Artist(cfg, first)
             self.run = self.artist.run
             data = self.run.data
-            self.real: Images = load_split(cfg, self.run, "train")
+            compared = self.of_quality.keys() != {"inception_score"}
+            self.real: Images | None = load_split(cfg, self.run, "train") if compared else None
             self.features: Features = create_features(str(data.dataset), cfg.metrics.features, devices[0])
             self.samples: np.ndarray | None = None
             if cfg.metrics.samples is not None:
                 self.samples = quality.read_samples(Path(cfg.metrics.samples), data.image_size, data.num_channels)
+                self.inputs["samples_sha256"] = hashlib.sha256(self.samples.data).hexdigest()
+            self.inputs["features_sha256"] = self.features.sha256
+            self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        """Raise InputError if there are too few images to compare."""
+        fewest = 1 + self.of_quality.get("precision_recall", {}).get("neighborhood", 1)
+        drawn = self.cfg.metrics.drawn if self.samples is None else len(self.samples)
+        key = f"metrics.drawn={drawn}" if self.samples is None else f"metrics.samples={self.cfg.metrics.samples}"
+        if drawn < fewest:
+            raise InputError(f"{key}: {drawn} images, need at least {fewest}")
+        if self.real is not None and len(self.real) < fewest:
+            raise InputError(f"the training images are {len(self.real)}, need at least {fewest}")
 
     def __call__(self, folder: Path) -> dict[str, Any]:
         """Measure what is chosen; ``folder``/results.json grows with each metric."""
@@ -64,10 +91,14 @@ class Evaluation:
         write_text(folder / "results.json", json.dumps(self.results, indent=2) + "\n")
 
     def _bits(self, folder: Path, name: str, worker: FlowBits | BoundBits) -> dict[str, Any]:
+        make: MakeWorker = BITS[name]
+        if name == "elbo" and self.cfg.metrics.elbo.importance:
+            proposal = self._proposal(folder, worker)
+            worker, make = BoundBits(self.cfg, worker.device, proposal), partial(BoundBits, proposal=proposal)
         cfg, available = self.cfg, len(worker.images)
         n = available if cfg.eval.images is None else min(cfg.eval.images, available)
         batch_size = cfg.eval.batch_size
-        arrays = of_each(folder, name, worker, BITS[name], cfg, n, batch_size, self.devices, worker.num_steps)
+        arrays = of_each(folder, name, worker, make, cfg, n, batch_size, self.devices, worker.num_steps)
         bits = arrays.pop("bits")
         evaluations = arrays.pop("evaluations")
         given = "class of each image given" if worker.net.num_classes else "no classes"
@@ -85,12 +116,22 @@ class Evaluation:
             "evaluations": {"mean": float(evaluations.mean()), "largest": int(evaluations.max())},
         }
 
+    def _proposal(self, folder: Path, worker: BoundBits) -> Tensor:
+        """The proposal of an evaluation: made once, for all processes, and the same when it goes on."""
+        path = folder / "proposal.npz"
+        if not path.exists():
+            log.info("looking where the bound has its variance")
+            on_first = BoundBits(self.cfg, self.devices[0]) if worker.device != self.devices[0] else worker
+            write_arrays(path, {"proposal": on_first.look().numpy()})
+        with np.load(path, allow_pickle=False) as arrays:
+            return torch.from_numpy(arrays["proposal"])
+
     def _quality(self, folder: Path) -> dict[str, Any]:
         cfg = self.cfg
         if self.samples is None:
             pixels, how = self._draw(folder)
         else:
-            pixels, how = self.samples, {"source": str(cfg.metrics.samples)}
+            pixels, how = self.samples, {"source": str(cfg.metrics.samples), "sha256": self.inputs["samples_sha256"]}
 
         def look(images: range, on_step: Any) -> dict[str, np.ndarray]:
             features, logits = self.features(pixels[images.start : images.stop])
@@ -101,7 +142,7 @@ class Evaluation:
         features, logits = (torch.from_numpy(arrays[name]) for name in ("features", "logits"))
         how |= {"features": self.features.name, "features_sha256": self.features.sha256}
         real = None
-        if self.of_quality.keys() != {"inception_score"}:
+        if self.real is not None:
             cache = Path(cfg.dataroot) / "statistics"
             real = quality.reference(self.real, str(self.run.data.dataset), self.features, cache)
         results = quality.judge(features, logits, real, self.of_quality, cfg.seed)
@@ -118,6 +159,7 @@ class Evaluation:
         rounds = math.ceil(n / size)
         for r, drawn in draw_rounds(self.artist, missing_rounds(folder, rounds), size, self.devices):
             save_round(folder, r, drawn, None, each=False)
+            write_text(folder / "evaluations", f"{drawn.nfe}\n")
         pixels = np.concatenate([np.load(arrays_path(folder, r))["samples"] for r in range(rounds)])[:n]
         return pixels, {
             "source": "images/samples_*.npz",
@@ -125,5 +167,7 @@ class Evaluation:
             "label": OmegaConf.to_container(cfg)["label"],
             "w": cfg.w,
             "sampling": OmegaConf.to_container(cfg.sampling),
+            "denoiser_path": cfg.denoiser_path,
+            "evaluations": f"{(folder / 'evaluations').read_text().strip()} an image, the slowest of the last batch",
             "rounding": "nearest of 256 levels",
         }

@@ -2,8 +2,8 @@
 
 import hashlib
 import logging
-import pickle
 from abc import ABC, abstractmethod
+from io import BytesIO
 from pathlib import Path
 from urllib.error import URLError
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from datasets.images import digits
 from errors import InputError
+from models.files import read_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -61,13 +62,14 @@ class Inception(Features):
     def __init__(self, weights: Path, device: torch.device) -> None:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3  # heavy, where used
 
+        safe = BytesIO()  # torch-fidelity would run what is in the file
+        torch.save(read_checkpoint(weights), safe)
+        safe.seek(0)
         try:
-            torch.load(weights, map_location="cpu", weights_only=True)  # for torch-fidelity would run what is in it
             layers = ["2048", "logits_unbiased"]
-            net = FeatureExtractorInceptionV3(self.name, layers, feature_extractor_weights_path=str(weights))
-        except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
-            unsafe = isinstance(error, pickle.UnpicklingError)  # whose message has advice on running what is in it
-            reason = "more than tensors" if unsafe else str(error).splitlines()[0]
+            net = FeatureExtractorInceptionV3(self.name, layers, feature_extractor_weights_path=safe)
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = str(error).splitlines()[0]
             raise InputError(f"{weights} does not hold the weights of torch-fidelity's Inception: {reason}") from error
         self.net, self.device = net.to(device), device
         with weights.open("rb") as file:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from errors import writing
 from evaluation.drawing import Drawn
 from evaluation.output_dir import write_arrays
 from sampling.images import save_each, save_grid, save_trajectory
@@ -21,11 +22,12 @@ def save_round(folder: Path, r: int, drawn: Drawn, columns: int | None, each: bo
         The path of the grid.
     """
     path = folder / f"samples_{r}.png"
-    save_grid(drawn.pixels, path, columns)
-    if each:
-        save_each(drawn.pixels, folder / "single", first=r * len(drawn.pixels))
-    if r == 0 and drawn.trajectory is not None:
-        save_trajectory(drawn.trajectory, folder / "trajectory")
+    with writing(path):
+        save_grid(drawn.pixels, path, columns)
+        if each:
+            save_each(drawn.pixels, folder / "single", first=r * len(drawn.pixels))
+        if r == 0 and drawn.trajectory is not None:
+            save_trajectory(drawn.trajectory, folder / "trajectory")
     arrays = {"samples": drawn.pixels} | ({} if drawn.labels is None else {"labels": drawn.labels})
     write_arrays(arrays_path(folder, r), arrays)
     return path

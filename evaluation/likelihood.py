@@ -23,10 +23,12 @@ class Likelihood:
     Attributes:
         log_prob: logarithm of the density at sigma(0), nats, (B,).
         nfe: calls of the score function.
+        evaluations: how many of them each point took, int64 (B,).
     """
 
     log_prob: Tensor
     nfe: int
+    evaluations: Tensor
 
 
 @torch.no_grad()
@@ -84,8 +86,8 @@ def log_likelihood(
 
     # log p at t = 0 is that at t = 1, which is 0, less what it gains on the way
     start = torch.cat([x.flatten(1), x.new_zeros(len(x), 1)], dim=1)
-    end, nfe = integrate(field, start, rtol, atol, on_step, parts=(size, 1))
-    return Likelihood(-end[:, size], nfe)
+    end, evaluations = integrate(field, start, rtol, atol, on_step, parts=(size, 1))
+    return Likelihood(-end[:, size], int(evaluations.max()), evaluations)
 
 
 def _signs(x: Tensor, generator: Generator | Sequence[Generator] | None, probes: int) -> Tensor:

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import logging
 import os
-import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,11 @@ from tqdm import tqdm
 
 from datasets import Images
 from datasets.prepare import UnreadableError, find_images, read_image
-from errors import InputError, writing
+from errors import InputError
 from evaluation.features import Features, to_pixels
+from models.files import DAMAGE, digest
+
+log = logging.getLogger(__name__)
 
 KEPT = 50_000  # features of real images that are kept, for KID, precision and recall
 PAPERS_USE = 50_000  # drawn images
@@ -63,10 +67,15 @@ def reference(images: Images, dataset: str, features: Features, cache: Path) -> 
     if stored is None:
         stored = _statistics(images, features)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        with writing(path):
+        try:
             cache.mkdir(parents=True, exist_ok=True)
-            save_file(stored, temporary, metadata={"key": key})
+            save_file(stored, temporary, metadata={"key": key, "sha256": digest(key, stored)})
             os.replace(temporary, path)
+        except (OSError, SafetensorError) as error:
+            log.warning("%s cannot be written, the statistics are not kept: %s", path, error)
+        finally:
+            temporary.unlink(missing_ok=True)
+    protocol["statistics_sha256"] = digest(key, stored)
     return Reference(stored["mean"].numpy(), stored["covariance"].numpy(), stored["features"], protocol)
 
 
@@ -80,9 +89,10 @@ def _hash(images: Images) -> str:
 def _read(path: Path, key: str) -> dict[str, Tensor] | None:
     try:
         with safe_open(path, framework="pt") as file:
-            if (file.metadata() or {}).get("key") != key:
-                return None
-            return {name: file.get_tensor(name) for name in ("mean", "covariance", "features")}
+            metadata = file.metadata() or {}
+            stored = {name: file.get_tensor(name) for name in ("mean", "covariance", "features")}
+        whole = metadata.get("key") == key and metadata.get("sha256") == digest(key, stored)
+        return stored if whole else None
     except (OSError, SafetensorError):
         return None  # not there, or damaged: computed again
 
@@ -124,7 +134,7 @@ def read_samples(path: Path, size: int, num_channels: int) -> np.ndarray:
         try:
             with np.load(file, allow_pickle=False) as stored:
                 parts.append(stored["samples"])
-        except (OSError, KeyError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        except (*DAMAGE, zlib.error) as error:
             raise InputError(f"{file} cannot be read as images drawn by run_vis.py: {error}") from error
     if not arrays:
         for file in find_images(path):

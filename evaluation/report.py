@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-PACKAGES = ("numpy", "torch-fidelity", "scikit-learn")
+PACKAGES = ("numpy", "scipy", "pillow", "torch-fidelity", "scikit-learn")
 
 
 def protocol(cfg: DictConfig, checkpoint: Path, devices: list[torch.device]) -> dict[str, Any]:
@@ -28,6 +28,7 @@ def protocol(cfg: DictConfig, checkpoint: Path, devices: list[torch.device]) -> 
         "seed": cfg.seed,
         "precision": cfg.precision,
         "devices": names,
+        "cuda": torch.version.cuda if devices[0].type == "cuda" else None,
         "packages": {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -41,8 +42,8 @@ def table(results: dict[str, Any]) -> str:
     rows = [("metric", "value", "+-", "of")]
     for name, result in results["metrics"].items():
         error = result.get("error")
-        kind = result["error_is"] if error is not None else f"{result.get('drawn', result.get('images'))} images"
-        notes = [kind, *filter(None, [result.get("unit"), result.get("note")])]
+        count = result.get("note") or f"{result.get('drawn', result.get('images'))} images"
+        notes = [count if error is None else result["error_is"], *filter(None, [result.get("unit")])]
         rows.append((name, f"{result['value']:.5g}", "" if error is None else f"{error:.2g}", "; ".join(notes)))
     widths = [max(len(row[k]) for row in rows) for k in range(3)]
     return "\n".join("  ".join([*(row[k].ljust(widths[k]) for k in range(3)), row[3]]) for row in rows)

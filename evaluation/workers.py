@@ -65,7 +65,9 @@ def work_through(
                 bar.update(steps.value - bar.n)
             yield done.pop(number)
     except ProcessException as error:
-        raise CleanError(f"a process has ended: {error}") from error
+        if cfg.debug:
+            raise
+        raise CleanError(f"a process has failed: {str(error).strip().splitlines()[-1]}") from error
     finally:
         for process in workers.processes:
             process.kill()

@@ -6,7 +6,7 @@ import re
 import struct
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,8 @@ def load_config(run_dir: Path) -> DictConfig:
     if not path.is_file():
         raise InputError(f"{path} does not exist: {run_dir} is not a run directory")
     try:
+        if path.stat().st_size > LONGEST_CONFIG:
+            raise InputError(f"{path} is too long for the configuration of a run")
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
@@ -61,20 +63,32 @@ def parse_config(text: str, path: Path) -> DictConfig:
     except (yaml.YAMLError, OmegaConfBaseException, RecursionError, ValueError, TypeError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+        mark = getattr(error, "problem_mark", None)  # where it is, but not what: the file may be a link to another
+        raise InputError(f"{path} cannot be read as YAML{f', line {mark.line + 1}' if mark else ''}") from error
     for section, keys in REQUIRED.items():
         part = values.get(section) if isinstance(values, dict) else None
         for key in keys:
             if not isinstance(part, dict) or key not in part:
                 raise InputError(f"{path} has no {section}.{key}: it is not the configuration of a run")
-    if "${" in text:
-        raise InputError(f"{path} holds an interpolation, ${{...}}: write the value itself")
+    for value in _strings(values):  # of what was read, not of the text, where it can be spelt otherwise
+        if "${" in value or value == "???":
+            raise InputError(f"{path} holds an interpolation, ${{...}}, or ???: write the value itself")
     try:
         cfg = from_published(values)
         check_loaded(cfg)
         return OmegaConf.create(cfg)
     except (AttributeError, InputError, TypeError) as error:
         raise InputError(f"{path}: {error}") from error
+
+
+def _strings(tree: Any) -> Iterator[str]:
+    """All strings in a tree of dictionaries and lists, keys included."""
+    if isinstance(tree, dict):
+        tree = [*tree.keys(), *tree.values()]
+    for item in tree if isinstance(tree, list) else ():
+        yield from _strings(item)
+    if isinstance(tree, str):
+        yield tree
 
 
 def _check_plain(text: str, path: Path) -> None:
@@ -158,7 +172,7 @@ def digest(text: str, tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         total.update(f"\0{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
-        total.update(tensor.contiguous().view(torch.uint8).numpy().data if tensor.numel() else b"")
+        total.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
 
 

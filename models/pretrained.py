@@ -172,7 +172,8 @@ def check_tensors(stored: Mapping[str, Any], expected: Mapping[str, Tensor], pat
 
 def check_tensor(tensor: Any, shape: torch.Size, name: str, path: Path) -> None:
     """Raise InputError unless ``tensor`` is one of numbers with that ``shape``."""
-    if not isinstance(tensor, Tensor) or tensor.is_complex() or tensor.is_quantized or tensor.layout != torch.strided:
+    plain = type(tensor) in (Tensor, nn.Parameter) and not tensor.is_nested and tensor.device.type == "cpu"
+    if not plain or tensor.is_complex() or tensor.is_quantized or tensor.layout != torch.strided:
         raise InputError(f"{path}: {name} is not a dense tensor of real numbers")
     if tensor.shape != shape:
         raise InputError(f"{path}: {name} is {tuple(tensor.shape)}, the network wants {tuple(shape)}")

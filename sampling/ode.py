@@ -85,14 +85,14 @@ class ProbabilityFlow:
 
         y = self.side_eps + (1.0 - 2.0 * self.side_eps) * x_init if self.side_eps else x_init
         if not self.trajectory:
-            y, nfe = integrate(field, y, self.rtol, self.atol, on_step)
-            return Samples(cube.reflect(y), nfe)
+            y, evaluations = integrate(field, y, self.rtol, self.atol, on_step)
+            return Samples(cube.reflect(y), int(evaluations.max()))
         marks = torch.linspace(0.0, 1.0, self.trajectory, dtype=torch.float64, device=y.device)
         followed = y[None, :TRAJECTORY_IMAGES].repeat(self.trajectory, *[1] * y.ndim)
-        y, nfe = integrate(field, y, self.rtol, self.atol, on_step, lambda step: _follow(followed, marks, step))
+        y, evaluations = integrate(field, y, self.rtol, self.atol, on_step, lambda step: _follow(followed, marks, step))
         samples = cube.reflect(y)
         followed[-1] = samples[:TRAJECTORY_IMAGES]
-        return Samples(samples, nfe, followed)
+        return Samples(samples, int(evaluations.max()), followed)
 
 
 def _follow(followed: Tensor, marks: Tensor, step: Step) -> None:

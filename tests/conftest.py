@@ -39,7 +39,7 @@ TINY = [
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Options of this project's tests."""
     parser.addoption("--kills", type=int, default=1, help="how often the test of exact resuming kills a run")
-    parser.addoption("--fuzz", type=int, default=30, help="how many damaged files and configurations are tried")
+    parser.addoption("--fuzz", type=int, default=10, help="how many damaged files and configurations are tried")
 
 
 def composed(*overrides: str, name: str = "train") -> DictConfig:

@@ -44,7 +44,7 @@ class Runner:
         self.folder, self.out = folder, folder.parent / "said"
         self.server = subprocess.Popen(
             [sys.executable, str(ROOT / "tests/forked.py")],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(),
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**environment(), "CUDA_VISIBLE_DEVICES": ""},
         )  # fmt: skip
 
     def __call__(self, script: str, *args: str) -> Result:
@@ -63,6 +63,7 @@ def place(tmp_path_factory):
     train(tiny_config("training.snapshot_sampling=false"), folder / "run", World(torch.device("cpu")))
     export(folder / "run", folder / "model.safetensors", "safetensors", -1)
     (folder / "images").mkdir()
+    (folder / "empty").mkdir()
     for i in range(12):
         Image.fromarray(np.full((8, 8, 3), 20 * i, np.uint8)).save(folder / f"images/{i:02d}.png")
     return folder
@@ -88,6 +89,7 @@ def refused(result, message):
     assert result.code == 1, (result.code, result.said)
     assert len(lines) == 1, result.said
     assert message in lines[0]
+    assert lines[0].isprintable() and "hunter2" not in lines[0]
 
 
 TRAIN_CASES = [
@@ -123,6 +125,9 @@ TRAIN_CASES = [
     ("training.accumulate=9", "training.batch_size=8: less than an image for each of 1 processes x"),
     ("ngpus=9", "training.batch_size=8: less than an image for each of 9 processes"),
     ("ngpus=0", "ngpus=0: need an integer, at least 1"),
+    (f"training.n_iters=1{'0' * 400}", "need an integer, at least 0, at most 1e+12"),
+    ("training.step_timeout=1e300", "training.step_timeout=1e+300: need a number, at least 1"),
+    ("ngpus=4000", "training.batch_size=8: less than an image for each of 4000"),
     ("training.n_iters=-1", "training.n_iters=-1: need an integer, at least 0"),
     ("training.log_freq=0", "training.log_freq=0"),
     ("training.eval_freq=0", "training.eval_freq=0"),
@@ -134,10 +139,10 @@ TRAIN_CASES = [
     ("model.channel_mult=3", "model.channel_mult=3: need a list"),
     ("model.channel_mult=[]", "model.channel_mult=[]: need a list of 1 to 16 values"),
     ("model.channel_mult=[1,x]", "model.channel_mult=x: need an integer"),
-    ("model.channel_mult=[1,1,1,1,1]", "8"),
+    ("model.channel_mult=[1,1,1,1,1]", "data.image_size=8"),
     ("model.model_channels=7", "model.model_channels=7: need an even number"),
     ("model.model_channels=1e9", "model.model_channels=1000000000.0: need an integer"),
-    ("data.image_size=28", "digits"),
+    ("data.image_size=28", "data.dataset=digits has images of (1, 8, 8)"),
     ("data.image_size=1000000", "data.image_size=1000000: need an integer, at least 1, at most 1024"),
     ("data.num_classes=5", "data.num_classes=5, but data.dataset=digits has 10"),
     ("sde.sigma_min=0", "sde.sigma_min=0: need a number, more than 0"),
@@ -154,8 +159,8 @@ TRAIN_CASES = [
     ("seed=-1", "seed=-1: need an integer, at least 0"),
     ("dataroot=''", "dataroot='': need a name or path"),
     ("optim.lr=${nowhere}", "optim.lr=${nowhere}: Interpolation key 'nowhere' not found"),
-    ("optim.lr=[", "optim.lr=["),
-    ("n_iters", "n_iters"),
+    ("optim.lr=[", "optim.lr=[: no viable alternative"),
+    ("n_iters", "n_iters: "),
     ("resume=nowhere", "resume=nowhere is not a run directory"),
 ]
 
@@ -170,11 +175,14 @@ def test_train(run, place, typed, message):
 OTHER_CASES = [
     ("run_train.py", ["model=vdm", "data=digits"], "data.classes=True, but model=vdm has no classes"),
     ("run_train.py", ["data=folder", "device=cpu", "model.nf=8"], "data.root is missing: say data.root=PATH"),
+    ("run_train.py", ["data=folder", "data.root=empty", "device=cpu", "model.nf=8"], "empty has no images to train on"),
     ("run_train.py", ["data=folder", "data.root=gone", "device=cpu", "model.nf=8"], "data.root=gone is not a folder"),
     ("run_train.py", ["resume=run", "model.dropout=0.5"], "model.dropout=0.5, but the run in"),
     ("run_train.py", ["resume=run", "training.n_iters=x"], "training.n_iters=x: need an integer"),
     ("run_train.py", ["resume=run", "experiment=digits"], "experiment cannot change in a resumed run"),
     ("run_train.py", ["resume=run", "-m"], "-m does not go with resume=run"),
+    ("run_vis.py", ["load_dir=run", "ngpus=4000"], "ngpus=4000, but there are"),
+    ("run_vis.py", ["load_dir=run", "eval.batch_size=10000000000"], "need an integer, at least 1, at most 1e+06"),
     ("run_vis.py", [], "load_dir is missing: say load_dir=..."),
     ("run_vis.py", ["load_dir=nowhere"], "nowhere is not a run directory"),
     ("run_vis.py", ["load_dir=images"], "images is not a run directory"),
@@ -192,7 +200,7 @@ OTHER_CASES = [
     ("run_eval.py", ["load_dir=run", "metrics=[]"], "metrics=[]: choose some of bpd, elbo, fid"),
     ("run_eval.py", ["load_dir=run", "metrics.bpd.divergence=trace"], "metrics.bpd.divergence=trace: known are"),
     ("run_eval.py", ["load_dir=run", "metrics=[fid]", "metrics.samples=gone"], "metrics.samples=gone does not exist"),
-    ("run_eval.py", ["load_dir=run", "metrics=[fid]", "metrics.features=gone"], "gone does not hold the weights"),
+    ("run_eval.py", ["load_dir=run", "metrics=[fid]", "metrics.features=gone"], "gone cannot be read"),
 ]
 
 
@@ -253,6 +261,24 @@ def compressed(run_dir):
             new.writestr(name, data)
 
 
+def link_to_a_secret(run_dir):
+    """A configuration that is another file, of which no word may be said."""
+    secret = run_dir.parent.parent / "secret"
+    secret.write_text("machine: x\npassword: [hunter2\n")
+    (run_dir / ".hydra/config.yaml").unlink()
+    (run_dir / ".hydra/config.yaml").symlink_to(secret)
+
+
+def otherwise(make):
+    """A checkpoint whose first tensor is something else."""
+
+    def change(contents):
+        name, tensor = next(iter(contents["model"].items()))
+        contents["model"][name] = make(tensor)
+
+    return checkpoint(change)
+
+
 def giant(contents):
     """A tensor of a trillion numbers that stores one."""
     name = next(iter(contents["model"]))
@@ -272,6 +298,10 @@ FILE_CASES = {
     "a giant file": (lambda r: (r / ".hydra/config.yaml").write_text("#" * 2**20), "too long"),
     "an environment variable": (config("name: adm", "name: ${oc.env:HOME}"), "holds an interpolation"),
     "a hydra resolver": (config("name: adm", "name: ${hydra:runtime.cwd}"), "holds an interpolation"),
+    "an interpolation spelt otherwise": (config("name: adm", 'name: "\\x24{oc.env:HOME}"'), "holds an interpolation"),
+    "another one": (config("dataset: digits", 'dataset: "\\x24{oc.env:HOME}"'), "holds an interpolation"),
+    "a missing value": (config("name: adm", "name: adm\n  more: ???"), "holds an interpolation"),
+    "a link to a secret": (link_to_a_secret, "config.yaml cannot be read as YAML, line 3"),
     "a _target_": (config("name: adm", "name: adm\n  _target_: os.system"), "_target_"),
     "another network": (config("name: adm", "name: transformer"), "model.name=transformer: known are"),
     "other widths": (config("model_channels: 8", "model_channels: 16"), "checkpoint_1.pth"),
@@ -292,6 +322,11 @@ FILE_CASES = {
     "a tensor too few": (checkpoint(lambda c: c["model"].popitem() and None), "which the network"),
     "a tensor too many": (checkpoint(lambda c: c["model"].update(extra=torch.zeros(1))), "has extra"),
     "a giant tensor": (checkpoint(giant), "the network wants"),
+    "a tensor without numbers": (otherwise(lambda t: t.to("meta")), "is not a dense tensor of real numbers"),
+    "a nested tensor": (otherwise(lambda t: torch.nested.nested_tensor([t, t])), "checkpoint_1.pth"),
+    "a sparse tensor": (otherwise(lambda t: t.to_sparse()), "is not a dense tensor of real numbers"),
+    "complex numbers": (otherwise(lambda t: t.to(torch.complex64)), "is not a dense tensor of real numbers"),
+    "a name with escapes": (checkpoint(lambda c: c["model"].update({"\x1b[2J\nx": torch.zeros(1)})), "has "),
     "averages of others": (checkpoint(lambda c: c["ema"]["shadow_params"].pop() and None), "ema.shadow_params"),
 }  # fmt: skip
 
@@ -446,19 +481,34 @@ FUZZED_KEYS = [
 ]
 
 
+SCRIPTS = {
+    "run_train.py": [
+        *(o for o in TINY if not o.startswith("training.n_iters")),
+        "training.n_iters=1",
+        "eval.batch_size=2",
+    ],
+    "run_vis.py": ["load_dir=run", *QUICK[:-1]],
+    "run_eval.py": ["load_dir=run", *QUICK[:-1], "eval.images=2", "metrics.bpd.rtol=0.1", "metrics.bpd.atol=0.1"],
+}
+KEYS = {"run_train.py": FUZZED_KEYS, "run_vis.py": schema.vis_keys(), "run_eval.py": schema.eval_keys()}
+NOT_FUZZED = ("load_dir", "eval.images", "eval.rounds", "eval.batch_size", "ngpus", "metrics.elbo.times", "metrics")
+
+
 def test_fuzz_of_configurations(run, place, pytestconfig):
     """Any values for any options: a run, or one line; never a traceback or a run that does not end."""
     counts = {"refused": 0, "ran": 0}
-    tiny = [option for option in TINY if not option.startswith("training.n_iters")]
 
     @settings(
         max_examples=pytestconfig.getoption("fuzz"), deadline=None, database=None, derandomize=True,
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
-    @given(st.lists(st.tuples(st.sampled_from(FUZZED_KEYS), st.sampled_from(VALUES)), min_size=1, max_size=3))
-    def attempt(changes):
-        typed = [f"{key}={value}" for key, value in changes]
-        result = run("run_train.py", *tiny, "training.n_iters=1", "eval.batch_size=2", *typed, "hydra.run.dir=fuzz")
+    @given(st.data())
+    def attempt(data):
+        script = data.draw(st.sampled_from(sorted(SCRIPTS)))
+        keys = [key for key in KEYS[script] if script == "run_train.py" or key not in NOT_FUZZED]
+        changes = st.lists(st.tuples(st.sampled_from(keys), st.sampled_from(VALUES)), min_size=1, max_size=3)
+        typed = [f"{key}={value}" for key, value in data.draw(changes)]
+        result = run(script, *SCRIPTS[script], *typed, "hydra.run.dir=fuzz")
         shutil.rmtree(place / "fuzz", ignore_errors=True)
         assert "Traceback" not in result.said, (typed, result.said)
         lines = [line for line in result.said.splitlines() if line.strip()]

@@ -28,6 +28,7 @@ from training.loop import train
 from training.processes import World
 
 CPU = torch.device("cpu")
+PROTOCOL = {"checkpoint": {"sha256": "of the test"}}
 ALL = "metrics=[bpd,elbo,fid,kid,inception_score,precision_recall]"
 QUICK = [
     "metrics.bpd.rtol=1e-2",
@@ -59,7 +60,7 @@ def eval_config(run_dir, *overrides, chosen=ALL):
 
 def evaluate(cfg, folder, devices=(CPU,)):
     folder.mkdir(exist_ok=True)
-    return Evaluation(cfg, list(devices), {})(folder)
+    return Evaluation(cfg, list(devices), PROTOCOL)(folder)
 
 
 def test_the_script_measures_all(script, run_dir, tmp_path):
@@ -99,7 +100,7 @@ def test_an_evaluation_goes_on_where_it_stopped(run_dir, tmp_path):
     class InterruptedError(Exception):
         pass
 
-    stopped = Evaluation(cfg, [CPU], {})
+    stopped = Evaluation(cfg, [CPU], PROTOCOL)
     bits, calls = stopped.workers["bpd"], []
 
     def two_parts(images, on_step):
@@ -113,7 +114,7 @@ def test_an_evaluation_goes_on_where_it_stopped(run_dir, tmp_path):
         of_each(folder, "bpd", two_parts, FlowBits, cfg, 25, 10, [CPU], bits.num_steps)
     assert calls == [range(10), range(10, 20)] and not (folder / "bpd.npz").exists()
 
-    fresh = Evaluation(cfg, [CPU], {})
+    fresh = Evaluation(cfg, [CPU], PROTOCOL)
     computed = []
 
     class Counting(FlowBits):
@@ -289,12 +290,12 @@ def test_inception_weights_that_are_not(tmp_path, monkeypatch):
         def __reduce__(self):
             return (Path.touch, (tmp_path / "ran",))
 
-    for contents in (Evil(), {"weights": torch.zeros(3)}):
+    for contents, message in ((Evil(), "cannot be read"), ({"weights": torch.zeros(3)}, "does not hold the weights")):
         torch.save(contents, tmp_path / "weights.pth")
-        with pytest.raises(InputError, match=r"weights\.pth does not hold the weights"):
+        with pytest.raises(InputError, match=rf"weights\.pth {message}"):
             Inception(tmp_path / "weights.pth", CPU)
     assert not (tmp_path / "ran").exists()
-    with pytest.raises(InputError, match=r"gone\.pth does not hold the weights"):
+    with pytest.raises(InputError, match=r"gone\.pth cannot be read"):
         Inception(tmp_path / "gone.pth", CPU)
 
     def no_network(url, *_, **__):
@@ -352,7 +353,7 @@ def test_the_images_of_a_folder_run_are_where_the_command_line_says(run_dir, tmp
     text = path.read_text().replace("dataset: digits", f"dataset: folder\n  root: {tmp_path / 'private'}")
     path.write_text(text)
     with pytest.raises(InputError, match=r"data\.root is missing: say data\.root=PATH"):
-        Evaluation(eval_config(tmp_path / "run", chosen="metrics=[elbo]"), [CPU], {})
+        Evaluation(eval_config(tmp_path / "run", chosen="metrics=[elbo]"), [CPU], PROTOCOL)
 
 
 def test_training_on_spread_images():

@@ -75,13 +75,9 @@ def test_train_sample_resume_sample(script, tmp_path):
     inside = script("run_vis.py", f"load_dir={run}", "eval.batch_size=2", "sampling.steps=2", f"hydra.run.dir={run}")
     assert inside.returncode == 0, inside.stderr
     assert (run / ".hydra/config.yaml").read_bytes() == config
-    again = script("run_train.py", f"resume={run}", "model.dropout=0.5")
-    assert failed_with(again, "model.dropout=0.5")
     first = script("run_vis.py", f"load_dir={run}", "eval.ckpt=1", "eval.batch_size=2", "hydra.run.dir=chosen")
     assert first.returncode == 0, first.stderr
     assert failed_with(script("run_vis.py", f"load_dir={run}", "hydra.run.dir=chosen"), "chosen/images exists")
-    assert failed_with(script("run_vis.py", f"load_dir={run}", "eval.ckpt=7"), "eval.ckpt can be 1, 2")
-    assert failed_with(script("run_vis.py", f"load_dir={run}", "label=10"), "label=10")
 
 
 def test_an_unconditional_ddpmpp_on_colour_images(script, tmp_path):
