@@ -14,6 +14,7 @@ import sys
 import termios
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -175,6 +176,46 @@ def test_a_terminal_shows_a_progress_bar_and_an_interrupt_ends_it_cleanly(tmp_pa
     state = torch.load(tmp_path / "run/checkpoints-meta/checkpoint.pth", weights_only=True)
     assert state["step"] == int(saved[1])
     assert b"Traceback" not in shown
+
+
+def interrupt(arguments, folder, when):
+    """Run a script, interrupt its processes as a terminal does as soon as ``when``(its number), and what it said."""
+    command = [sys.executable, str(ROOT / arguments[0]), *arguments[1:]]
+    process = subprocess.Popen(
+        command, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        process_group=0,
+    )  # fmt: skip
+    while process.poll() is None and not when(process.pid):
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGINT)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    return said.splitlines()
+
+
+def imports_torch(pid):
+    with open(f"/proc/{pid}/maps") as maps:
+        return "libtorch" in maps.read()
+
+
+def has_two_children(pid):
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    commands = [Path(f"/proc/{child}/cmdline").read_bytes() for child in children]
+    return sum(b"spawn_main" in command for command in commands) == 2
+
+
+@pytest.mark.parametrize(
+    "arguments", [["run_train.py", *TINY], ["run_vis.py", "load_dir=x"], ["run_eval.py", "load_dir=x"]]
+)
+def test_an_interrupt_of_the_imports_is_one_line(tmp_path, arguments):
+    assert interrupt(arguments, tmp_path, imports_torch) == ["interrupted"]
+
+
+def test_an_interrupt_of_processes_that_start_is_one_line(tmp_path):
+    arguments = ["run_train.py", *TINY, "ngpus=2", "training.n_iters=100000"]
+    (line,) = interrupt(arguments, tmp_path, has_two_children)
+    assert line in ("interrupted", "interrupted before the first step")
 
 
 def test_a_failing_job_fails_a_multirun_and_the_others_finish(script, tmp_path):
