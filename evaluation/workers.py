@@ -12,6 +12,7 @@ from torch import multiprocessing as mp
 from torch.multiprocessing.spawn import ProcessException
 from tqdm import tqdm
 
+import interrupts
 from devices import share_cores
 from errors import CleanError
 
@@ -49,7 +50,8 @@ def work_through(
     results, steps = context.Queue(), context.Value("q", 0)
     shared = (make, cfg, tasks, devices, results, steps)
     # with join=False, a process that fails ends the others, and its traceback comes with the error
-    workers = mp.start_processes(_work, shared, len(devices), join=False, start_method="spawn")
+    with interrupts.waiting():
+        workers = mp.start_processes(_work, shared, len(devices), join=False, start_method="spawn")
     done: dict[int, Any] = {}
     try:
         for number in range(len(tasks)):
@@ -85,6 +87,7 @@ def _work(
     """What one process does: the tasks rank, rank + n, ..., of n processes."""
     # An interrupt, which torch also sends when the parent is killed, ends this process without a word.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    interrupts.heed()
     n = len(devices)
     share_cores(n)
 

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from omegaconf import DictConfig
 from torch import multiprocessing as mp
 
+import interrupts
 from devices import share_cores
 from errors import CleanError, TrainingError
 from training.processes import World
@@ -137,8 +138,10 @@ class _Group:
         self.size = len(devices)
         self.store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         shared = (train, cfg, run_dir, devices, self.store.port, logs)
-        # Torch has the children interrupted when this process is killed.
-        self.processes = mp.start_processes(_train_as, shared, self.size, join=False, start_method="spawn").processes
+        with interrupts.waiting():
+            # Torch has the children interrupted when this process is killed.
+            started = mp.start_processes(_train_as, shared, self.size, join=False, start_method="spawn")
+        self.processes = started.processes
 
     def watch(self, stop: StopSignals) -> int:
         """Wait for the end, passing signals on; the number of the signal that stopped the run, or 0.
@@ -207,6 +210,7 @@ def _train_as(
     store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=startup))
     try:
         with StopSignals() as stop:
+            interrupts.heed()
             world = World(device, rank, size, store, startup, cfg.training.step_timeout)
             report = {"stopped": train(cfg, run_dir, world, stop)}
             world.leave()
