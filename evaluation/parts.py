@@ -17,7 +17,7 @@ def of_each(
     folder: Path,
     name: str,
     worker: Worker,
-    make: MakeWorker,
+    make: MakeWorker | None,
     cfg: DictConfig,
     images: int,
     batch_size: int,
@@ -29,7 +29,8 @@ def of_each(
     Args:
         folder: where they go; the parts that are there already are not computed again.
         name: of the metric.
-        worker, make, cfg, devices: as for ``work_through``; it makes of a range of images {array: rows}.
+        worker, make, cfg, devices: as for ``work_through``; it makes of a range of images {array: rows}. For one device
+            ``make`` may be None.
         images, batch_size: how many there are, and in a part.
         steps: that the worker reports for a part.
     """

@@ -23,7 +23,7 @@ MakeWorker = Callable[[DictConfig, torch.device], Worker]
 
 def work_through(
     worker: Worker,
-    make: MakeWorker,
+    make: MakeWorker | None,
     cfg: DictConfig,
     tasks: Sequence[range],
     devices: Sequence[torch.device],

@@ -1,0 +1,19 @@
+"""All that is measured in a moment: python -m benchmarks; benchmarks.data and benchmarks.checkpoint take longer."""
+
+import sys
+import time
+
+from benchmarks import kernel, likelihood, sampling, startup
+
+
+def main() -> None:
+    sys.argv[1:] = []
+    for benchmark in (kernel, sampling, likelihood, startup):
+        start = time.perf_counter()
+        print(f"== {benchmark.__name__}: {benchmark.__doc__.splitlines()[0].split('?')[0]}?", flush=True)
+        benchmark.main()
+        print(f"({time.perf_counter() - start:.0f} s)\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()

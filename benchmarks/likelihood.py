@@ -1,0 +1,39 @@
+"""What do probes cost? python -m benchmarks.likelihood
+
+One evaluation of score and divergence, with 1, 2, 4 and 8 sign vectors, beside a bare forward pass of the network.
+"""
+
+import argparse
+
+import torch
+
+from benchmarks.networks import network
+from benchmarks.timing import device_name, interleaved
+from evaluation.likelihood import _score_and_trace, _signs
+
+BATCH, REPEATS = 16, 3
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    net = network("ddpmpp").to(device).eval().requires_grad_(False)
+    x, sigma = torch.rand(BATCH, 3, 32, 32, device=device), torch.full((BATCH,), 0.5, device=device)
+    print(f"{device_name()}; DDPM++ of {sum(p.numel() for p in net.parameters()):,} parameters, {BATCH} images")
+
+    def bare() -> None:
+        with torch.no_grad():
+            net(x, sigma)
+
+    ways = {"bare": bare}
+    for probes in (1, 2, 4, 8):
+        vectors = _signs(x, None, probes)
+        ways[f"{probes} probes"] = lambda vectors=vectors: _score_and_trace(net, x, sigma, vectors)
+    seconds = interleaved(ways, REPEATS)
+    for name, seen in seconds.items():
+        ratios = sorted(s / b for s, b in zip(seen, seconds["bare"], strict=True))
+        print(f"  {name:9} {sorted(seen)[REPEATS // 2]:6.3f} s, {ratios[REPEATS // 2]:.2f} of a bare pass")
+
+
+if __name__ == "__main__":
+    main()
