@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 import doors  # noqa: F401  (registers the resolver that the configurations use)
 
-# As in a terminal, for the scripts that tests interrupt: a shell lets what it starts in the background ignore interrupts.
+# As in a terminal, for the scripts that tests interrupt: what a shell starts in the background ignores interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
