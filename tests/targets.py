@@ -17,9 +17,12 @@ class FinitePoints:
 
     def log_density(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """log sum_k w_k p(x | point_k, sigma), for x (B, D); (B,)."""
-        points = self.points.to(x.dtype)
-        logs = heat_kernel.log_density(x[:, None], points[None], sigma).sum(-1) + self.weights.to(x.dtype).log()
-        return logs.logsumexp(1)
+        return self._logs(x, sigma).logsumexp(1)
+
+    def _logs(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        """log w_k p(x | point_k, sigma), (B, K)."""
+        kernels = heat_kernel.log_density(x[:, None], self.points.to(x.dtype)[None], sigma)
+        return kernels.sum(-1) + self.weights.to(x.dtype).log()
 
     def sample(self, n: int, sigma: float, generator: torch.Generator) -> Tensor:
         """Points perturbed by the kernel, (n, D)."""
@@ -29,10 +32,8 @@ class FinitePoints:
     def score(self, x: Tensor, sigma: Tensor) -> Tensor:
         """d/dx log sum_k w_k p(x | point_k, sigma), for x (B, D) and sigma (B,); x must be in the cube."""
         assert x.min() >= 0.0 and x.max() <= 1.0, "evaluated outside the cube"
-        points = self.points.to(x.dtype)
-        logs = heat_kernel.log_density(x[:, None], points[None], sigma).sum(-1) + self.weights.to(x.dtype).log()
-        scores = heat_kernel.score(x[:, None], points[None], sigma)
-        return (logs.softmax(1)[..., None] * scores).sum(1)
+        scores = heat_kernel.score(x[:, None], self.points.to(x.dtype)[None], sigma)
+        return (self._logs(x, sigma).softmax(1)[..., None] * scores).sum(1)
 
     def shares(self, x: Tensor) -> Tensor:
         """Share of samples (B, D) that are nearest to each point, (K,)."""
