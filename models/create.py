@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from checks import OneOf
@@ -17,6 +18,8 @@ NETWORKS = {"ddpmpp": DDPMpp, "vdm": VDM, "adm": ADM}
 
 def create_model(model: Mapping[str, Any], data: Mapping[str, Any], sde: Mapping[str, Any]) -> nn.Module:
     """Build the network ``model.name`` for the images that ``data`` describes and the noise levels of ``sde``.
+
+    Its weights have the memory format channels_last, which convolutions pass on and are fastest in.
 
     Args:
         model: ``name`` and the keyword arguments of that network; ``ema_rate`` belongs to training, not to it.
@@ -43,9 +46,10 @@ def create_model(model: Mapping[str, Any], data: Mapping[str, Any], sde: Mapping
     for key in options.keys() & given.keys():
         raise InputError(f"model.{key}: no such option")
     try:
-        return NETWORKS[name](**{key: value for key, value in given.items() if key in arguments}, **options)
+        net = NETWORKS[name](**{key: value for key, value in given.items() if key in arguments}, **options)
     except InputError:
         raise
     except (TypeError, ValueError, RuntimeError, ArithmeticError, IndexError) as error:
         # Nothing but the user's numbers went in, so whatever torch says of them is about those.
         raise InputError(f"model={name}: {error}") from error
+    return net.to(memory_format=torch.channels_last)

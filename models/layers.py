@@ -54,7 +54,8 @@ class PixelAttention(nn.Module):
         b, c, height, width = x.shape
         # The output channels of qkv are ordered (head, channel of the head, {q, k, v}).
         qkv = self.qkv(self.norm(x)).reshape(b, self.heads, c // self.heads, 3, height * width)
-        q, k, v = qkv.transpose(2, 4).unbind(3)  # each (B, heads, H*W, C/heads)
+        # Contiguous, or the fused kernels do not take them: each (B, heads, H*W, C/heads).
+        q, k, v = qkv.permute(3, 0, 1, 4, 2).contiguous().unbind(0)
         h = F.scaled_dot_product_attention(q, k, v)
         return x + self.out(h.transpose(2, 3).reshape(b, c, height, width))
 

@@ -45,7 +45,7 @@ def load_pretrained(
         _check_size(net, path)
         averages = read_weights(net, cfg, checkpoint, path).averages
     net.load_state_dict(averages, assign=True)
-    return net.to(device).eval().requires_grad_(False), cfg
+    return net.to(device, memory_format=torch.channels_last).eval().requires_grad_(False), cfg
 
 
 def load_denoiser(run_dir: str | Path, device: torch.device | str = "cpu") -> tuple[nn.Module, DictConfig, bool]:
@@ -70,7 +70,7 @@ def load_denoiser(run_dir: str | Path, device: torch.device | str = "cpu") -> tu
     checkpoint = read_checkpoint(path)
     _check_size(net, path)
     net.load_state_dict(read_weights(net, cfg, checkpoint, path, averaged=False).model, assign=True)
-    return net.to(device).eval().requires_grad_(False), cfg, True
+    return net.to(device, memory_format=torch.channels_last).eval().requires_grad_(False), cfg, True
 
 
 def build_shapes(cfg: DictConfig, path: Path) -> nn.Module:

@@ -42,10 +42,14 @@ from torch import Generator, Tensor
 from sde import cube
 
 SWITCH = 0.4  # sigma at which the image sum hands over to the cosine series
-TERMS = {torch.float32: (3, 4), torch.float64: (4, 6)}  # (pairs of images, cosines)
+# Up to which sigma so many terms do, pairs of images below SWITCH and cosines from there on.
+BOUNDS = (0.2, SWITCH, 0.75, math.inf)
+TERMS = {torch.float32: (2, 3, 4, 2), torch.float64: (3, 4, 6, 3)}
 # Numbers evaluated at once: on a CPU what its caches hold, on a GPU enough to hide the launch of a kernel.
 CPU_CHUNK, GPU_CHUNK = 2**16, 2**22
 NORMAL_RANGE, NORMAL_STEP = 8.5, 0.125  # of the trapezoidal rule over a normal number
+
+Form = Callable[[Tensor, Tensor, Tensor, int], Tensor]  # of x, x0, sigma and the number of terms
 
 
 def sample(x0: Tensor, sigma: Tensor | float, generator: Generator | None = None) -> Tensor:
@@ -73,7 +77,7 @@ def log_density(x: Tensor, x0: Tensor, sigma: Tensor | float) -> Tensor:
     Returns:
         Natural logarithms, in the broadcast shape of ``x`` and ``x0``.
     """
-    return _by_rows(_log_density, x, x0, sigma)
+    return _by_rows(_log_density_by_images, _log_density_by_series, x, x0, sigma)
 
 
 def score(x: Tensor, x0: Tensor, sigma: Tensor | float) -> Tensor:
@@ -81,7 +85,7 @@ def score(x: Tensor, x0: Tensor, sigma: Tensor | float) -> Tensor:
 
     Arguments as for ``log_density``. Exact also where the density itself would underflow.
     """
-    return _by_rows(_score, x, x0, sigma)
+    return _by_rows(_score_by_images, _score_by_series, x, x0, sigma)
 
 
 def negentropy(x0: Tensor, sigma: float) -> Tensor:
@@ -105,49 +109,64 @@ def negentropy(x0: Tensor, sigma: float) -> Tensor:
     return total[index].to(x0.dtype)
 
 
-def _by_rows(function: Callable[..., Tensor], x: Tensor, x0: Tensor, sigma: Tensor | float) -> Tensor:
-    """function(x, x0, sigma), a few images at a time, so that its temporaries stay small beside the batch."""
+def _by_rows(images: Form, series: Form, x: Tensor, x0: Tensor, sigma: Tensor | float) -> Tensor:
+    """``images`` where sigma is below ``SWITCH``, else ``series``; temporaries stay small beside the batch.
+
+    A CPU evaluates each image in the form and with the terms that it needs, a few at a time. A GPU would have to be
+    waited for to know which, and evaluates both forms; so does a compiled call, in one pass.
+    """
     if x.dtype not in TERMS:
         raise TypeError(f"the heat kernel needs float32 or float64, got {x.dtype}: half precision loses the faces")
     sigma = _per_image(sigma, x)
-    x, x0 = torch.broadcast_tensors(x, x0)
-    chunk = CPU_CHUNK if x.device.type == "cpu" else GPU_CHUNK
-    if x.numel() <= chunk:
-        return function(x, x0, sigma)
-    rows = max(1, chunk // x[0].numel())
+    x, x0, _ = torch.broadcast_tensors(x, x0, sigma)
+    terms = TERMS[x.dtype]
+
+    def both(x: Tensor, x0: Tensor, sigma: Tensor, _: int) -> Tensor:
+        by_images = images(x, x0, sigma.clamp(max=SWITCH), terms[1])
+        by_series = series(x, x0, sigma.clamp(min=SWITCH), terms[2])
+        return torch.where(sigma < SWITCH, by_images, by_series)
+
+    on_cpu = x.device.type == "cpu"
+    if torch.compiler.is_compiling() or not (on_cpu or x.numel() > GPU_CHUNK):
+        return both(x, x0, sigma, 0)
     sigma = sigma.expand(len(x), *[1] * (x.ndim - 1))
+    if on_cpu:
+        forms = (images, images, series, series)
+        kind = torch.bucketize(sigma.detach().reshape(-1).contiguous(), torch.tensor(BOUNDS[:-1], dtype=sigma.dtype), right=True)
+    else:
+        forms, kind = (both,), torch.zeros(len(x), dtype=torch.int64, device=x.device)
     out = x.new_empty(x.shape)
-    for start in range(0, len(x), rows):
-        part = slice(start, start + rows)
-        out[part] = function(x[part], x0[part], sigma[part])
+    chunk = max(1, (CPU_CHUNK if on_cpu else GPU_CHUNK) // max(1, x[:1].numel()))
+    for k, form in enumerate(forms):
+        for rows in (kind == k).nonzero().flatten().split(chunk):
+            out[rows] = form(x[rows], x0[rows], sigma[rows], terms[k])
     return out
 
 
-def _log_density(x: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
-    pairs, cosines = TERMS[x.dtype]
-    small = sigma.clamp(max=SWITCH)
+def _log_density_by_images(x: Tensor, x0: Tensor, sigma: Tensor, pairs: int) -> Tensor:
     total = -1.0  # the nearest image itself counts 1; log1p takes it
-    for weight, e, _, _, _ in _image_pairs(x, x0, small, pairs):
+    for weight, e, _, _, _ in _image_pairs(x, x0, sigma, pairs):
         total = total + weight * (1.0 + e)
-    nearest = -0.5 * ((x - x0) / small).square() - torch.log(small * math.sqrt(2.0 * math.pi))
-    by_images = nearest + torch.log1p(total)
-
-    density, _ = _cosine_series(x, x0, sigma.clamp(min=SWITCH), cosines)
-    return torch.where(sigma < SWITCH, by_images, torch.log(density))
+    nearest = -0.5 * ((x - x0) / sigma).square() - torch.log(sigma * math.sqrt(2.0 * math.pi))
+    return nearest + torch.log1p(total)
 
 
-def _score(x: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
-    pairs, cosines = TERMS[x.dtype]
-    small = sigma.clamp(max=SWITCH)
+def _log_density_by_series(x: Tensor, x0: Tensor, sigma: Tensor, cosines: int) -> Tensor:
+    return torch.log(_cosine_series(x, x0, sigma, cosines)[0])
+
+
+def _score_by_images(x: Tensor, x0: Tensor, sigma: Tensor, pairs: int) -> Tensor:
     force, total = 0.0, 0.0
-    for weight, e, one_minus_e, distance, near in _image_pairs(x, x0, small, pairs):
+    for weight, e, one_minus_e, distance, near in _image_pairs(x, x0, sigma, pairs):
         force = force + weight * (one_minus_e * distance - 2.0 * near * e)
         total = total + weight * (1.0 + e)
     inward = torch.where(x > 0.5, -1.0, 1.0).to(x.dtype)  # undoes the reflection of the pair
-    by_images = inward * force / (total * small.square())
+    return inward * force / (total * sigma.square())
 
-    density, slope = _cosine_series(x, x0, sigma.clamp(min=SWITCH), cosines)
-    return torch.where(sigma < SWITCH, by_images, slope / density)
+
+def _score_by_series(x: Tensor, x0: Tensor, sigma: Tensor, cosines: int) -> Tensor:
+    density, slope = _cosine_series(x, x0, sigma, cosines)
+    return slope / density
 
 
 def _image_pairs(x: Tensor, x0: Tensor, sigma: Tensor, pairs: int) -> Iterator[tuple[Tensor | float, ...]]:

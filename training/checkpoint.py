@@ -12,6 +12,7 @@ from torch import nn
 from errors import InputError, TrainingError
 from models.files import check_whole, checkpoint_numbers, read_checkpoint
 from training.ema import EMA
+from training.optimizer import load_optimizer
 
 log = logging.getLogger(__name__)
 
@@ -51,10 +52,7 @@ class TrainState:
         self.model.load_state_dict(state["model"])
         self.ema.network.load_state_dict(state["model"])  # what is not trained has no average
         self.ema.load_state_dict(state["ema"])
-        chosen = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state["optimizer"])
-        for group, options in zip(self.optimizer.param_groups, chosen, strict=True):
-            group.update(options)  # betas, eps, weight decay: of the configuration, which may have changed
+        load_optimizer(self.optimizer, state["optimizer"])
         if self.scaler.is_enabled() and state["scaler"] is not None:
             self.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
