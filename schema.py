@@ -98,6 +98,7 @@ TRAIN: Schema = {
     "ngpus": Number(1, 4096, integer=True),
     "device": DEVICE,
     "precision": PRECISION,
+    "compile": flag,
     "seed": SEED,
     "dataroot": text,
     "debug": flag,
@@ -108,6 +109,7 @@ TRAIN: Schema = {
     "training": {
         "batch_size": IMAGES,
         "accumulate": COUNT,
+        "recompute_activations": flag,
         "n_iters": Number(0, 10**12, integer=True),
         "snapshot_freq": COUNT,
         "snapshot_freq_for_preemption": COUNT,
@@ -143,6 +145,7 @@ _DRAWING: Schema = {
     "denoiser_path": optional_text,
     "device": DEVICE,
     "precision": PRECISION,
+    "compile": flag,
     "debug": flag,
     "sampling": SAMPLING,
 }

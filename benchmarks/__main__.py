@@ -3,12 +3,12 @@
 import sys
 import time
 
-from benchmarks import kernel, likelihood, sampling, startup
+from benchmarks import kernel, likelihood, sampling, scaling, startup, step
 
 
 def main() -> None:
     sys.argv[1:] = []
-    for benchmark in (kernel, sampling, likelihood, startup):
+    for benchmark in (kernel, step, sampling, likelihood, scaling, startup):
         start = time.perf_counter()
         print(f"== {benchmark.__name__}: {benchmark.__doc__.splitlines()[0].split('?')[0]}?", flush=True)
         benchmark.main()

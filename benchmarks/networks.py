@@ -2,6 +2,7 @@
 
 import torch
 from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
 from torch import nn
 
 import doors
@@ -14,10 +15,15 @@ NARROW = {
 }
 
 
-def network(kind: str) -> nn.Module:
-    """A network for 32x32 images in colour, on the GPU as published, on a CPU narrowed."""
+def config(kind: str, *overrides: str) -> DictConfig:
+    """Of run_train.py, with a network for random 32x32 images in colour: on a GPU as published, on a CPU narrowed."""
     narrow = [] if torch.cuda.is_available() else NARROW[kind]
     with initialize_config_dir(str(doors.ROOT / "configs"), version_base="1.3"):
-        cfg = compose("train", overrides=["data=fake", f"model={kind}", *narrow])
+        return compose("train", overrides=["data=fake", f"model={kind}", *narrow, *overrides])
+
+
+def network(kind: str) -> nn.Module:
+    """The network of ``config(kind)``."""
+    cfg = config(kind)
     torch.manual_seed(0)
     return create_model(cfg.model, cfg.data, cfg.sde)

@@ -1,4 +1,4 @@
-"""What does a sampler add to the network that it asks? python -m benchmarks.sampling
+"""What does a sampler add to the network that it asks? python -m benchmarks.sampling [--compile] [--precision bf16]
 
 Evaluations of a small DDPM++ for 32x32 images in colour by each sampler, beside as many bare forward passes.
 """
@@ -9,6 +9,8 @@ import torch
 
 from benchmarks.networks import network
 from benchmarks.timing import device_name, interleaved
+from models import compile_network, in_precision
+from models.precision import PRECISIONS
 from sampling import create_sampler
 from sde import ReflectedVE
 
@@ -23,13 +25,20 @@ SAMPLERS = {
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--compile", action="store_true", help="the network, which takes minutes on a CPU")
+    parser.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32")
+    arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     net = network("ddpmpp").to(device).eval().requires_grad_(False)
+    parameters = sum(p.numel() for p in net.parameters())
+    if arguments.compile:
+        compile_network(net)
+    net = in_precision(net, arguments.precision)
     sde = ReflectedVE(0.01, 5.0)
     start = sde.prior_sample((BATCH, 3, 32, 32), torch.Generator(device).manual_seed(0), device)
     sigma = torch.full((BATCH,), 0.5, device=device)
-    print(f"{device_name()}; DDPM++ of {sum(p.numel() for p in net.parameters()):,} parameters, {BATCH} images")
+    print(f"{device_name()}; DDPM++ of {parameters:,} parameters, {BATCH} images")
     for name, options in SAMPLERS.items():
         sampler = create_sampler(options, sde)
         nfe = sampler(net, start, torch.Generator(device).manual_seed(0)).nfe

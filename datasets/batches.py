@@ -86,15 +86,20 @@ class Batches:
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
         """Batch ``step``: x0 in [0, 1], float32 (B, C, H, W), and labels, int64 (B,)."""
         if self._stream is None:
-            index = torch.from_numpy(self.indices(step)).to(self.device)
+            index = self._without_waiting(torch.from_numpy(self.indices(step)))
             pixels = self._pixels.index_select(0, index)
         else:
             index, pixels = self._stream.take(step, self.indices)
+            index = self._without_waiting(index)
         x0 = spread(pixels, self.levels) if self.dequantize else on_levels(pixels, self.levels)
         if self.random_flip:
             flip = torch.rand(len(x0), 1, 1, 1, device=x0.device) < 0.5
             x0 = torch.where(flip, x0.flip(-1), x0)
-        return x0, self.labels[index.to(self.device)]
+        return x0, self.labels[index]
+
+    def _without_waiting(self, index: Tensor) -> Tensor:
+        """``index`` on the device; a GPU is not waited for, as it would be for memory that is not pinned."""
+        return index if self.device.type == "cpu" else index.pin_memory().to(self.device, non_blocking=True)
 
 
 class _Stream:

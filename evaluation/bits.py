@@ -12,7 +12,7 @@ from datasets import Images, load_images
 from datasets.batches import on_levels, spread
 from evaluation.bound import elbo, time_proposal
 from evaluation.likelihood import log_likelihood
-from models import in_precision, load_pretrained
+from models import compile_network, in_precision, load_pretrained
 from sampling.base import ScoreFn
 from sampling.dormand_prince import REPORTS
 from sde import ReflectedVE
@@ -132,6 +132,8 @@ class BoundBits(_OfData):
 
     def __init__(self, cfg: DictConfig, device: torch.device, proposal: Tensor | None = None) -> None:
         super().__init__(cfg, device)
+        if cfg.compile:
+            compile_network(self.net)
         self.times = self.num_steps = cfg.metrics.elbo.times
         self.of_density = self.run.data.dequantize
         self.proposal = None if proposal is None else proposal.to(device)

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from errors import InputError
 from evaluation.workers import work_through
-from models import in_precision, load_denoiser, load_pretrained
+from models import compile_network, in_precision, load_denoiser, load_pretrained
 from sampling import create_sampler, guided_score
 from sampling.denoising import posterior_mean, without_noise
 from sampling.images import to_uint8
@@ -42,7 +42,8 @@ class Artist:
     """Draws image number i as a function of (seed, i), from the network that a configuration of run_vis.py names.
 
     Args:
-        cfg: ``load_dir``, ``eval.ckpt``, ``precision``, ``sampling``, ``denoiser_path``, ``label``, ``w``, ``seed``.
+        cfg: ``load_dir``, ``eval.ckpt``, ``precision``, ``compile``, ``sampling``, ``denoiser_path``, ``label``, ``w``,
+            ``seed``.
         device: where.
 
     Raises:
@@ -52,6 +53,8 @@ class Artist:
     def __init__(self, cfg: DictConfig, device: torch.device) -> None:
         self.cfg, self.device = cfg, device
         self.net, self.run = load_pretrained(cfg.load_dir, cfg.eval.ckpt, device)
+        if cfg.compile:
+            compile_network(self.net)
         self.score_net = in_precision(self.net, cfg.precision)
         self.sde = ReflectedVE(self.run.sde.sigma_min, self.run.sde.sigma_max, self.run.sde.num_scales)
         self.classes = check_labels(cfg.label, cfg.w, self.net.num_classes)
@@ -91,6 +94,8 @@ class Artist:
                 )
         if net.num_classes not in (0, self.net.num_classes):
             raise InputError(f"denoiser_path={path} has {net.num_classes} classes, load_dir {self.net.num_classes}")
+        if self.cfg.compile:
+            compile_network(net)
         denoising_net = in_precision(net, self.cfg.precision)
         if published:
             return lambda x, _: without_noise(denoising_net, x)

@@ -55,13 +55,17 @@ def score_error(
     t: Tensor,
     x: Tensor,
     labels: Tensor | None = None,
+    kernel_score: Callable[[Tensor, Tensor, Tensor], Tensor] = heat_kernel.score,
     *,
     likelihood_weighting: bool = False,
     reduce_mean: bool = False,
 ) -> Tensor:
-    """The loss of ``score_matching_loss`` for times and noisy images that ``perturb`` drew: nothing here is random."""
+    """The loss of ``score_matching_loss`` for times and noisy images that ``perturb`` drew: nothing here is random.
+
+    ``kernel_score`` computes the regression target: ``heat_kernel.score``, or what was compiled of it.
+    """
     sigma = sde.sigma(t)
-    target = heat_kernel.score(x, x0, sigma)
+    target = kernel_score(x, x0, sigma)
 
     # The weight multiplies the error before it is squared: scores reach 1 / sigma_min^2.
     weight = sde.diffusion(t) if likelihood_weighting else sigma

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from errors import InputError
 from models.layers import (
+    Block,
     PixelAttention,
     check_labels,
     check_levels,
@@ -32,7 +33,7 @@ def _init(layer: nn.Module) -> nn.Module:
     return layer
 
 
-class Block(nn.Module):
+class ResidualBlock(Block):
     """Residual block whose second normalisation is scaled and shifted by the embedding, then attention.
 
     (B, in, H, W) -> (B, out, H', W'); ``resample`` (None, ``upsample`` or ``downsample``) sets H', W'. Attention has a
@@ -119,7 +120,7 @@ class ADM(nn.Module):
 
         def block(in_channels, out_channels, size=None, attention=False, resample=None):
             attention = attention or size in attn_resolutions
-            return Block(in_channels, out_channels, embedding, dropout, attention, resample)
+            return ResidualBlock(in_channels, out_channels, embedding, dropout, attention, resample)
 
         self.model_channels = model_channels
         self.embed1 = _init(nn.Linear(model_channels, embedding))

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers import (
+    Block,
     check_labels,
     check_levels,
     divide_by_sigma,
@@ -33,7 +34,7 @@ class FourierEmbedding(nn.Module):
         return torch.cat([angle.sin(), angle.cos()], dim=1)
 
 
-class ResidualBlock(nn.Module):
+class ResidualBlock(Block):
     """Two convolutions with the noise embedding between them: (B, in, H, W) -> (B, out, H', W').
 
     ``resample`` (None, ``upsample`` or ``downsample``) acts on both branches and sets H', W'.

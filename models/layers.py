@@ -1,13 +1,29 @@
 """Pieces that more than one network uses."""
 
+import functools
 import math
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from errors import InputError
+
+
+class Block(nn.Module):
+    """A part of a network, (features, embedding) -> features, whose inside ``recompute_activations`` does not keep."""
+
+
+def recompute_activations(net: nn.Module) -> None:
+    """Let ``net`` keep what goes into each of its blocks, and compute what is inside again in the backward pass.
+
+    The gradient is the same, dropout included, for a third more time and much less memory (Chen et al. 2016).
+    """
+    for block in net.modules():
+        if isinstance(block, Block):
+            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
 
 
 class GroupNorm(nn.GroupNorm):

@@ -7,7 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from errors import InputError
-from models.layers import PixelAttention, check_labels, divide_by_sigma, full_precision, group_norm, zero_init
+from models.layers import (
+    Block,
+    PixelAttention,
+    check_labels,
+    divide_by_sigma,
+    full_precision,
+    group_norm,
+    zero_init,
+)
 
 EPS = 1e-6  # of every group normalisation
 
@@ -19,7 +27,7 @@ def _init(layer: nn.Module) -> nn.Module:
     return layer
 
 
-class ResidualBlock(nn.Module):
+class ResidualBlock(Block):
     """Two convolutions with the noise embedding between them: (B, in, H, W) -> (B, out, H, W)."""
 
     def __init__(self, in_channels: int, out_channels: int, embedding: int, dropout: float) -> None:

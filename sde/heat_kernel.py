@@ -25,11 +25,10 @@ so that they never under- or overflow together, however many sigma apart the poi
 the upper face (1 - x, 1 - x0) are taken from the original point and not from its reflection.
 
 **How many terms.** Relative to the density, the first pair left out has R_j at most (worst x, x0 in
-[0, 1/2] x [0, 1]): exp(-3 / sigma^2) after 3 pairs, exp(-6 / sigma^2) after 4; it changes sigma * score by
-at most 2 (5 / sigma) R_j. At sigma = SWITCH = 0.4 that is 2e-7 for 3 pairs and 2e-15 for 4. The series after
-n terms leaves out at most 2 q^((n+1)^2) / (1 - q), q = exp(-pi^2 sigma^2 / 2) = 0.454, against a density of
-at least 0.17: 6e-8 for n = 4 and 3e-16 for n = 6, and (n+1) pi sigma times that in sigma * score: 4e-7 and
-3e-15. So (3, 4) terms are exact in float32 and (4, 6) in float64. docs/method.md has the derivation.
+[0, 1/2] x [0, 1]): exp(-1 / sigma^2) after 2 pairs, exp(-3 / sigma^2) after 3, exp(-6 / sigma^2) after 4; it changes
+sigma * score by at most 2 (5 / sigma) R_j. The series after n terms leaves out at most 2 q^((n+1)^2) / (1 - q),
+q = exp(-pi^2 sigma^2 / 2), and (n+1) pi sigma times that in sigma * score, against a density of at least 0.17.
+``TERMS`` keeps all of that below 4e-7 in float32 and 4e-15 in float64. docs/method.md has the derivation.
 """
 
 import math
@@ -131,15 +130,17 @@ def _by_rows(images: Form, series: Form, x: Tensor, x0: Tensor, sigma: Tensor | 
         return both(x, x0, sigma, 0)
     sigma = sigma.expand(len(x), *[1] * (x.ndim - 1))
     if on_cpu:
-        forms = (images, images, series, series)
-        kind = torch.bucketize(sigma.detach().reshape(-1).contiguous(), torch.tensor(BOUNDS[:-1], dtype=sigma.dtype), right=True)
+        bounds = torch.tensor(BOUNDS[:-1], dtype=sigma.dtype)
+        kind = torch.bucketize(sigma.detach().reshape(-1).contiguous(), bounds, right=True)
+        forms = zip((images, images, series, series), terms, strict=True)
+        work = [(form, n, (kind == k).nonzero().flatten()) for k, (form, n) in enumerate(forms)]
     else:
-        forms, kind = (both,), torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        work = [(both, 0, torch.arange(len(x), device=x.device))]
     out = x.new_empty(x.shape)
     chunk = max(1, (CPU_CHUNK if on_cpu else GPU_CHUNK) // max(1, x[:1].numel()))
-    for k, form in enumerate(forms):
-        for rows in (kind == k).nonzero().flatten().split(chunk):
-            out[rows] = form(x[rows], x0[rows], sigma[rows], terms[k])
+    for form, n, rows in work:
+        for part in rows.split(chunk):
+            out[part] = form(x[part], x0[part], sigma[part], n)
     return out
 
 

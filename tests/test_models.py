@@ -191,7 +191,7 @@ def test_half_precision_keeps_norms_embeddings_and_the_score_in_float32(network,
     assert all(p.grad.isfinite().all() for p in net.parameters() if p.requires_grad)
     reference = net(x, sigma, labels)
     error = (score - reference).norm() / reference.norm()
-    assert 1e-5 < error < (0.05 if precision == "bf16" else 0.01)
+    assert 1e-5 < error < 0.01
 
 
 def test_an_unknown_precision_is_named():

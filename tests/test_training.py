@@ -206,9 +206,9 @@ def test_what_the_loop_gives_to_the_loss(tmp_path, monkeypatch):
     honest_loss, honest_clip = training.step.score_error, nn.utils.clip_grad_norm_
     honest_guidance = training.snapshots.guided_score
 
-    def loss(net, sde, x0, t, x, labels, **options):
+    def loss(net, sde, x0, t, x, labels, kernel_score, **options):
         calls.append((net.training, next(net.parameters()).requires_grad, x0, labels, sde, options))
-        return honest_loss(net, sde, x0, t, x, labels, **options)
+        return honest_loss(net, sde, x0, t, x, labels, kernel_score, **options)
 
     monkeypatch.setattr(training.step, "score_error", loss)
     monkeypatch.setattr(nn.utils, "clip_grad_norm_", lambda p, m: clips.append(m) or honest_clip(p, m))
@@ -525,6 +525,7 @@ def test_the_published_defaults():
         "reduce_mean": False,
         "drop_label": 0.2,
         "accumulate": 1,
+        "recompute_activations": False,
         "startup_timeout": 600,
         "step_timeout": 600,
     }

@@ -1,18 +1,17 @@
 """The training loop."""
 
 import logging
-import math
 import signal
 from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from datasets import Batches
-from models import create_model
+from models import compile_network, create_model, recompute_activations
 from sampling import create_sampler
 from schema import check_train
 from sde import ReflectedVE
@@ -21,12 +20,12 @@ from training.checkpoint import Checkpoints, TrainState
 from training.data import load_split, show_data
 from training.ema import EMA
 from training.logs import Metrics, NoMetrics, Window
-from training.optimizer import create_optimizer
+from training.optimizer import create_optimizer, learning_rate
 from training.processes import World
 from training.run_dir import check_same_run, open_run, write_config
 from training.signals import StopSignals
 from training.snapshots import draw_samples
-from training.step import Objective
+from training.step import Objective, update
 
 log = logging.getLogger(__name__)
 
@@ -94,9 +93,15 @@ def create_state(cfg: DictConfig, device: torch.device) -> TrainState:
     """A freshly initialised network with its average and optimiser."""
     seed_torch(cfg.seed, Stream.INIT)
     net = create_model(cfg.model, cfg.data, cfg.sde).to(device)
+    ema = EMA(net, cfg.model.ema_rate)
+    if cfg.training.recompute_activations:
+        recompute_activations(net)
+    if cfg.compile:
+        compile_network(net)
+        compile_network(ema.network)
     trainable = [p for p in net.parameters() if p.requires_grad]
     scaler = torch.amp.GradScaler(device.type, enabled=cfg.precision == "fp16")
-    return TrainState(net, EMA(net, cfg.model.ema_rate), create_optimizer(trainable, cfg.optim), scaler, trainable)
+    return TrainState(net, ema, create_optimizer(trainable, cfg.optim), scaler, trainable)
 
 
 def run_steps(
@@ -111,10 +116,9 @@ def run_steps(
     held_out: Batches,
 ) -> int:
     """The loop itself, from ``state.step`` to ``training.n_iters`` or to a signal, whose number it returns."""
-    options, optim = cfg.training, cfg.optim
+    options = cfg.training
     objective = Objective(cfg, sde)
     net = world.data_parallel(state.model)
-    max_norm = optim.grad_clip if optim.grad_clip >= 0 else math.inf
     signum = 0
 
     def due(freq: int) -> bool:
@@ -134,22 +138,9 @@ def run_steps(
     path = run_dir / "metrics.jsonl"
     with Metrics(path, state.step, options.n_iters) if world.rank == 0 else NoMetrics() as metrics:
         while state.step < options.n_iters and not signum:
-            lr = optim.lr * min(1.0, (state.step + 1) / max(1, optim.warmup))
-            for group in state.optimizer.param_groups:
-                group["lr"] = lr
+            lr = learning_rate(cfg.optim, state.step)
             draw = objective.draw(batches, state.step)
-            state.optimizer.zero_grad(set_to_none=True)
-            losses, sigma = objective.add_gradient(
-                net.train(), state.model.num_classes, draw, state.step, world, state.scaler
-            )
-            state.scaler.unscale_(state.optimizer)
-            grad_norm = nn.utils.clip_grad_norm_(state.trainable, max_norm)
-            if state.scaler.is_enabled():  # it skips a step that overflowed and lowers its scale: no failure of the run
-                grad_norm = torch.nan_to_num(grad_norm, nan=0.0, posinf=0.0)
-            state.scaler.step(state.optimizer)
-            state.scaler.update()
-            state.ema.update(state.model)
-            state.step += 1
+            losses, sigma, grad_norm = update(objective, net, state, draw, world, lr, cfg.optim.grad_clip)
             window.add(state.step, losses, sigma, grad_norm, len(draw))
             metrics.advance()
             signum = world.highest(stop.received)

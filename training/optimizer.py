@@ -22,6 +22,11 @@ def create_optimizer(params: list[torch.nn.Parameter], optim: DictConfig) -> tor
     )
 
 
+def learning_rate(optim: DictConfig, step: int) -> float:
+    """Of update ``step``, counted from 0: ``lr`` after ``warmup`` updates in which it rises linearly."""
+    return optim.lr * min(1.0, (step + 1) / max(1, optim.warmup))
+
+
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Restore what ``optimizer.state_dict()`` returned, but keep the options that ``optimizer`` was made with.
 

@@ -1,5 +1,6 @@
 """One update: what it is made of, as a function of (seed, step), and the gradient of a process's share of it."""
 
+import math
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -9,10 +10,11 @@ from torch import Tensor, nn
 
 from datasets import Batches
 from losses.score_matching import perturb, score_error
-from models import in_precision
+from models import compiled, in_precision
 from sampling.guidance import NULL_LABEL
-from sde import ReflectedVE
+from sde import ReflectedVE, heat_kernel
 from seeds import Stream, seed_torch
+from training.checkpoint import TrainState
 from training.processes import World
 
 
@@ -49,6 +51,7 @@ class Objective:
     def __init__(self, cfg: DictConfig, sde: ReflectedVE) -> None:
         self.seed, self.sde = cfg.seed, sde
         self.precision = cfg.precision
+        self.kernel_score = torch.no_grad()(compiled(heat_kernel.score)) if cfg.compile else heat_kernel.score
         self.drop_label = cfg.training.drop_label
         self.accumulate = cfg.training.accumulate
         self.weighting = {
@@ -73,7 +76,7 @@ class Objective:
         """The loss of each image, (B,)."""
         labels = draw.labels if num_classes else None
         net = in_precision(net, self.precision)
-        return score_error(net, self.sde, draw.x0, draw.t, draw.x, labels, **self.weighting)
+        return score_error(net, self.sde, draw.x0, draw.t, draw.x, labels, self.kernel_score, **self.weighting)
 
     def mean(self, net: nn.Module, draw: Draw, world: World) -> Tensor:
         """The mean loss over a draw that the processes share, with dropout as ``net`` has it; a number."""
@@ -106,6 +109,37 @@ class Objective:
                 scaler.scale(of_part.sum() * (world.size / len(draw))).backward()
             losses.append(of_part.detach())
         return torch.cat(losses), self.sde.sigma(share.t)
+
+
+def update(
+    objective: Objective, net: nn.Module, state: TrainState, draw: Draw, world: World, lr: float, grad_clip: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Move the weights and their average down the gradient of the mean loss over ``draw``.
+
+    Nothing here waits for a GPU.
+
+    Args:
+        net: what ``World.data_parallel`` made of ``state.model``.
+        state: which is one step further then.
+        lr: learning rate.
+        grad_clip: largest norm of the gradient; negative: no limit.
+
+    Returns:
+        The losses of this process's images and their noise levels, both (share,), and the norm of the gradient of all.
+    """
+    for group in state.optimizer.param_groups:
+        group["lr"] = lr
+    state.optimizer.zero_grad(set_to_none=True)
+    losses, sigma = objective.add_gradient(net.train(), state.model.num_classes, draw, state.step, world, state.scaler)
+    state.scaler.unscale_(state.optimizer)
+    grad_norm = nn.utils.clip_grad_norm_(state.trainable, grad_clip if grad_clip >= 0 else math.inf)
+    if state.scaler.is_enabled():  # it skips a step that overflowed and lowers its scale: no failure of the run
+        grad_norm = torch.nan_to_num(grad_norm, nan=0.0, posinf=0.0)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.ema.update(state.model)
+    state.step += 1
+    return losses, sigma, grad_norm
 
 
 def drop_labels(labels: Tensor, rate: float) -> Tensor:
