@@ -25,7 +25,7 @@ BATCHES, SIZES, PROCESSES = (4, 8, 16, 32), (16, 32, 64), (1, 2)
 
 
 def growth(ways: Mapping[int, float], seconds: Mapping[str, list[float]], unit: str) -> None:
-    """Print a line for each of ``ways`` {size: amount of work}: time, and time for a piece of work beside the first's."""
+    """Print a line for each of ``ways`` {size: amount of work}: its time, and that of a piece beside the first's."""
     first, work = next(iter(ways.items()))
     for size, amount in ways.items():
         each = [s / amount for s in seconds[str(size)]]
