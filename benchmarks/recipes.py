@@ -23,7 +23,7 @@ def main() -> None:
     for recipe in RECIPES:
         with initialize_config_dir(str(doors.ROOT / "configs"), version_base="1.3"):
             cfg = compose("train", overrides=[f"experiment={recipe}"])
-        with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False) as counter:
             net = create_model(cfg.model, cfg.data, cfg.sde)
             net(torch.rand(1, cfg.data.num_channels, *[cfg.data.image_size] * 2), torch.ones(1)).sum().backward()
         parameters = sum(p.numel() for p in net.parameters())

@@ -49,4 +49,5 @@ def _check_compiler(device: str) -> None:
     try:
         compiled(torch.neg)(torch.ones(FEWEST, device=device))
     except Exception as error:  # of many kinds, from the search for a compiler to what that prints
-        raise InputError(f"compile=True, but torch cannot compile here: {str(error).splitlines()[0]}") from error
+        reason = str(getattr(error, "inner_exception", error)).strip().splitlines()[0]
+        raise InputError(f"compile=True, but torch cannot compile here: {reason}") from error

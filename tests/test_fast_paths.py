@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.memory import PeakMemory
 from models import compile_network, compiled, create_model, recompute_activations
 from sde import heat_kernel
-from tests.conftest import assert_same, metrics, read, tiny_config
+from tests.conftest import TINY, assert_same, metrics, read, tiny_config
 from tests.test_heat_kernel import GOLDEN, columns, scaled_error
 from tests.test_models import SMALL, with_published_weights
 from training.logs import Metrics
@@ -141,3 +141,12 @@ def test_a_step_waits_for_nothing(tmp_path, monkeypatch):
         counts.append(waits.count)
         assert len(metrics(tmp_path / str(steps))) == 1
     assert counts[0] == counts[1] > 0  # those of the start and of the end
+
+
+def test_without_a_compiler_one_line_says_so(script, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    result = script("run_train.py", *TINY, "compile=true")
+    assert result.returncode == 1 and result.stderr.count("\n") == 1
+    assert result.stderr.startswith("compile=True, but torch cannot compile here: ")
+    assert not (tmp_path / "runs").exists()
