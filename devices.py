@@ -1,6 +1,8 @@
 """Where to compute: the keys ``device`` and ``ngpus``, and the cores of a process."""
 
 import os
+import resource
+import sys
 
 import torch
 
@@ -50,3 +52,11 @@ def share_cores(processes: int, tasks: int = 1) -> None:
     if "OMP_NUM_THREADS" not in os.environ:
         cores = int(os.environ.get("SLURM_CPUS_PER_TASK", torch.get_num_threads() // tasks))
         torch.set_num_threads(max(1, cores // processes))
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that tensors on a GPU, or this process on a CPU, have taken so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

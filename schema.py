@@ -94,7 +94,14 @@ SAMPLING: Schema = dict.fromkeys(
     anything,
 )
 
+LOGGERS: dict[str, Schema] = {
+    "tensorboard": {},
+    "wandb": {"project": text, "entity": optional_text, "mode": OneOf(("online", "offline"))},
+    "none": {},
+}
+
 TRAIN: Schema = {
+    "root": text,
     "ngpus": Number(1, 4096, integer=True),
     "device": DEVICE,
     "precision": PRECISION,
@@ -104,6 +111,7 @@ TRAIN: Schema = {
     "debug": flag,
     "data": anything,
     "model": anything,
+    "logger": anything,
     "sde": SDE,
     "sampling": SAMPLING,
     "training": {
@@ -137,6 +145,7 @@ TRAIN: Schema = {
 
 # What run_vis.py and run_eval.py share: which network, and how to draw from it.
 _DRAWING: Schema = {
+    "root": text,
     "load_dir": text,
     "label": anything,
     "w": Number(),
@@ -198,7 +207,8 @@ def keys(schema: Schema, prefix: str = "") -> list[str]:
 def train_keys() -> list[str]:
     """All keys of run_train.py."""
     networks = {name: check for schema in (OF_ALL_NETWORKS, *NETWORKS.values()) for name, check in schema.items()}
-    return keys({**TRAIN, "model": networks, "data": {**DATA, "root": text}, "resume": text})
+    groups = {"model": networks, "data": {**DATA, "root": text}, "logger": LOGGERS["wandb"]}
+    return keys({**TRAIN, **groups, "resume": text})
 
 
 def vis_keys() -> list[str]:
@@ -223,6 +233,8 @@ def check_train(cfg: DictConfig, processes: int) -> None:
     """
     check_all(cfg, {**TRAIN, **({"resume": optional_text} if "resume" in cfg else {})})
     check_what_is_modelled(cfg)
+    OneOf(tuple(LOGGERS))("logger.name", cfg.logger.get("name"))
+    check_all(cfg.logger, {"name": text, **LOGGERS[cfg.logger.name]}, "logger.")
     if cfg.optim.grad_clip == 0:
         raise InputError("optim.grad_clip=0 leaves no gradient: need a positive norm, or a negative one for no limit")
     if cfg.training.batch_size < processes * cfg.training.accumulate:

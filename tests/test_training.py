@@ -512,7 +512,7 @@ def test_bad_options_are_named_before_anything_is_written(tmp_path, override):
 def test_the_published_defaults():
     cfg = composed()
     check_train(cfg, processes=1)
-    assert (cfg.data.dataset, cfg.model.name, cfg.ngpus, cfg.dataroot) == ("cifar10", "ddpmpp", 1, "datasets")
+    assert (cfg.data.dataset, cfg.model.name, cfg.ngpus, cfg.dataroot) == ("cifar10", "ddpmpp", 1, "./datasets")
     assert OmegaConf.to_container(cfg.training) == {
         "batch_size": 128,
         "n_iters": 1300001,

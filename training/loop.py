@@ -2,12 +2,12 @@
 
 import logging
 import signal
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from datasets import Batches
@@ -18,14 +18,17 @@ from sde import ReflectedVE
 from seeds import Stream, seed_torch
 from training.checkpoint import Checkpoints, TrainState
 from training.data import load_split, show_data
+from training.describe import describe
 from training.ema import EMA
-from training.logs import Metrics, NoMetrics, Window
+from training.loggers import check_logger
+from training.logs import Metrics, NoMetrics
 from training.optimizer import create_optimizer, learning_rate
 from training.processes import World
 from training.run_dir import check_same_run, open_run, write_config
 from training.signals import StopSignals
 from training.snapshots import draw_samples
 from training.step import Objective, update
+from training.window import Window
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +36,8 @@ log = logging.getLogger(__name__)
 def train(cfg: DictConfig, run_dir: Path, world: World, stop: StopSignals | None = None) -> int:
     """Train, or go on training, the run in ``run_dir`` until ``training.n_iters`` updates are made.
 
-    Writes ``metrics.jsonl``, ``checkpoints/``, ``checkpoints-meta/`` and ``samples/`` there. With ``training.n_iters``
-    0 it only looks at the data set, and writes ``data.png``.
+    Writes ``metrics.jsonl``, ``loss.png``, ``checkpoints/``, ``checkpoints-meta/``, ``samples/`` and what the logger
+    keeps there. With ``training.n_iters`` 0 it only looks at the data set, and writes ``data.png``.
 
     Args:
         world: this process among those that train together.
@@ -51,6 +54,7 @@ def train(cfg: DictConfig, run_dir: Path, world: World, stop: StopSignals | None
     check_train(cfg, world.size)
     sde = ReflectedVE(cfg.sde.sigma_min, cfg.sde.sigma_max, cfg.sde.num_scales)
     create_sampler(cfg.sampling, sde)  # so that a bad option shows now and not at the first snapshot
+    check_logger(cfg.logger.name)
     check_same_run(run_dir, cfg)
     looking = cfg.training.n_iters == 0
     state = None if looking else create_state(cfg, world.device)
@@ -62,9 +66,6 @@ def train(cfg: DictConfig, run_dir: Path, world: World, stop: StopSignals | None
         if world.rank == 0:
             show_data(images, images_held_out, batches, run_dir)
         return 0
-    parameters = sum(map(Tensor.numel, state.trainable))
-    log.info("model %s: %s parameters on %d x %s", cfg.model.name, f"{parameters:,}", world.size, world.device.type)
-    log.info("data %s: %s images to train on, %s held out", cfg.data.dataset, len(images), len(images_held_out))
 
     checkpoints = Checkpoints(run_dir)
     with ExitStack() as held, logging_redirect_tqdm():
@@ -78,7 +79,8 @@ def train(cfg: DictConfig, run_dir: Path, world: World, stop: StopSignals | None
         path = world.on_first(open_here)
         if path is not None:
             checkpoints.restore(state, Path(path))
-        log.info("%s at step %d in %s", "starting" if path is None else "going on", state.step, run_dir)
+        log.info("%s at step %d", "starting" if path is None else "going on", state.step)
+        log.info("\n".join(describe(cfg, run_dir, world, state, images, images_held_out)))
         if state.step >= cfg.training.n_iters:
             log.info("training.n_iters=%d is reached", cfg.training.n_iters)
         else:
@@ -119,30 +121,35 @@ def run_steps(
     options = cfg.training
     objective = Objective(cfg, sde)
     net = world.data_parallel(state.model)
-    signum = 0
+    signum, first, start = 0, state.step + 1, time.perf_counter()
 
     def due(freq: int) -> bool:
         return state.step % freq == 0 or state.step == options.n_iters
 
     def draw_if_due() -> None:
         folder = run_dir / "samples" / f"iter_{state.step}"
-        drawing = due(options.snapshot_freq) and options.snapshot_sampling
-        if drawing and world.on_first(lambda: not (folder / "sample_0.npy").exists()):
+        if not (due(options.snapshot_freq) and options.snapshot_sampling):
+            return
+        missing = world.on_first(lambda: not (folder / "sample_0.npy").exists())  # else of before a kill
+        if missing:
             draw_samples(state.ema.network, sde, cfg, world, stop, folder)
+        if (missing or state.step >= first) and (folder / "sample_0.npy").exists():  # it is not after a signal
+            metrics.samples(state.step, folder / "sample_0.png")
 
     stop.hold()
-    if state.step:
-        draw_if_due()  # a kill while drawing comes after the checkpoint
-    world.started()
-    window = Window(world)
-    path = run_dir / "metrics.jsonl"
-    with Metrics(path, state.step, options.n_iters) if world.rank == 0 else NoMetrics() as metrics:
+    with Metrics(cfg, run_dir, state.step) if world.rank == 0 else NoMetrics() as metrics:
+        if state.step:
+            draw_if_due()  # a kill while drawing comes after the checkpoint
+        world.started()
+        window = Window(world, sde)
         while state.step < options.n_iters and not signum:
             lr = learning_rate(cfg.optim, state.step)
             draw = objective.draw(batches, state.step)
             losses, sigma, grad_norm = update(objective, net, state, draw, world, lr, cfg.optim.grad_clip)
             window.add(state.step, losses, sigma, grad_norm, len(draw))
             metrics.advance()
+            if state.step == first:
+                log.info("first step after %.1f s", time.perf_counter() - start)
             signum = world.highest(stop.received)
 
             saving = bool(signum) or due(options.snapshot_freq_for_preemption) or due(options.snapshot_freq)
@@ -159,10 +166,11 @@ def run_steps(
                 state.check_finite()
             if due(options.snapshot_freq):
                 path = world.on_first(lambda: str(checkpoints.save_snapshot(state)))
+                metrics.snapshot()
                 log.info("step %d: wrote %s", state.step, path)
             if saving:
                 world.on_first(lambda: checkpoints.save_for_resume(state))
             if not signum:
                 draw_if_due()
-            window = Window(world)  # so that throughput does not count the time spent here
+            window = Window(world, sde)  # so that throughput does not count the time spent here
     return world.highest(stop.received)  # it may have come in the last drawing

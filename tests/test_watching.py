@@ -1,0 +1,146 @@
+"""What a run shows while it goes: metrics, pictures, TensorBoard, Weights & Biases, and what it says at its start."""
+
+import importlib.util
+import json
+import math
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from errors import InputError
+from sde import ReflectedVE
+from tests.conftest import TINY, metrics, tiny_config
+from training.logs import read_entries
+from training.loop import train
+from training.processes import World
+from training.window import Window
+
+CPU = World(torch.device("cpu"))
+
+
+def events(run_dir):
+    """{name: {step: value}} of all that TensorBoard shows, and the steps of the pictures."""
+    shown = EventAccumulator(str(run_dir / "tensorboard"), size_guidance={"scalars": 0, "images": 0}).Reload()
+    scalars = {tag: [(e.step, e.value) for e in shown.Scalars(tag)] for tag in shown.Tags()["scalars"]}
+    assert all(len(dict(pairs)) == len(pairs) for pairs in scalars.values()), "a step is shown twice"
+    return {tag: dict(pairs) for tag, pairs in scalars.items()}, {e.step for e in shown.Images("samples")}
+
+
+def test_tensorboard_shows_the_metrics_and_samples_each_step_once_also_after_a_kill(tmp_path):
+    cfg = tiny_config("training.n_iters=6", "training.snapshot_freq=2")
+    train(cfg, tmp_path, CPU)
+    before = metrics(tmp_path)
+    # As if the run had been killed after step 6, having saved at step 2.
+    shutil.copy(tmp_path / "checkpoints/checkpoint_1.pth", tmp_path / "checkpoints-meta/checkpoint.pth")
+    train(cfg, tmp_path, CPU)
+    entries = metrics(tmp_path)
+    assert [entry["step"] for entry in entries] == [1, 2, 3, 4, 5, 6]
+    assert [entry["loss"] for entry in entries] == [entry["loss"] for entry in before]
+    scalars, pictures = events(tmp_path)
+    assert pictures == {2, 4, 6}
+    for name in ("loss", "grad_norm", "lr", "images_per_sec", "memory_gib"):
+        for entry in entries:
+            assert scalars[name][entry["step"]] == pytest.approx(entry[name], rel=1e-6), name
+    assert scalars["eval_loss"].keys() == {2, 4, 6}
+    for k in range(4):
+        assert all(
+            entry["loss_by_sigma"][k] == pytest.approx(scalars[f"loss_by_sigma/{k + 1}"][entry["step"]])
+            for entry in entries
+            if entry["loss_by_sigma"][k] is not None
+        )
+
+
+def test_the_loss_by_quarters_of_the_noise_levels():
+    sde = ReflectedVE(0.01, 5.0)
+    window = Window(CPU, sde)
+    t = torch.tensor([0.01, 0.2, 0.3, 0.9, 0.99])
+    window.add(1, torch.tensor([1.0, 2.0, 3.0, 4.0, 6.0]), sde.sigma(t), torch.tensor(7.0), images=5)
+    window.add(2, torch.tensor([5.0]), sde.sigma(t[:1]), torch.tensor(9.0), images=1)
+    summary = window.summary()
+    assert summary["loss_by_sigma"] == pytest.approx([8 / 3, 3.0, None, 5.0])
+    assert summary["loss"] == pytest.approx((16 / 5 + 5) / 2) and summary["grad_norm"] == pytest.approx(8.0)
+    assert 0.05 < summary["memory_gib"] < 100
+
+
+def test_the_picture_of_the_losses_is_drawn_at_each_kept_checkpoint(tmp_path):
+    train(tiny_config("training.n_iters=2"), tmp_path, CPU)
+    first = np.asarray(Image.open(tmp_path / "loss.png").convert("RGB")).astype(int)
+    train(tiny_config("training.n_iters=40", "training.snapshot_freq=20"), tmp_path, CPU)
+    second = np.asarray(Image.open(tmp_path / "loss.png").convert("RGB")).astype(int)
+    assert first.shape == second.shape == (550, 880, 3)
+    black, red = (second.sum(2) < 60).sum(), ((second[..., 0] > 180) & (second[..., 1:].max(2) < 80)).sum()
+    assert black > 500 and red > 20 and (first != second).any()
+
+
+def test_a_half_written_line_and_others_are_not_entries(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 2.0}\n[]\n{"loss": 1}\n{"step": "2"}\n{"step": 3, "lo')
+    assert read_entries(path) == [{"step": 1, "loss": 2.0}] and read_entries(tmp_path / "none") == []
+
+
+def test_a_run_says_what_it_is_at_its_start(tmp_path, caplog):
+    caplog.set_level("INFO")
+    train(tiny_config("training.accumulate=2", "precision=bf16"), tmp_path, CPU)
+    block = next(message for message in caplog.messages if message.startswith("model "))
+    lines = dict(re.split(r"\s{2,}", line, maxsplit=1) for line in block.splitlines())
+    assert lines["model"] == "adm, 11,929 parameters"
+    assert lines["data"] == "digits, 1,438 images 1x8x8 to train on, 359 held out, 10 classes"
+    assert re.fullmatch(r"8 images a step, over 1 x cpu \(\d+ threads\), in 2 parts", lines["batch"])
+    assert lines["precision"] == "bf16" and lines["steps"].startswith("0 of 2 done; ")
+    assert lines["output"] == str(tmp_path) and lines["resume"] == f"python run_train.py resume={tmp_path}"
+    assert lines["watch"] == f"tensorboard --logdir {tmp_path}"
+    assert any(re.fullmatch(r"first step after \d+\.\d s", message) for message in caplog.messages)
+
+
+def test_without_a_logger_there_are_the_files_only(tmp_path):
+    train(tiny_config("logger=none"), tmp_path, CPU)
+    assert not (tmp_path / "tensorboard").exists() and (tmp_path / "loss.png").exists() and len(metrics(tmp_path)) == 2
+
+
+def test_wandb_goes_on_as_the_same_run(tmp_path):
+    tiny = ["logger=wandb", "logger.mode=offline", "logger.project=digits"]
+    for steps in (2, 4):
+        train(tiny_config(*tiny, f"training.n_iters={steps}"), tmp_path, CPU)
+    name = (tmp_path / "wandb_id").read_text()
+    files = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+    assert len(files) == 2 and {path.name for path in files} == {f"run-{name}.wandb"}
+    for path in files:
+        kept = path.read_bytes()
+        assert all(word in kept for word in (b"digits", b"eval_loss", b"loss_by_sigma/", b"samples", name.encode()))
+
+
+def test_wandb_is_imported_only_when_it_is_chosen(script, tmp_path, monkeypatch):
+    (tmp_path / "poison").mkdir()
+    (tmp_path / "poison/wandb.py").write_text("raise SystemExit('imported')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "poison"))
+    assert script("run_train.py", *TINY, "training.snapshot_sampling=false").returncode == 0
+
+
+def test_wandb_that_is_not_here_is_named_before_anything_is_written(tmp_path, monkeypatch):
+    honest = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "wandb" else honest(name, *rest)
+    )
+    with pytest.raises(InputError, match="logger=wandb wants a package that is not here: pip install wandb"):
+        train(tiny_config("logger=wandb"), tmp_path, CPU)
+    assert not list(tmp_path.iterdir())
+
+
+def test_wandb_without_an_account_is_one_line(tmp_path, monkeypatch):
+    for name in ("WANDB_API_KEY", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    with pytest.raises(InputError, match=r"^logger=wandb: .*; logger.mode=offline needs no account$"):
+        train(tiny_config("logger=wandb"), tmp_path / "run", CPU)
+
+
+def test_metrics_are_json_that_others_read(tmp_path):
+    train(tiny_config(), tmp_path, CPU)
+    for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
+        entry = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+        assert all(math.isfinite(value) for value in entry.values() if isinstance(value, float))

@@ -1,0 +1,38 @@
+"""What a run is, said once when it starts."""
+
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from datasets import Images
+from training.checkpoint import TrainState
+from training.loggers import watched_by
+from training.processes import World
+
+
+def describe(
+    cfg: DictConfig, run_dir: Path, world: World, state: TrainState, images: Images, held_out: Images
+) -> list[str]:
+    """Lines on model, data, batch, devices, precision, steps, where everything goes and how to go on."""
+    options, device = cfg.training, world.device
+    parameters = sum(map(Tensor.numel, state.trainable))
+    shape = "x".join(map(str, images.pixels.shape[1:]))
+    classes = f", {images.num_classes} classes" if cfg.data.classes else ""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    switches = [key for key, on in (("compiled", cfg.compile), ("recomputing", options.recompute_activations)) if on]
+    parts = f", in {options.accumulate} parts" if options.accumulate > 1 else ""
+    watched = watched_by(cfg, run_dir)
+    lines = {
+        "model": f"{cfg.model.name}, {parameters:,} parameters",
+        "data": f"{cfg.data.dataset}, {len(images):,} images {shape} to train on, {len(held_out):,} held out{classes}",
+        "batch": f"{options.batch_size} images a step, over {world.size} x {device.type} ({name}){parts}",
+        "precision": ", ".join([cfg.precision, *switches]),
+        "steps": f"{state.step:,} of {options.n_iters:,} done; a checkpoint to keep every {options.snapshot_freq:,}, "
+        f"one to resume from every {options.snapshot_freq_for_preemption:,}",
+        "output": str(run_dir),
+        "resume": f"python run_train.py resume={run_dir}",
+        **({"watch": watched} if watched else {}),
+    }
+    return [f"{key:9}  {value}" for key, value in lines.items()]

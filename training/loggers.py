@@ -1,0 +1,129 @@
+"""Where a run can be watched: TensorBoard, Weights & Biases, or nowhere but in its own files."""
+
+import importlib.util
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+
+from errors import InputError, writing
+
+
+class Logger(Protocol):
+    """What watches a run."""
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Show ``values`` at ``step``; a name may be GROUP/NAME."""
+
+    def image(self, step: int, name: str, path: Path) -> None:
+        """Show the picture ``path``."""
+
+    def close(self) -> None:
+        """Write what is still to be written."""
+
+
+class NoLogger:
+    """Nothing but the files of the run."""
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def image(self, step: int, name: str, path: Path) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+class TensorBoard:
+    """Events in RUN/tensorboard. What a killed run showed after ``step``, where it goes on, is taken back."""
+
+    def __init__(self, run_dir: Path, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # a moment, of processes that write only
+
+        with writing(run_dir / "tensorboard"):
+            self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """As in ``Logger``."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def image(self, step: int, name: str, path: Path) -> None:
+        """As in ``Logger``."""
+        self._writer.add_image(name, np.asarray(Image.open(path).convert("RGB")), step, dataformats="HWC")
+
+    def close(self) -> None:
+        """As in ``Logger``."""
+        self._writer.close()
+
+
+class WandB:
+    """A run of Weights & Biases, the same one whenever the run goes on: its id is kept in RUN/wandb_id.
+
+    Raises:
+        InputError: if it refuses.
+    """
+
+    def __init__(self, cfg: DictConfig, run_dir: Path) -> None:
+        import wandb  # an option, not a requirement
+
+        path = run_dir / "wandb_id"
+        with writing(path):
+            if not path.exists():
+                path.write_text(secrets.token_hex(4))
+        options = cfg.logger
+        try:
+            self._run = wandb.init(
+                id=path.read_text().strip(),
+                resume="allow",
+                project=options.project,
+                entity=options.entity,
+                mode=options.mode,
+                name=run_dir.name,
+                dir=str(run_dir),
+                config=OmegaConf.to_container(cfg),
+                settings=wandb.Settings(console="off", silent=True),
+            )
+        except (wandb.Error, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"logger=wandb: {reason}; logger.mode=offline needs no account") from error
+        self._image = wandb.Image
+        self._run.define_metric("*", step_metric="step")  # its own count cannot go back to where a kill left the run
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """As in ``Logger``."""
+        self._run.log({**values, "step": step})
+
+    def image(self, step: int, name: str, path: Path) -> None:
+        """As in ``Logger``."""
+        self._run.log({name: self._image(str(path)), "step": step})
+
+    def close(self) -> None:
+        """As in ``Logger``."""
+        self._run.finish()
+
+
+def check_logger(name: str) -> None:
+    """Raise InputError if the logger ``name`` wants a package that is not here."""
+    if name == "wandb" and importlib.util.find_spec("wandb") is None:
+        raise InputError("logger=wandb wants a package that is not here: pip install wandb")
+
+
+def open_logger(cfg: DictConfig, run_dir: Path, step: int) -> Logger:
+    """What ``logger`` of the configuration asks for, of the run in ``run_dir`` that goes on at ``step``."""
+    if cfg.logger.name == "tensorboard":
+        return TensorBoard(run_dir, step)
+    return WandB(cfg, run_dir) if cfg.logger.name == "wandb" else NoLogger()
+
+
+def watched_by(cfg: DictConfig, run_dir: Path) -> str | None:
+    """How a user watches the run, or None."""
+    name = cfg.logger.name
+    if name == "tensorboard":
+        return f"tensorboard --logdir {run_dir}"
+    return f"wandb, project {cfg.logger.project} ({cfg.logger.mode})" if name == "wandb" else None

@@ -1,0 +1,33 @@
+"""A run in one picture."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from errors import writing
+
+
+def draw_losses(entries: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw the loss by step, on held-out images and by quartile of sigma, from the entries of ``metrics.jsonl``."""
+    from matplotlib.figure import Figure  # a moment, of processes that write only
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot(xlabel="step", ylabel="loss", yscale="log")
+    quarters = ("lowest sigma", "second quarter", "third quarter", "highest sigma")
+    for k, name in enumerate(quarters):
+        found = [(e["step"], e["loss_by_sigma"][k]) for e in entries if e.get("loss_by_sigma", [None] * 4)[k]]
+        axes.plot(*_columns(found), label=name, color=(0.2 + 0.2 * k, 0.6, 0.9 - 0.2 * k), linewidth=0.7, alpha=0.7)
+    axes.plot(*_columns([(e["step"], e["loss"]) for e in entries]), label="all", color="black")
+    held_out = [(e["step"], e["eval_loss"]) for e in entries if "eval_loss" in e]
+    axes.plot(*_columns(held_out), label="held out, EMA", color="tab:red", marker=".")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    temporary = path.with_name(f".{path.name}.tmp")
+    with writing(path):
+        figure.savefig(temporary, format="png", dpi=110)
+        os.replace(temporary, path)
+
+
+def _columns(pairs: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [a for a, _ in pairs], [b for _, b in pairs]
