@@ -27,6 +27,7 @@ def protocol(cfg: DictConfig, checkpoint: Path, devices: list[torch.device]) -> 
         "checkpoint": {"file": str(checkpoint), "sha256": digest, "weights": "exponential moving average"},
         "seed": cfg.seed,
         "precision": cfg.precision,
+        "compile": cfg.compile,
         "devices": names,
         "cuda": torch.version.cuda if devices[0].type == "cuda" else None,
         "packages": {
