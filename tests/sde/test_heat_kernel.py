@@ -9,7 +9,7 @@ from scipy import stats
 from benchmarks.memory import PeakMemory
 from sde import heat_kernel
 
-GOLDEN = np.load(Path(__file__).parent / "golden" / "heat_kernel.npz")
+GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "heat_kernel.npz")
 # Bounds in units of 1 (of 1/sigma for scores), relative where the value exceeds 1.
 BOUNDS = {torch.float32: {"score": 1e-6, "log_density": 1e-6}, torch.float64: {"score": 1e-14, "log_density": 1e-14}}
 

@@ -16,7 +16,7 @@ from models.pretrained import read_weights
 from models.published import published_tensors
 from tests.conftest import composed
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 SMALL = ("ddpmpp_small", "vdm_small", "adm_small")
 PUBLISHED = {
     "cifar10_ddpmpp": ["data=cifar10", "model=ddpmpp"],

@@ -17,7 +17,7 @@ from errors import CleanError
 from models import load_pretrained
 from models.download import IDS, download
 from tests.conftest import ROOT
-from tests.test_models import GOLDEN
+from tests.models.test_models import GOLDEN
 
 
 class Quiet(SimpleHTTPRequestHandler):

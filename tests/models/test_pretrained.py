@@ -16,7 +16,7 @@ from models.export import export, main
 from models.files import digest, load_config
 from models.published import from_published, published_tensors, to_published
 from tests.conftest import composed
-from tests.test_models import GOLDEN, SMALL, published_checkpoint
+from tests.models.test_models import GOLDEN, SMALL, published_checkpoint
 from training.loop import train
 from training.processes import World
 

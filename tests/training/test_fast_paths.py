@@ -12,8 +12,8 @@ from benchmarks.memory import PeakMemory
 from models import compile_network, compiled, create_model, recompute_activations
 from sde import heat_kernel
 from tests.conftest import TINY, assert_same, metrics, read, tiny_config
-from tests.test_heat_kernel import GOLDEN, columns, scaled_error
-from tests.test_models import SMALL, with_published_weights
+from tests.models.test_models import SMALL, with_published_weights
+from tests.sde.test_heat_kernel import GOLDEN, columns, scaled_error
 from training.logs import Metrics
 from training.loop import train
 from training.optimizer import create_optimizer, load_optimizer
