@@ -1,0 +1,204 @@
+"""Every command of the README, run as it stands there but for a small network, few steps and made-up data."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+
+from schema import eval_keys, train_keys, vis_keys
+from tests.conftest import ROOT, TINY, composed, environment, tiny_config
+from tests.scripts.test_bad_input import Runner
+from training.loop import train
+from training.processes import World
+
+README = (ROOT / "README.md").read_text()
+SPANS = re.findall(r"`([^`\n]+)`", README)
+COMMANDS = dict.fromkeys(
+    span.replace(r"\|", "|") for span in SPANS if re.match(r"(python|sh|tensorboard|eval|make) \S", span)
+)
+
+# What makes a command take a moment; the network of the last but one is chosen by the command.
+SHORT = ["training.n_iters=2", "training.batch_size=4", "training.log_freq=1", "training.eval_freq=2"]
+SHORT += ["training.snapshot_freq=2", "eval.batch_size=4", "device=cpu"]
+NETWORKS = {
+    "ddpmpp": ["model.nf=8", "model.ch_mult=[1,1]", "model.num_res_blocks=1"],
+    "vdm": ["model.channels=8", "model.num_blocks=1"],
+    "adm": ["model.model_channels=8", "model.channel_mult=[1,2]", "model.num_blocks=1"],
+}
+FEW_STEPS = ["sampling.method=multistep", "sampling.steps=2"]
+# Those that take more than options to run here, and the test that runs them.
+ELSEWHERE = {
+    "python datasets/download_cifar10.py": "datasets/test_packs.py::test_cifar10",
+    "sh datasets/download_imagenet32.sh": "datasets/test_packs.py::test_imagenet32",
+    "python datasets/compile_imagenet64.py /path/to/imagenet": "datasets/test_imagenet64.py::test_",
+    "sh download_pretrained.sh": "models/test_download.py::test_the_script_fetches_all",
+    "python -m docs.density_2d": "sampling/test_sampling.py::test_the_example_in_two_dimensions",
+    "make demo": "scripts/test_digits.py::test_the_demo_recipe",
+    "make test": "",  # what runs this
+    "make check": "",  # ruff and mypy, before the tests
+    "python -m benchmarks.kernel": "",
+    "python -m benchmarks.step": "",
+    "python -m benchmarks.recipes": "",
+}
+SLURM = "hydra/launcher=slurm"  # scripts/test_slurm.py, on a cluster
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with runs of digits and of 1,000 classes, images, and drawn digits."""
+    folder = tmp_path_factory.mktemp("readme")
+    cpu = World(torch.device("cpu"))
+    train(tiny_config("training.snapshot_sampling=false"), folder / "RUN", cpu)
+    classes = ["data=fake", "data.image_size=8", "data.classes=true", "data.num_classes=1000"]
+    many = [option for option in TINY if option != "data=digits"] + ["training.snapshot_sampling=false"]
+    cfg = composed(*classes, *many)
+    del cfg.resume
+    train(cfg, folder / "weights/imagenet64", cpu)
+    (folder / "PATH").mkdir()
+    for i in range(20):
+        Image.fromarray(np.full((8, 8, 3), 10 * i, np.uint8)).save(folder / f"PATH/{i:02d}.png")
+    np.savez(folder / "FILE.npz", samples=np.zeros((20, 8, 8, 1), np.uint8), labels=np.arange(20) % 10)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(place):
+    """Run an entry script in ``place``."""
+    runner = Runner(place)
+    yield runner
+    runner.server.stdin.close()
+    runner.server.wait()
+
+
+def network_of(arguments):
+    """The network that a command trains."""
+    chosen = [a for a in arguments if a.startswith(("experiment=", "model=", "data=", "hydra/"))]
+    return composed(*[a for a in chosen if "launcher" not in a]).model.name
+
+
+def shortened(script, arguments):
+    """The arguments of a command, and those that make it a matter of seconds."""
+    arguments = [re.sub("^ngpus=[48]$", "ngpus=1", argument) for argument in arguments]
+    if script == "run_train.py":
+        if any(a.startswith(("resume=", "--help", "-sc")) or a == "experiment=debug/tiny" for a in arguments):
+            return [*arguments, *(["training.n_iters=3"] * any(a.startswith("resume=") for a in arguments))]
+        extra = [*NETWORKS[network_of(arguments)], *SHORT, *FEW_STEPS]
+        stored = {"experiment=digits", "data=digits", "data=folder"}
+        extra += [] if stored & set(arguments) else ["data.dataset=fake", "data.image_size=8"]
+        if "training.n_iters=0" in arguments:
+            extra.remove("training.n_iters=2")
+        return [*arguments, *extra]
+    extra = ["eval.batch_size=2", "device=cpu"]
+    if script == "run_vis.py":
+        if "label=388" in arguments:  # of 1,000 classes
+            arguments = ["load_dir=weights/imagenet64", *arguments[1:]]
+        flow = "sampling.method=ode" in arguments
+        extra += ["eval.rounds=1"] + (["sampling.rtol=0.1", "sampling.atol=0.1"] if flow else ["sampling.steps=2"])
+    else:
+        extra += ["eval.images=4", "metrics.drawn=8", *FEW_STEPS]
+        extra += ["metrics.elbo.times=2"] if "elbo" in " ".join(arguments) or arguments[-1] == "load_dir=RUN" else []
+        extra += ["metrics.bpd.rtol=0.1", "metrics.bpd.atol=0.1"] if len(arguments) == 1 else []
+    return [*arguments, *extra]
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if re.match(r"python run_\w+\.py", c) and SLURM not in c])
+def test_a_command_of_the_scripts(command, place, run):
+    _, script, *arguments = shlex.split(command)
+    result = run(script, *shortened(script, arguments))
+    assert result.code == 0, result.said
+    assert "Traceback" not in result.said
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if re.match(r"python -m (models|evaluation)\.", c)])
+def test_a_command_of_a_module(command, place):
+    for made in ("OUT", "OUT.safetensors"):
+        shutil.rmtree(place / made, ignore_errors=True)
+    path = {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        [sys.executable, *shlex.split(command)[1:]],
+        cwd=place, env={**environment(), **path}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert not command.startswith("python -m models.export") or (place / shlex.split(command)[4]).exists()
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python -m pytest")])
+def test_a_command_of_the_tests_finds_some(command):
+    path, *options = shlex.split(command)[3:]
+    names = re.findall(r"^def (test_\w+)", (ROOT / path).read_text(), re.MULTILINE)
+    chosen = options[options.index("-k") + 1].split(" or ") if "-k" in options else ["test_"]
+    assert all(any(word in name for name in names) for word in chosen)
+
+
+def test_tensorboard_finds_what_a_run_shows(place):
+    assert "tensorboard --logdir RUN" in README
+    command = [os.path.join(os.path.dirname(sys.executable), "tensorboard"), "--logdir", "RUN", "--inspect"]
+    result = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0 and "eval_loss" in result.stdout
+
+
+def test_the_shell_completes_options(tmp_path):
+    (line,) = (command for command in COMMANDS if command.startswith("eval "))
+    interpreter = os.path.dirname(sys.executable)
+    asks = {"COMP_LINE": "python run_train.py model=", "PATH": f"{interpreter}:{os.environ['PATH']}"}
+    command = f"{line}; complete -p python; python run_train.py -sc query=bash"
+    result = subprocess.run(
+        ["bash", "-c", command], cwd=ROOT, env={**environment(), **asks}, capture_output=True, text=True, timeout=120
+    )
+    assert "hydra_bash_completion" in result.stdout and "model=ddpmpp" in result.stdout, result.stderr
+
+
+def test_every_other_command_is_run_by_a_test():
+    known = ("python run_", "python -m models.", "python -m evaluation.", "python -m pytest", "eval ", "tensorboard ")
+    others = [command for command in COMMANDS if not command.startswith(known)]
+    assert {*others, "make demo", "make test"} <= ELSEWHERE.keys()
+    for place in filter(None, ELSEWHERE.values()):
+        path, name = place.split("::")
+        assert f"def {name}" in (ROOT / "tests" / path).read_text(), place
+    assert any(SLURM in command for command in COMMANDS)
+    assert "partition" in (ROOT / "tests/scripts/test_slurm.py").read_text()
+
+
+def parsed(text):
+    """A default of the README's table: a number, a name in backticks, True, False or null; else prose, and None."""
+    text = re.sub(r" \(.*\)", "", text)
+    if text in ("True", "False"):
+        return text == "True"
+    try:
+        return float(text)
+    except ValueError:
+        return text.strip("`") if text.startswith("`") else None
+
+
+def test_the_options_of_the_readme_exist_with_their_defaults():
+    groups = ("data", "model", "logger", "metrics")
+    known = {*train_keys(), *vis_keys(), *eval_keys(), "load_dir", "hydra.run.dir", *groups}
+    cfgs = [composed(), composed(name="vis"), composed(name="eval")]
+    table = README.split("Options people change:")[1].split("##")[0]
+    rows = re.findall(r"^\| (`[a-z].*?) \| (.*?) \|", table, re.MULTILINE)
+    assert len(rows) > 30
+    compared = 0
+    for names, defaults in rows:
+        keys = re.findall(r"`([a-z_0-9.]+)`", names)
+        assert keys and not {*keys} - known, names
+        for key, default in zip(keys, map(parsed, defaults.split(", ")), strict=False):
+            if default is not None and key not in groups:
+                assert default in [OmegaConf.select(cfg, key) for cfg in cfgs], key
+                compared += 1
+    assert compared > 30
+
+
+@pytest.mark.parametrize("script", ["train", "vis", "eval"])
+def test_the_options_of_help_exist(script):
+    known = {*train_keys(), *vis_keys(), *eval_keys(), "hydra.run.dir"}
+    text = (ROOT / f"configs/hydra/help/{script}.yaml").read_text()
+    keys = re.findall(r"(?<![\w/.])([a-z_]+(?:\.[a-z_]+)+)(?=[=,; ]|$)", text.split("every key")[1].split("$CONFIG")[0])
+    assert len(keys) > 4 and not {*keys} - known - {"results.json"}
