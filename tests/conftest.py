@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Options of this project's tests."""
     parser.addoption("--kills", type=int, default=1, help="how often the test of exact resuming kills a run")
     parser.addoption("--fuzz", type=int, default=10, help="how many damaged files and configurations are tried")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take long come first, so that no worker is left with one at the end."""
+    seconds: Counter[Path] = Counter()
+    marked = {(item.path, item.originalname): item.get_closest_marker("slow") for item in items}
+    for (path, _), marker in marked.items():
+        seconds[path] += marker.args[0] if marker else 0
+    items.sort(key=lambda item: -seconds[item.path])
 
 
 def composed(*overrides: str, name: str = "train") -> DictConfig:

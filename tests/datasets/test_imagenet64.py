@@ -165,6 +165,7 @@ def colour(k):
     return (k % 256, k // 256, 7)
 
 
+@pytest.mark.slow(28)
 def test_a_kill_and_an_interrupt_are_gone_on_from(tmp_path):
     """The script run as a user runs it, from its folder, by two workers."""
     root, out = many(tmp_path / "imagenet"), tmp_path / "out"

@@ -131,6 +131,7 @@ def test_a_pack_that_is_not_whole_is_made_again(tmp_path, damage):
     assert len(pixels) == 40 and not list((tmp_path / "data/packs").glob(".*.tmp"))
 
 
+@pytest.mark.slow(12)
 def test_two_processes_make_one_pack(tmp_path):
     for i in range(600):
         save(tmp_path / "pics" / f"{i:03}.png")
@@ -288,6 +289,7 @@ def run_script(tmp_path, *arguments):
     return subprocess.run(command, env={**environment(), "PATH": path}, capture_output=True, text=True, cwd=tmp_path)
 
 
+@pytest.mark.slow(15)
 def test_imagenet32_of_the_arrays_of_image_net_org(tmp_path):
     """A zip archive and a folder, as they are given out; the script run as a user runs it."""
     parts = [arrays(tmp_path / f"given/train_data_batch_{i}.npz", 4, first) for i, first in ((1, 1), (2, 997))]
@@ -334,6 +336,7 @@ def test_cifar10_ahead_of_its_use_says_what_to_place_where(tmp_path):
     assert "place cifar-10-python.tar.gz there" in result.stderr and "Traceback" not in result.stderr
 
 
+@pytest.mark.slow(38)
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_packing_that_is_interrupted_leaves_nothing_and_nobody_behind(tmp_path, signum, code):
     (tmp_path / "pics").mkdir()

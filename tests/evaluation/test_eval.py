@@ -63,6 +63,7 @@ def evaluate(cfg, folder, devices=(CPU,)):
     return Evaluation(cfg, list(devices), PROTOCOL)(folder)
 
 
+@pytest.mark.slow(15)
 def test_the_script_measures_all(script, run_dir, tmp_path):
     options = [ALL, *QUICK, f"load_dir={run_dir}", f"dataroot={tmp_path / 'data'}", "hydra.run.dir=out"]
     done = script("run_eval.py", *options)
@@ -131,6 +132,7 @@ def test_an_evaluation_goes_on_where_it_stopped(run_dir, tmp_path):
         assert all(np.array_equal(first[key], second[key]) for key in first)
 
 
+@pytest.mark.slow(12)
 def test_bits_do_not_depend_on_batches_or_processes(run_dir, tmp_path):
     cfg = eval_config(run_dir, "metrics.elbo.importance=true")
     with open_dict(cfg):

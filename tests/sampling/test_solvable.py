@@ -46,6 +46,7 @@ def test_component_shares(method, kind):
     assert spread == pytest.approx(0.01, rel=0.05 * growth)
 
 
+@pytest.mark.slow(25)
 @pytest.mark.parametrize("kind", TARGETS)
 def test_the_flow_does_not_move_with_a_tighter_tolerance(kind):
     target = TARGETS[kind]

@@ -389,6 +389,7 @@ def examples(pytestconfig):
     return settings(max_examples=count, deadline=None, database=None, derandomize=True, suppress_health_check=checks)
 
 
+@pytest.mark.slow(10)
 def test_fuzz_of_damaged_files(run, place, pytestconfig):
     """Any bytes of a checkpoint or an exported file cut, changed or doubled: an error, or the images as they were."""
     counts = {"refused": 0, "unharmed": 0}

@@ -109,6 +109,7 @@ def shortened(script, arguments):
     return [*arguments, *extra]
 
 
+@pytest.mark.slow(90)
 @pytest.mark.parametrize("command", [c for c in COMMANDS if re.match(r"python run_\w+\.py", c) and SLURM not in c])
 def test_a_command_of_the_scripts(command, place, run):
     _, script, *arguments = shlex.split(command)

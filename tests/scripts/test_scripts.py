@@ -40,6 +40,7 @@ def failed_with(result, message):
     return True
 
 
+@pytest.mark.slow(40)
 def test_train_sample_resume_sample(script, tmp_path):
     trained = script("run_train.py", *TINY)
     assert trained.returncode == 0, trained.stderr
@@ -81,6 +82,7 @@ def test_train_sample_resume_sample(script, tmp_path):
     assert failed_with(script("run_vis.py", f"load_dir={run}", "hydra.run.dir=chosen"), "chosen/images exists")
 
 
+@pytest.mark.slow(12)
 def test_an_unconditional_ddpmpp_on_colour_images(script, tmp_path):
     overrides = [
         "data=fake", "data.image_size=8", "model.nf=8", "model.ch_mult=[1,2]", "model.num_res_blocks=1",
@@ -96,6 +98,7 @@ def test_an_unconditional_ddpmpp_on_colour_images(script, tmp_path):
     assert failed_with(script("run_vis.py", "load_dir=run", "label=0"), "has no classes")
 
 
+@pytest.mark.slow(18)
 def test_two_runs_started_together_share_no_directory_unless_told_to(script, tmp_path):
     with ThreadPoolExecutor(4) as pool:
         apart = [pool.submit(script, "run_train.py", *TINY) for _ in range(2)]
@@ -111,6 +114,7 @@ def test_two_runs_started_together_share_no_directory_unless_told_to(script, tmp
     assert steps == list(range(1, 401))
 
 
+@pytest.mark.slow(70)
 @pytest.mark.parametrize("ngpus", [1, 2])
 def test_a_run_killed_at_any_moment_ends_as_an_undisturbed_one(script, tmp_path, pytestconfig, ngpus):
     """kill -9 at random moments; with a checkpoint every other step, many of them in the middle of one."""
@@ -136,6 +140,7 @@ def test_a_run_killed_at_any_moment_ends_as_an_undisturbed_one(script, tmp_path,
     assert [entry["step"] for entry in metrics(tmp_path / "killed")] == list(range(1, 101 + 40 * kills))
 
 
+@pytest.mark.slow(20)
 def test_a_full_disk_leaves_the_checkpoints(script, tmp_path):
     """No file may grow beyond what half a checkpoint needs."""
     run = [*TINY, "hydra.run.dir=run", "training.snapshot_sampling=false"]

@@ -66,7 +66,7 @@ def test_a_job_whose_time_is_up_and_that_is_preempted_ends_as_an_undisturbed_one
     assert len(steps) == 2 and 5 < steps[0] < steps[1] < 400
     assert "interrupted by SIGUSR2" in logs and "interrupted by SIGTERM" in logs
     assert [int(step) for step in re.findall(r"going on at step (\d+)", logs)] == steps
-    assert "parameters on 2 x cpu" in logs
+    assert "over 2 x cpu" in logs
     command = [sys.executable, ROOT / "run_train.py", *TINY, *options, "hydra.run.dir=whole"]
     assert subprocess.run(command, cwd=tmp_path, env=environment(), stderr=subprocess.DEVNULL).returncode == 0
     assert_same(read(run / NEWEST), read(tmp_path / "whole" / NEWEST))

@@ -99,6 +99,7 @@ SWITCHES = {
 }
 
 
+@pytest.mark.slow(45)
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_a_run_with_it_resumes_exactly(switch, tmp_path, monkeypatch):
     """And with compile=true nothing is compiled after the first evaluation and drawing, whatever the batch."""

@@ -38,7 +38,7 @@ def together(tmp_path_factory):
     command = [sys.executable, ROOT / "run_train.py", *SHARED, "ngpus=2", "hydra.run.dir=run"]
     result = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert "parameters on 2 x cpu" in result.stderr and "Warning" not in result.stderr
+    assert "over 2 x cpu" in result.stderr and "Warning" not in result.stderr
     return folder / "run"
 
 
@@ -71,6 +71,7 @@ def ended(pids, seconds=30):
     return True
 
 
+@pytest.mark.slow(20)
 def test_processes_and_parts_change_no_number(together, tmp_path):
     """One, two processes, and three parts of a batch, one after the other: 20 steps that learn."""
     train(tiny_config(*SHARED), tmp_path / "one", World(CPU))
@@ -134,6 +135,7 @@ def test_a_signal_saves_and_says_interrupted(tmp_path, signum, code):
     assert "Traceback" not in said
 
 
+@pytest.mark.slow(50)
 def test_processes_stopped_by_a_signal_go_on_as_if_undisturbed(tmp_path):
     process = started(tmp_path, *LONG, "ngpus=2")
     workers = children(process.pid)
@@ -149,6 +151,7 @@ def test_processes_stopped_by_a_signal_go_on_as_if_undisturbed(tmp_path):
     assert_same(*(read(tmp_path / name / NEWEST) for name in ("run", "whole")))
 
 
+@pytest.mark.slow(36)
 @pytest.mark.parametrize("victim", ["supervisor", 0, 1])
 def test_none_outlives_a_killed_one(tmp_path, victim):
     process = started(tmp_path, *LONG, "ngpus=2")
