@@ -4,7 +4,7 @@ import difflib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -105,7 +105,7 @@ def anything(key: str, value: Any) -> None:
 Schema = Mapping[str, "Check | Schema"]
 
 
-def check_all(cfg: DictConfig, schema: Schema, prefix: str = "") -> None:
+def check_all(cfg: Mapping[Any, Any] | DictConfig, schema: Schema, prefix: str = "") -> None:
     """Check every value of a configuration, and that it has no key that nothing reads.
 
     Args:
@@ -116,7 +116,7 @@ def check_all(cfg: DictConfig, schema: Schema, prefix: str = "") -> None:
     Raises:
         InputError: naming the first key at fault.
     """
-    for name in cfg:
+    for name in map(str, cfg):
         if name not in schema:
             near = did_you_mean(f"{prefix}{name}", (f"{prefix}{known}" for known in schema))
             raise InputError(f"{prefix}{name}: no such option{near}")
@@ -141,9 +141,14 @@ def did_you_mean(name: Any, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
+def plain(cfg: Any, resolve: bool = False) -> dict[str, Any]:
+    """A configuration as dictionaries, lists and plain values; interpolations stay as they are unless ``resolve``d."""
+    return cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=resolve))
+
+
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"a.b": value} of a tree of dictionaries; an empty one is a value."""
-    leaves = {}
+    leaves: dict[str, Any] = {}
     for name, value in tree.items():
         inner = isinstance(value, Mapping) and value
         leaves |= flat(value, f"{prefix}{name}.") if inner else {f"{prefix}{name}": value}

@@ -32,7 +32,7 @@ def choose_devices(device: str, ngpus: int) -> list[torch.device]:
     """
     kind = choose_device(device)
     if kind.type == "cpu":
-        if ngpus > 4 * os.cpu_count():
+        if ngpus > 4 * (os.cpu_count() or 1):
             raise InputError(f"ngpus={ngpus}, but there are {os.cpu_count()} cores here")
         return [kind] * ngpus
     if ngpus > torch.cuda.device_count():

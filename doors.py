@@ -21,7 +21,7 @@ from hydra.errors import CompactHydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from checks import did_you_mean, flat
+from checks import did_you_mean, flat, plain
 from errors import CleanError, InputError
 from training.seats import find_seat
 
@@ -147,7 +147,7 @@ def _resolve(cfg: DictConfig) -> None:
         reason = str(error).splitlines()[0]
     else:
         return
-    for key, value in flat(OmegaConf.to_container(cfg, resolve=False)).items():
+    for key, value in flat(plain(cfg)).items():
         if isinstance(value, str) and "${" in value:
             try:
                 OmegaConf.select(cfg, key)
@@ -174,7 +174,7 @@ def _in_one_line(error: Exception, keys: Iterable[str]) -> str:
 
 def _leave_no_empty_directory() -> None:
     """Remove the new directory of a job that was refused, as far as it is empty."""
-    folder, start = (Path(HydraConfig.get().runtime[name]) for name in ("output_dir", "cwd"))
+    folder, start = (Path(getattr(HydraConfig.get().runtime, name)) for name in ("output_dir", "cwd"))
     if _stamp.cache_info().currsize and _stamp() in str(folder) and folder.is_relative_to(start):
         with contextlib.suppress(OSError):  # it is not empty
             while folder != start:

@@ -5,8 +5,9 @@ import sys
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 
+from checks import plain
 from doors import door
 from schema import check_train, train_keys
 from training.seats import find_seat
@@ -34,7 +35,7 @@ def main(cfg: DictConfig) -> None:
         cfg = resumed_config(cfg, run_dir, overrides)
         check_train(cfg, cfg.ngpus if seat is None else seat.size)
     if seat is None:
-        logs = OmegaConf.to_container(HydraConfig.get().job_logging, resolve=True)
+        logs = plain(HydraConfig.get().job_logging, resolve=True)
         devices = choose_devices(cfg.device, cfg.ngpus)
         if len(devices) > 1:
             prepare_data(cfg)  # which may take longer than processes wait for each other

@@ -289,7 +289,7 @@ def check_loaded(cfg: Mapping[str, Any]) -> None:
     network = {**OF_ALL_NETWORKS, **NETWORKS[cfg["model"]["name"]]}
     for section, schema in (("model", network), ("data", DATA), ("sde", SDE)):
         for key in schema.keys() & cfg[section].keys():
-            schema[key](f"{section}.{key}", cfg[section][key])
+            check_all({key: cfg[section][key]}, {key: schema[key]}, f"{section}.")
     _check_sizes(cfg)
 
 

@@ -49,7 +49,7 @@ def main() -> None:
         for _ in range(REPEATS):
             ours.append(seconds(lambda: checkpoints.save_for_resume(state)))
             plain.append(seconds(lambda: write_plainly(contents, Path(folder) / "plain")))
-        resumed = seconds(lambda: checkpoints.restore(state, checkpoints.find()))
+        resumed = seconds(lambda: checkpoints.restore(state, checkpoints.find() or checkpoints.resume_path))
     print(f"{sum(p.numel() for p in state.trainable):,} trained parameters, {len(contents) / 1e9:.2f} GB, on the CPU")
     print(f"saving {statistics.median(ours):.2f} s ({min(ours):.2f} to {max(ours):.2f}), median of {REPEATS}")
     print(f"writing as many bytes {statistics.median(plain):.2f} s ({min(plain):.2f} to {max(plain):.2f})")

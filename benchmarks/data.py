@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,7 +57,7 @@ def reading(folder: Path, count: int) -> float:
         Image.fromarray((smooth + grain).clip(0, 255).astype(np.uint8)).save(pictures / "all" / f"{i:06}.png")
     size = sum(path.stat().st_size for path in (pictures / "all").iterdir()) / count
     start = time.perf_counter()
-    options = {"image_size": 32, "num_channels": 3, "num_classes": 1, "classes": False}
+    options: dict[str, Any] = {"image_size": 32, "num_channels": 3, "num_classes": 1, "classes": False}
     images = load_images("folder", True, **options, dataroot=str(folder), root=str(pictures))
     load_images("folder", False, **options, dataroot=str(folder), root=str(pictures))
     print(f"packing {count:,} PNGs of {size:,.0f} bytes: {time.perf_counter() - start:.1f} s")
@@ -69,7 +70,11 @@ def reading(folder: Path, count: int) -> float:
         ImageFolder(str(pictures), ToTensor()), BATCH, shuffle=True, num_workers=2, persistent_workers=True
     )
     endless = (batch for _ in range(10**6) for batch in loader)
-    ways = {"memory": (memory, 300), "disk": (disk, 300), "DataLoader": (lambda _: next(endless), 40)}
+    ways: dict[str, tuple[Callable[[int], object], int]] = {
+        "memory": (memory, 300),
+        "disk": (disk, 300),
+        "DataLoader": (lambda _: next(endless), 40),
+    }
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for way, batches in ways.values():
         rate(way, batches)  # warm

@@ -7,6 +7,8 @@ reading and writing the tensors.
 
 import argparse
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -51,9 +53,9 @@ def main() -> None:
     print(f"{device_name()}; images {SHAPE}, sigma from 0.01 to 5")
     print(f"sigma * score, ours and the textbook's: {apart.quantile(0.99):.1e} apart at the 99th percentile")
     for name, function, score in (("score", heat_kernel.score, True), ("log density", heat_kernel.log_density, False)):
-        ways = {
-            "textbook": lambda score=score: textbook(x, x0, sigma, score),
-            "ours": lambda function=function: function(x, x0, sigma),
+        ways: dict[str, Callable[[], object]] = {
+            "textbook": partial(textbook, x, x0, sigma, score),
+            "ours": partial(function, x, x0, sigma),
             "floor: x + x0": lambda: torch.add(x, x0),
         }
         print(f"{name}, x faster than the textbook's")

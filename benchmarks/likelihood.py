@@ -4,6 +4,8 @@ One evaluation of score and divergence, with 1, 2, 4 and 8 sign vectors, beside 
 """
 
 import argparse
+from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -25,10 +27,9 @@ def main() -> None:
         with torch.no_grad():
             net(x, sigma)
 
-    ways = {"bare": bare}
+    ways: dict[str, Callable[[], object]] = {"bare": bare}
     for probes in (1, 2, 4, 8):
-        vectors = _signs(x, None, probes)
-        ways[f"{probes} probes"] = lambda vectors=vectors: _score_and_trace(net, x, sigma, vectors)
+        ways[f"{probes} probes"] = partial(_score_and_trace, net, x, sigma, _signs(x, None, probes))
     seconds = interleaved(ways, REPEATS)
     for name, seen in seconds.items():
         ratios = sorted(s / b for s, b in zip(seen, seconds["bare"], strict=True))

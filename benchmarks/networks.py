@@ -3,10 +3,9 @@
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
-from torch import nn
 
 import doors
-from models import create_model
+from models import ScoreNetwork, create_model
 
 NARROW = {
     "ddpmpp": ["model.nf=32", "model.num_res_blocks=2"],
@@ -22,7 +21,7 @@ def config(kind: str, *overrides: str) -> DictConfig:
         return compose("train", overrides=["data=fake", f"model={kind}", *narrow, *overrides])
 
 
-def network(kind: str) -> nn.Module:
+def network(kind: str) -> ScoreNetwork:
     """The network of ``config(kind)``."""
     cfg = config(kind)
     torch.manual_seed(0)

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.networks import network
 from benchmarks.timing import device_name, interleaved
-from models import compile_network, in_precision
+from models import compile_network
 from models.precision import PRECISIONS
 from sampling import create_sampler
 from sde import ReflectedVE
@@ -34,7 +34,6 @@ def main() -> None:
     parameters = sum(p.numel() for p in net.parameters())
     if arguments.compile:
         compile_network(net)
-    net = in_precision(net, arguments.precision)
     sde = ReflectedVE(0.01, 5.0)
     start = sde.prior_sample((BATCH, 3, 32, 32), torch.Generator(device).manual_seed(0), device)
     sigma = torch.full((BATCH,), 0.5, device=device)

@@ -33,7 +33,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 def plain_step(kind: str, batch: int) -> Callable[[], None]:
     """The step as a textbook has it."""
     cfg = config(kind)
-    net = network(kind).to(DEVICE, memory_format=torch.contiguous_format)
+    net = network(kind).to(DEVICE).to(memory_format=torch.contiguous_format)
     average = copy.deepcopy(net)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-4, foreach=False)
     sde = ReflectedVE(cfg.sde.sigma_min, cfg.sde.sigma_max)

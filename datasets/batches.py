@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -57,15 +58,15 @@ class Batches:
         in_memory: int = IN_MEMORY,
     ) -> None:
         self.device = torch.device(device)
-        small = images.file is None or images.pixels.nbytes <= in_memory
+        file = None if images.pixels.nbytes <= in_memory else images.file
         self.labels = images.labels.to(self.device)
         self.levels = images.levels
         self.batch_size = batch_size
         self.seed = seed
         self.random_flip, self.dequantize = random_flip, dequantize
         self._count = len(images)
-        self._pixels = images.pixels.to(self.device, copy=images.file is not None) if small else None
-        self._stream = None if small else _Stream(images, self.device)
+        self._stream = None if file is None else _Stream(images, file, self.device)
+        self._pixels = images.pixels.to(self.device, copy=images.file is not None) if file is None else images.pixels
         self._epoch, self._permutation = -1, np.empty(0, dtype=np.int64)
 
     def indices(self, step: int) -> np.ndarray:
@@ -85,12 +86,12 @@ class Batches:
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
         """Batch ``step``: x0 in [0, 1], float32 (B, C, H, W), and labels, int64 (B,)."""
-        if self._stream is None:
-            index = self._without_waiting(torch.from_numpy(self.indices(step)))
-            pixels = self._pixels.index_select(0, index)
-        else:
+        if self._stream is not None:
             index, pixels = self._stream.take(step, self.indices)
             index = self._without_waiting(index)
+        else:
+            index = self._without_waiting(torch.from_numpy(self.indices(step)))
+            pixels = self._pixels.index_select(0, index)
         x0 = spread(pixels, self.levels) if self.dequantize else on_levels(pixels, self.levels)
         if self.random_flip:
             flip = torch.rand(len(x0), 1, 1, 1, device=x0.device) < 0.5
@@ -109,8 +110,8 @@ class _Stream:
     costs more than the call.
     """
 
-    def __init__(self, images: Images, device: torch.device) -> None:
-        self._images, self._device = images, device
+    def __init__(self, images: Images, file: BinaryIO, device: torch.device) -> None:
+        self._images, self._file, self._device = images, file, device
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="batches")
         self._ahead: tuple[int, Tensor, Future[Tensor]] | None = None
 
@@ -128,7 +129,7 @@ class _Stream:
         return step, index, self._reader.submit(self._read, index)
 
     def _read(self, index: Tensor) -> Tensor:
-        file, shape = self._images.file, self._images.pixels.shape[1:]
+        file, shape = self._file, self._images.pixels.shape[1:]
         pixels = torch.empty(len(index), *shape, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
         rows, size = pixels.flatten(1).numpy(), shape.numel()
         for row, start in zip(rows, (self._images.offset + index * size).tolist(), strict=True):

@@ -74,9 +74,10 @@ def find_splits(root: Path, truth: Path | None = None) -> dict[str, Split]:
     files = _images(source)
     train = Split(source, files, _by_folder(source, files, numbers))
 
-    source = next((base / name for name in ("val", "valid", "validation") if (base / name).is_dir()), None)
-    if source is None:
+    held_out = next((base / name for name in ("val", "valid", "validation") if (base / name).is_dir()), None)
+    if held_out is None:
         raise InputError(f"{base} holds no folder val (or valid, validation) with the validation images")
+    source = held_out
     files = _images(source)
     if any(path.parent != source for path in files):
         if truth is not None:

@@ -61,6 +61,7 @@ def find_arrays(paths: list[Path]) -> dict[str, list[tuple[str, Path, str | None
     for path in files:
         if not path.is_file():
             raise InputError(f"{path} is not there")
+        arrays: list[tuple[str, Path, str | None]]
         if path.suffix == ".zip":
             try:
                 with zipfile.ZipFile(path) as archive:

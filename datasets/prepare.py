@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
@@ -38,8 +38,9 @@ def read_image(path: Path, size: int | None, num_channels: int = 3) -> np.ndarra
         UnreadableError: if the file is damaged, cut short, not an image, or absurdly large.
     """
     try:
-        with Image.open(path) as image:
-            image.load()
+        with Image.open(path) as file:
+            file.load()
+            image: Image.Image = file
             if image.mode.startswith("I;16"):  # PIL would clip it to 255 instead of scaling
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             image = ImageOps.exif_transpose(image).convert("L" if num_channels == 1 else "RGB")
@@ -71,7 +72,9 @@ def find_images(folder: Path) -> list[Path]:
     return [Path(path) for path in sorted(found)]
 
 
-def in_processes(act: Callable[[Sequence], T], items: Sequence, workers: int) -> Iterator[tuple[Sequence, T]]:
+def in_processes(
+    act: Callable[[Sequence], T], items: Sequence, workers: int
+) -> Generator[tuple[Sequence, T], None, None]:
     """``act`` of one chunk of ``items`` after the other, in order, computed by several processes.
 
     Args:
@@ -110,8 +113,11 @@ def in_processes(act: Callable[[Sequence], T], items: Sequence, workers: int) ->
 def _end_with_parent() -> None:
     """In a process of a pool: end when the process that started it is killed, which the pool does not see to."""
 
+    parent = parent_process()
+    assert parent is not None, "a process of a pool has one"
+
     def watch() -> None:
-        connection.wait([parent_process().sentinel])
+        connection.wait([parent.sentinel])
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

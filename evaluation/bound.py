@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -114,12 +115,12 @@ def time_proposal(
     Returns:
         float64 (INTERVALS,).
     """
-    sizes = []
+    found = []
     for k in range(INTERVALS):
         t = torch.full_like(x0.flatten(1)[:, 0], (k + 0.5) / INTERVALS)
         x = _noisy(x0, sde.sigma(t), generator)
-        sizes.append(_rate(score_fn, sde, x0, t, x).square().mean().sqrt())
-    sizes = torch.stack(sizes)
+        found.append(_rate(score_fn, sde, x0, t, x).square().mean().sqrt())
+    sizes = torch.stack(found)
     return 0.9 * sizes / sizes.sum() + 0.1 / INTERVALS
 
 
@@ -141,7 +142,7 @@ def quantile(proposal: Tensor | None, u: Tensor) -> tuple[Tensor, Tensor]:
 
 def _offsets(x0: Tensor, generator: Generator | Sequence[Generator] | None) -> Tensor:
     """The places of the times in their strata, float64 (B,)."""
-    kind = {"dtype": torch.float64, "device": x0.device}
+    kind: dict[str, Any] = {"dtype": torch.float64, "device": x0.device}
     if generator is None or isinstance(generator, Generator):
         places = torch.randperm(len(x0), generator=generator, device=x0.device)
         return (places + torch.rand(len(x0), generator=generator, **kind)) / len(x0)

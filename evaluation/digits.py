@@ -54,27 +54,27 @@ def main() -> None:
     parser.add_argument("samples", nargs="+", help="images/samples_*.npz of run_vis.py")
     paths = parser.parse_args().samples
     reader = DigitReader()
-    asked, read, drawn = [], [], []
+    labels, answers, drawn = [], [], []
     for path in paths:
         try:
             with np.load(path, allow_pickle=False) as arrays:
-                asked.append(arrays["labels"])
-                read.append(reader.read(arrays["samples"]))
-                drawn.append(arrays["samples"].reshape(len(asked[-1]), -1) / 255.0)
+                labels.append(arrays["labels"])
+                answers.append(reader.read(arrays["samples"]))
+                drawn.append(arrays["samples"].reshape(len(labels[-1]), -1) / 255.0)
         except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
             parser.error(f"{path}: {error}")
-    asked, read = np.concatenate(asked), np.concatenate(read)
-    right = asked == read
+    asked = np.concatenate(labels)
+    right: np.ndarray = np.equal(asked, np.concatenate(answers))
     for label in np.unique(asked):
         print(f"{label}: {right[asked == label].mean():.3f} of {np.sum(asked == label)}")
     share = right.mean()
-    error = np.sqrt(share * (1 - share) / len(right))
-    print(f"all: {share:.4f} +- {error:.4f} of {len(right)} read as asked")
+    spread = np.sqrt(share * (1 - share) / len(right))
+    print(f"all: {share:.4f} +- {spread:.4f} of {len(right)} read as asked")
     print(f"real held-out digits: {reader.held_out_accuracy:.4f}")
     real, held_out = (images.pixels.flatten(1).numpy() / (images.levels - 1) for images in map(digits, (True, False)))
     for name, sample in (("drawn", np.concatenate(drawn)), ("real training", real)):
-        distance, error = energy_distance(sample, held_out)
-        print(f"energy distance of the {name} digits from the held-out ones: {distance:.4f} +- {error:.4f}")
+        distance, spread = energy_distance(sample, held_out)
+        print(f"energy distance of the {name} digits from the held-out ones: {distance:.4f} +- {spread:.4f}")
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ class Artist:
         self.sde = ReflectedVE(self.run.sde.sigma_min, self.run.sde.sigma_max, self.run.sde.num_scales)
         self.classes = check_labels(cfg.label, cfg.w, self.net.num_classes)
         self.denoise = self._denoiser()
-        self.num_steps = create_sampler(cfg.sampling, self.sde, self.denoise).num_steps
+        self.num_steps = create_sampler(cfg.sampling, self.sde, self.denoise and (lambda x: x)).num_steps
 
     def __call__(self, images: range, on_step: Callable[[], object] | None = None) -> Drawn:
         """Draw the images with these numbers, all at once."""
@@ -69,8 +69,8 @@ class Artist:
         data = self.run.data
         shape = (data.num_channels, data.image_size, data.image_size)
         x_init = torch.stack([self.sde.prior_sample(shape, generator, self.device) for generator in generators])
-        denoise = None if self.denoise is None else lambda x: self.denoise(x, labels)
-        sampler = create_sampler(self.cfg.sampling, self.sde, denoise)
+        denoise = self.denoise
+        sampler = create_sampler(self.cfg.sampling, self.sde, denoise and (lambda x: denoise(x, labels)))
         out = sampler(guided_score(self.score_net, labels, self.cfg.w), x_init, generators, on_step)
         return Drawn(
             to_uint8(out.samples),

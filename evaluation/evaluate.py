@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
+from checks import plain
 from datasets import Images
 from errors import InputError
 from evaluation import quality
@@ -92,7 +93,7 @@ class Evaluation:
 
     def _bits(self, folder: Path, name: str, worker: FlowBits | BoundBits) -> dict[str, Any]:
         make: MakeWorker = BITS[name]
-        if name == "elbo" and self.cfg.metrics.elbo.importance:
+        if isinstance(worker, BoundBits) and self.cfg.metrics.elbo.importance:
             proposal = self._proposal(folder, worker)
             worker, make = BoundBits(self.cfg, worker.device, proposal), partial(BoundBits, proposal=proposal)
         cfg, available = self.cfg, len(worker.images)
@@ -164,9 +165,9 @@ class Evaluation:
         return pixels, {
             "source": "images/samples_*.npz",
             "seeds": f"image i from ({cfg.seed}, i), i = 0 .. {n - 1}",
-            "label": OmegaConf.to_container(cfg)["label"],
+            "label": plain(cfg)["label"],
             "w": cfg.w,
-            "sampling": OmegaConf.to_container(cfg.sampling),
+            "sampling": plain(cfg.sampling),
             "denoiser_path": cfg.denoiser_path,
             "evaluations": f"{(folder / 'evaluations').read_text().strip()} an image, the slowest of the last batch",
             "rounding": "nearest of 256 levels",

@@ -9,7 +9,7 @@ import numpy as np
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from checks import flat
+from checks import flat, plain
 from errors import InputError, writing
 from locks import exclusive
 
@@ -33,10 +33,10 @@ def open_output(folder: Path, cfg: DictConfig, name: str, free: Sequence[str]) -
     if folder.exists() and not path.is_file() and any(entry.name != "logs" for entry in folder.iterdir()):
         raise InputError(f"{folder} exists and run_{name}.py did not write it: choose another hydra.run.dir")
     with exclusive(folder, f"another run_{name}.py writes there"):
-        wanted = flat(OmegaConf.to_container(cfg))
+        wanted = flat(plain(cfg))
         if path.exists():
             try:
-                held = flat(OmegaConf.to_container(OmegaConf.load(path)))
+                held = flat(plain(OmegaConf.load(path)))
             except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, AttributeError) as error:
                 raise InputError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
             for key in sorted((held.keys() | wanted.keys()) - set(free)):
@@ -63,5 +63,5 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     with writing(path):
         path.parent.mkdir(exist_ok=True)
         with open(temporary, "wb") as file:
-            np.savez_compressed(file, **arrays)
+            np.savez_compressed(file, allow_pickle=False, **arrays)
         os.replace(temporary, path)

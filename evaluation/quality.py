@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -101,13 +101,13 @@ def _statistics(images: Images, features: Features) -> dict[str, Tensor]:
     """Mean and covariance by sums about the mean of the first batch, in float64, a batch at a time."""
     n = len(images)
     kept = set(np.random.default_rng(0).permutation(n)[:KEPT].tolist())
-    center = total = products = None
+    center, total, products = (torch.zeros(0, dtype=torch.float64) for _ in range(3))
     chosen = []
     for part in tqdm(range(0, n, BATCH), desc="real images", unit="batch", disable=None):
         own, _ = features(to_pixels(images.pixels[part : part + BATCH], images.levels))
         chosen.append(own[[i in kept for i in range(part, part + len(own))]])
         own = own.double()
-        if center is None:
+        if part == 0:
             center = own.mean(0)
             total, products = torch.zeros_like(center), torch.zeros(len(center), len(center), dtype=torch.float64)
         own = own - center
@@ -168,19 +168,19 @@ def judge(
     """
     from torch_fidelity import metric_fid, metric_isc, metric_kid, metric_prc  # heavy, where used
 
-    n = len(features)
+    n, known = len(features), cast(Reference, real)  # None only where nothing is compared
     results: dict[str, dict[str, Any]] = {}
     if "fid" in chosen:
         drawn = metric_fid.fid_features_to_statistics(features.double())
-        known = {"mu": real.mean, "sigma": real.covariance}
-        value = metric_fid.fid_statistics_to_metric(drawn, known, verbose=False)[metric_fid.KEY_METRIC_FID]
+        statistics = {"mu": known.mean, "sigma": known.covariance}
+        value = metric_fid.fid_statistics_to_metric(drawn, statistics, verbose=False)[metric_fid.KEY_METRIC_FID]
         results["fid"] = {"value": value, "drawn": n}
         if n < PAPERS_USE:
             results["fid"]["note"] = f"of {n} images, not {PAPERS_USE}: larger than of more"
     if "kid" in chosen:
-        size, subsets = min(chosen["kid"]["subset_size"], n, len(real.features)), chosen["kid"]["subsets"]
+        size, subsets = min(chosen["kid"]["subset_size"], n, len(known.features)), chosen["kid"]["subsets"]
         out = metric_kid.kid_features_to_metric(
-            features, real.features, kid_subsets=subsets, kid_subset_size=size, rng_seed=seed, verbose=False
+            features, known.features, kid_subsets=subsets, kid_subset_size=size, rng_seed=seed, verbose=False
         )
         spread = out[metric_kid.KEY_METRIC_KID_STD]
         results["kid"] = {
@@ -202,20 +202,20 @@ def judge(
         neighborhood = chosen["precision_recall"]["neighborhood"]
         out = metric_prc.prc_features_to_metric(
             features,
-            real.features,
+            known.features,
             prc_neighborhood=neighborhood,
             save_cpu_ram=True,
             prc_batch_size=5000,
             verbose=False,
         )
-        for name, count in (("precision", n), ("recall", len(real.features))):
+        for name, count in (("precision", n), ("recall", len(known.features))):
             share = out[name]
             results[name] = {
                 "value": share,
                 "error": float(np.sqrt(share * (1 - share) / count)),
                 "error_is": f"binomial standard error of {count} images",
                 "drawn": n,
-                "real": len(real.features),
+                "real": len(known.features),
                 "neighborhood": neighborhood,
             }
     return results

@@ -2,11 +2,12 @@
 
 from models.compiled import compile_network, compiled
 from models.create import create_model
-from models.layers import recompute_activations
+from models.layers import ScoreNetwork, recompute_activations
 from models.precision import in_precision
 from models.pretrained import load_denoiser, load_pretrained
 
 __all__ = [
+    "ScoreNetwork",
     "compile_network",
     "compiled",
     "create_model",

@@ -11,6 +11,8 @@ from errors import InputError
 from models.layers import (
     Block,
     PixelAttention,
+    ScoreNetwork,
+    Weighted,
     check_labels,
     check_levels,
     divide_by_sigma,
@@ -25,7 +27,7 @@ EPS = 1e-5  # of every group normalisation
 CHANNELS_PER_HEAD = 64
 
 
-def _init(layer: nn.Module) -> nn.Module:
+def _init(layer: Weighted) -> Weighted:
     """U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for weight and bias: what EDM uses in this network."""
     bound = 1.0 / math.sqrt(layer.weight[0].numel())
     for p in layer.parameters():
@@ -74,7 +76,7 @@ class Level(nn.Module):
         self.blocks = nn.ModuleList(blocks)
 
 
-class ADM(nn.Module):
+class ADM(ScoreNetwork):
     """Score network with classes: (x, sigma, labels) -> score.
 
     Args:

@@ -5,18 +5,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
 
 from checks import OneOf
 from errors import InputError
 from models.adm import ADM
 from models.ddpmpp import DDPMpp
+from models.layers import ScoreNetwork
 from models.vdm import VDM
 
-NETWORKS = {"ddpmpp": DDPMpp, "vdm": VDM, "adm": ADM}
+NETWORKS: dict[str, type[ScoreNetwork]] = {"ddpmpp": DDPMpp, "vdm": VDM, "adm": ADM}
 
 
-def create_model(model: Mapping[str, Any], data: Mapping[str, Any], sde: Mapping[str, Any]) -> nn.Module:
+def create_model(model: Mapping[str, Any], data: Mapping[str, Any], sde: Mapping[str, Any]) -> ScoreNetwork:
     """Build the network ``model.name`` for the images that ``data`` describes and the noise levels of ``sde``.
 
     Its weights have the memory format channels_last, which convolutions pass on and are fastest in.

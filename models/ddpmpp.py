@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from models.layers import (
     Block,
+    ScoreNetwork,
     check_labels,
     check_levels,
     divide_by_sigma,
@@ -101,7 +102,7 @@ class UpLevel(nn.Module):
         self.up = up
 
 
-class DDPMpp(nn.Module):
+class DDPMpp(ScoreNetwork):
     """Score network: (x, sigma) -> score.
 
     Args:
@@ -120,8 +121,6 @@ class DDPMpp(nn.Module):
     Raises:
         InputError: if ``image_size`` does not suit the levels.
     """
-
-    num_classes = 0
 
     def __init__(
         self,

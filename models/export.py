@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
 from torch import nn
 
+from checks import plain
 from errors import CleanError, InputError
 from models.files import digest, find_checkpoint, load_config, read_checkpoint
 from models.pretrained import Weights, build_shapes, read_weights
@@ -65,7 +66,7 @@ def export(run_dir: Path, out: Path, layout: str = "published", ckpt: int = -1) 
         else:
             (temporary / ".hydra").mkdir(parents=True)
             (temporary / "checkpoints").mkdir()
-            published = OmegaConf.create(to_published(OmegaConf.to_container(cfg)))
+            published = OmegaConf.create(to_published(plain(cfg)))
             (temporary / ".hydra/config.yaml").write_text(OmegaConf.to_yaml(published))
             torch.save(published_checkpoint(net, cfg, checkpoint, weights), temporary / "checkpoints" / path.name)
         temporary.rename(out)
@@ -88,24 +89,24 @@ def published_checkpoint(
     """
     parameters = dict(net.named_parameters())
     table = published_tensors(net, cfg.sde)
-    present = [entry for entry in table if entry.ours is not None]
-    trained = [entry for entry in present if parameters[entry.ours].requires_grad]
+    present = [(entry, entry.ours) for entry in table if entry.ours is not None]
 
     model = {
         entry.name: entry.constant if entry.ours is None else entry.convert(weights.model[entry.ours]).contiguous()
         for entry in table
     }
-    shadows = [entry.convert(weights.averages[entry.ours]).contiguous() for entry in trained]
+    trained = [(entry, ours) for entry, ours in present if parameters[ours].requires_grad]
+    shadows = [entry.convert(weights.averages[ours]).contiguous() for entry, ours in trained]
 
     # Our optimiser counts what is trained, in our order; theirs counts all parameters, in their order.
     place = {name: i for i, name in enumerate(name for name, p in parameters.items() if p.requires_grad)}
     state, groups = checkpoint["optimizer"]["state"], checkpoint["optimizer"]["param_groups"]
     moments = {}
-    for index, entry in enumerate(present):
-        if entry.ours in place:
+    for index, (entry, ours) in enumerate(present):
+        if ours in place:
             moments[index] = {
                 key: entry.convert(value).contiguous() if value.ndim else value  # moments, and the count of steps
-                for key, value in state[place[entry.ours]].items()
+                for key, value in state[place[ours]].items()
             }
     group = {**groups[0], "params": list(range(len(present)))}
 

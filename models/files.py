@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from checks import plain
 from errors import InputError
 from models.published import from_published
 from schema import check_loaded
@@ -59,7 +60,7 @@ def parse_config(text: str, path: Path) -> DictConfig:
     try:
         _check_plain(text, path)
         # OmegaConf's loader, a safe one, reads 1e-2 as a number; unresolved, so that nothing is looked up.
-        values = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+        values = plain(OmegaConf.create(text))
     except (yaml.YAMLError, OmegaConfBaseException, RecursionError, ValueError, TypeError) as error:
         if isinstance(error, InputError):
             raise

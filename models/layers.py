@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
+from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from errors import InputError
+
+# A linear map or a convolution, with a bias
+Weighted = TypeVar("Weighted", nn.Linear, nn.Conv2d)
+
+
+class ScoreNetwork(nn.Module):
+    """(x, sigma, labels=None) -> score: images (B, C, H, W), noise levels (B,), classes int64 (B,), -1 for none."""
+
+    num_classes: int = 0
 
 
 class Block(nn.Module):
@@ -94,10 +104,10 @@ def variance_scaling_(weight: Tensor, scale: float = 1.0) -> Tensor:
     return nn.init.uniform_(weight, -bound, bound)
 
 
-def init_layer(layer: nn.Module, scale: float = 1.0) -> nn.Module:
+def init_layer(layer: Weighted, scale: float = 1.0) -> Weighted:
     """Variance-scaled weight and zero bias for a linear or convolutional ``layer``, which is returned."""
     variance_scaling_(layer.weight, scale)
-    nn.init.zeros_(layer.bias)
+    nn.init.zeros_(cast(Tensor, layer.bias))
     return layer
 
 

@@ -15,7 +15,7 @@ def check_precision(precision: str) -> None:
     OneOf(tuple(PRECISIONS))("precision", precision)
 
 
-def in_precision(net: nn.Module, precision: str) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+def in_precision(net: nn.Module, precision: str) -> Callable[..., Tensor]:
     """``net`` under autocast to ``precision``: fp32 (the network itself), bf16 or fp16.
 
     Convolutions, linear maps and attention run in half precision; group normalisations, the embedding of the noise

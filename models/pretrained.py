@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from errors import InputError
 from models.create import create_model
 from models.files import find_checkpoint, load_config, read_checkpoint, read_safetensors
+from models.layers import ScoreNetwork
 from models.published import StoredTensor, published_tensors
 
 
 def load_pretrained(
     run_dir: str | Path, ckpt: int = -1, device: torch.device | str = "cpu"
-) -> tuple[nn.Module, DictConfig]:
+) -> tuple[ScoreNetwork, DictConfig]:
     """A trained network with its EMA weights, in evaluation mode, and the configuration of its run.
 
     Args:
@@ -45,10 +46,10 @@ def load_pretrained(
         _check_size(net, path)
         averages = read_weights(net, cfg, checkpoint, path).averages
     net.load_state_dict(averages, assign=True)
-    return net.to(device, memory_format=torch.channels_last).eval().requires_grad_(False), cfg
+    return net.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False), cfg
 
 
-def load_denoiser(run_dir: str | Path, device: torch.device | str = "cpu") -> tuple[nn.Module, DictConfig, bool]:
+def load_denoiser(run_dir: str | Path, device: torch.device | str = "cpu") -> tuple[ScoreNetwork, DictConfig, bool]:
     """A network to denoise with: the last of a run, as ``load_pretrained`` gives it, or the published denoiser.
 
     Args:
@@ -70,10 +71,10 @@ def load_denoiser(run_dir: str | Path, device: torch.device | str = "cpu") -> tu
     checkpoint = read_checkpoint(path)
     _check_size(net, path)
     net.load_state_dict(read_weights(net, cfg, checkpoint, path, averaged=False).model, assign=True)
-    return net.to(device, memory_format=torch.channels_last).eval().requires_grad_(False), cfg, True
+    return net.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False), cfg, True
 
 
-def build_shapes(cfg: DictConfig, path: Path) -> nn.Module:
+def build_shapes(cfg: DictConfig, path: Path) -> ScoreNetwork:
     """The network that a loaded configuration describes, without memory for its weights.
 
     Raises:
@@ -135,16 +136,16 @@ def read_weights(
     if not published:
         table = [StoredTensor(name, ours=name) for name in parameters]
 
-    weights = [entry for entry in table if entry.ours is not None]
-    constants = {entry.name: entry.constant for entry in table if entry.ours is None}
-    shapes = {entry.name: entry.convert(parameters[entry.ours]) for entry in weights}
+    weights = [(entry, entry.ours) for entry in table if entry.ours is not None]
+    constants = {entry.name: entry.constant for entry in table if entry.constant is not None}
+    shapes = {entry.name: entry.convert(parameters[ours]) for entry, ours in weights}
     check_tensors(stored, shapes | constants, path)
     for name, constant in constants.items():
         # sigmas is a record, which the network with Fourier features does not read
         if name != "sigmas" and not torch.equal(stored[name].double(), constant.double()):
             raise InputError(f"{path}: {name} does not hold the values of this network")
 
-    trained = [entry for entry in weights if parameters[entry.ours].requires_grad] if averaged else []
+    trained = [entry for entry, ours in weights if parameters[ours].requires_grad] if averaged else []
     if not isinstance(shadows, Sequence) or len(shadows) != len(trained):
         found = len(shadows) if isinstance(shadows, Sequence) else type(shadows).__name__
         raise InputError(f"{path}: ema.shadow_params holds {found} tensors, the network has {len(trained)} to average")
@@ -153,7 +154,7 @@ def read_weights(
         check_tensor(average, shapes[name].shape, f"the average of {name}", path)
 
     def in_our_layout(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        converted = {entry.ours: entry.convert(tensors[entry.name]) for entry in weights}
+        converted = {ours: entry.convert(tensors[entry.name]) for entry, ours in weights}
         return {name: tensor.detach().to(torch.float32).contiguous() for name, tensor in converted.items()}
 
     return Weights(in_our_layout(stored), in_our_layout({**stored, **averages}), published)

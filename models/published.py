@@ -31,7 +31,7 @@ VARIANTS = {
     "embedding_type": "fourier",
 }
 # Keys that the published code never read, or not with these variants, with the values of its configuration files.
-UNREAD = {
+UNREAD: dict[str, dict[str, Any]] = {
     "model": {
         "normalization": "GroupNorm",
         "resamp_with_conv": True,

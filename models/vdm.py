@@ -10,6 +10,8 @@ from errors import InputError
 from models.layers import (
     Block,
     PixelAttention,
+    ScoreNetwork,
+    Weighted,
     check_labels,
     divide_by_sigma,
     full_precision,
@@ -20,7 +22,7 @@ from models.layers import (
 EPS = 1e-6  # of every group normalisation
 
 
-def _init(layer: nn.Module) -> nn.Module:
+def _init(layer: Weighted) -> Weighted:
     """Weight from N(0, 1 / fan_in), bias zero."""
     nn.init.normal_(layer.weight, std=layer.weight[0].numel() ** -0.5)
     nn.init.zeros_(layer.bias)
@@ -47,7 +49,7 @@ class ResidualBlock(Block):
         return self.shortcut(x) + h
 
 
-class VDM(nn.Module):
+class VDM(ScoreNetwork):
     """Score network: (x, sigma) -> score, for images of any size.
 
     Args:
@@ -63,8 +65,6 @@ class VDM(nn.Module):
     Raises:
         InputError: if ``channels`` or the Fourier features do not make a network.
     """
-
-    num_classes = 0
 
     def __init__(
         self,
@@ -126,8 +126,8 @@ class VDM(nn.Module):
         """The image, all sines and all cosines, (B, C, H, W) -> (B, C (1 + 2 powers), H, W)."""
         if not self.image_fourier:
             return x
-        frequencies = [2.0 * math.pi * 2.0**k for k in self.fourier_powers]
-        frequencies = torch.tensor(frequencies, dtype=x.dtype, device=x.device)
+        powers = [2.0 * math.pi * 2.0**k for k in self.fourier_powers]
+        frequencies = torch.tensor(powers, dtype=x.dtype, device=x.device)
         angle = (x[:, :, None] * frequencies[:, None, None]).flatten(1, 2)
         return torch.cat([x, angle.sin(), angle.cos()], dim=1)
 

@@ -33,6 +33,7 @@ q = exp(-pi^2 sigma^2 / 2), and (n+1) pi sigma times that in sigma * score, agai
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -145,7 +146,7 @@ def _by_rows(images: Form, series: Form, x: Tensor, x0: Tensor, sigma: Tensor | 
 
 
 def _log_density_by_images(x: Tensor, x0: Tensor, sigma: Tensor, pairs: int) -> Tensor:
-    total = -1.0  # the nearest image itself counts 1; log1p takes it
+    total: Any = -1.0  # the nearest image itself counts 1; log1p takes it
     for weight, e, _, _, _ in _image_pairs(x, x0, sigma, pairs):
         total = total + weight * (1.0 + e)
     nearest = -0.5 * ((x - x0) / sigma).square() - torch.log(sigma * math.sqrt(2.0 * math.pi))
@@ -157,7 +158,8 @@ def _log_density_by_series(x: Tensor, x0: Tensor, sigma: Tensor, cosines: int) -
 
 
 def _score_by_images(x: Tensor, x0: Tensor, sigma: Tensor, pairs: int) -> Tensor:
-    force, total = 0.0, 0.0
+    force: Any = 0.0
+    total: Any = 0.0
     for weight, e, one_minus_e, distance, near in _image_pairs(x, x0, sigma, pairs):
         force = force + weight * (one_minus_e * distance - 2.0 * near * e)
         total = total + weight * (1.0 + e)
@@ -178,6 +180,7 @@ def _image_pairs(x: Tensor, x0: Tensor, sigma: Tensor, pairs: int) -> Iterator[t
     near0, far0 = torch.where(upper, x0_comp, x0), torch.where(upper, x0, x0_comp)  # of x0 from the same
     step = torch.where(upper, x - x0, x0 - x)  # x0 - x after the fold, from the points as given
     rate = 2.0 / sigma.square()
+    weight: Tensor | float
     for j in range(pairs):
         m = (j + 1) // 2
         if j % 2:  # y = 2m - x0
@@ -196,15 +199,16 @@ def _cosine_series(x: Tensor, x0: Tensor, sigma: Tensor, cosines: int) -> tuple[
     cos, sin, cos0 = torch.cos(angle), torch.sin(angle), torch.cos(angle0)
     log_q = -0.5 * (math.pi * sigma).square()
     # cos(n a) and sin(n a) by the three-term recurrence, two neighbours at a time
-    cos_n, cos_last, sin_n, sin_last, cos0_n, cos0_last = cos, 1.0, sin, 0.0, cos0, 1.0
-    density, slope = 1.0, 0.0
+    last: tuple[Any, Any, Any] = (1.0, 0.0, 1.0)
+    cos_n, sin_n, cos0_n = cos, sin, cos0
+    density: Any = 1.0
+    slope: Any = 0.0
     for n in range(1, cosines + 1):
         amplitude = 2.0 * torch.exp(n * n * log_q) * cos0_n
         density = density + amplitude * cos_n
         slope = slope - n * math.pi * amplitude * sin_n
-        cos_n, cos_last = 2.0 * cos * cos_n - cos_last, cos_n
-        sin_n, sin_last = 2.0 * cos * sin_n - sin_last, sin_n
-        cos0_n, cos0_last = 2.0 * cos0 * cos0_n - cos0_last, cos0_n
+        (a, b, c), last = last, (cos_n, sin_n, cos0_n)
+        cos_n, sin_n, cos0_n = 2.0 * cos * cos_n - a, 2.0 * cos * sin_n - b, 2.0 * cos0 * cos0_n - c
     return density, slope
 
 

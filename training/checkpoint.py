@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from errors import InputError, TrainingError
+from models import ScoreNetwork
 from models.files import check_whole, checkpoint_numbers, read_checkpoint
 from training.ema import EMA
 from training.optimizer import load_optimizer
@@ -21,7 +22,7 @@ log = logging.getLogger(__name__)
 class TrainState:
     """Everything that a run carries from one step to the next; the rest follows from (seed, step)."""
 
-    model: nn.Module
+    model: ScoreNetwork
     ema: EMA
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler  # of the loss in fp16; does nothing in other precisions

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from errors import InputError
+from models import ScoreNetwork
 
 
 class EMA:
@@ -18,7 +19,7 @@ class EMA:
         network: the copy, in evaluation mode.
     """
 
-    def __init__(self, net: nn.Module, decay: float) -> None:
+    def __init__(self, net: ScoreNetwork, decay: float) -> None:
         self.network = copy.deepcopy(net).eval()
         self.decay = decay
         self.num_updates = 0

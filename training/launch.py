@@ -212,7 +212,7 @@ def _train_as(
         with StopSignals() as stop:
             interrupts.heed()
             world = World(device, rank, size, store, startup, cfg.training.step_timeout)
-            report = {"stopped": train(cfg, run_dir, world, stop)}
+            report: dict[str, Any] = {"stopped": train(cfg, run_dir, world, stop)}
             world.leave()
     except KeyboardInterrupt:  # before the first step: the others need not wait
         store.set(f"report/{rank}", json.dumps({"time": time.time(), "stopped": int(signal.SIGINT), "early": True}))

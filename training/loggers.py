@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from PIL import Image
 
+from checks import plain
 from errors import InputError, writing
 
 
@@ -86,7 +87,7 @@ class WandB:
                 mode=options.mode,
                 name=run_dir.name,
                 dir=str(run_dir),
-                config=OmegaConf.to_container(cfg),
+                config=plain(cfg),
                 settings=wandb.Settings(console="off", silent=True),
             )
         except (wandb.Error, OSError) as error:

@@ -56,13 +56,12 @@ def train(cfg: DictConfig, run_dir: Path, world: World, stop: StopSignals | None
     create_sampler(cfg.sampling, sde)  # so that a bad option shows now and not at the first snapshot
     check_logger(cfg.logger.name)
     check_same_run(run_dir, cfg)
-    looking = cfg.training.n_iters == 0
-    state = None if looking else create_state(cfg, world.device)
+    state = create_state(cfg, world.device) if cfg.training.n_iters else None  # else it only looks at the data
     images, images_held_out = (load_split(cfg, part, world) for part in (True, False))
     data, size = cfg.data, min(cfg.eval.batch_size, len(images_held_out))
     batches = Batches(images, cfg.training.batch_size, cfg.seed, world.device, data.random_flip, data.dequantize)
     held_out = Batches(images_held_out, size, cfg.seed, world.device, dequantize=data.dequantize)
-    if looking:
+    if state is None:
         if world.rank == 0:
             show_data(images, images_held_out, batches, run_dir)
         return 0

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -43,7 +43,7 @@ class World:
         step_timeout: float = 600,
     ) -> None:
         self.device, self.rank, self.size = device, rank, size
-        self._store, self._turn = store, 0
+        self._store, self._turn = cast(dist.Store, store), 0  # alone there is none, and nobody asks for it
         self._patience, self._step_timeout = timedelta(seconds=startup_timeout), timedelta(seconds=step_timeout)
         if size > 1:
             self._meet()
@@ -80,7 +80,7 @@ class World:
 
     def without_exchange(self, net: nn.Module) -> AbstractContextManager:
         """Where ``backward`` through a ``data_parallel`` network only adds to the gradients of this process."""
-        return nullcontext() if self.size == 1 else net.no_sync()
+        return net.no_sync() if isinstance(net, DistributedDataParallel) else nullcontext()
 
     def started(self) -> None:
         """From here on processes wait for each other as long as a step may take."""

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -29,7 +30,8 @@ def resumed_config(composed: DictConfig, run_dir: Path, overrides: list[str]) ->
     if "seed" not in cfg:
         raise InputError(f"resume={run_dir} was not trained by this code: it can be drawn from but not resumed")
     newer = {key: value for key, value in composed.items() if key not in ("model", "data", "sde")}
-    cfg = OmegaConf.merge(OmegaConf.create(newer), cfg)  # an option younger than the run has its default
+    # An option younger than the run has its default.
+    cfg = cast(DictConfig, OmegaConf.merge(OmegaConf.create(newer), cfg))
     for override in overrides:
         if override.startswith("~"):
             raise InputError(f"{override}: a resumed run cannot lose a key")
@@ -77,7 +79,7 @@ def write_config(run_dir: Path, cfg: DictConfig) -> None:
 
 def _differences(old: object, new: object, key: str) -> dict[str, tuple[object, object]]:
     if isinstance(old, DictConfig) and isinstance(new, DictConfig):
-        found = {}
+        found: dict[str, tuple[object, object]] = {}
         for name in sorted({*old, *new}):
             found |= _differences(old.get(name), new.get(name), f"{key}.{name}")
         return found

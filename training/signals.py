@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from types import FrameType
+from typing import Any
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ class StopSignals:
     def __init__(self) -> None:
         self.received = 0
         self._holding = self._leaving = False
-        self._previous = {}
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():  # elsewhere Python has no signals

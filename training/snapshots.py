@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from torch import nn
 
 from errors import writing
-from models import in_precision
+from models import ScoreNetwork, in_precision
 from sampling import create_sampler, guided_score
 from sampling.images import save_grid, save_trajectory, to_uint8
 from sde import ReflectedVE
@@ -23,7 +22,7 @@ class _StoppedError(Exception):
 
 
 def draw_samples(
-    network: nn.Module, sde: ReflectedVE, cfg: DictConfig, world: World, stop: StopSignals, folder: Path
+    network: ScoreNetwork, sde: ReflectedVE, cfg: DictConfig, world: World, stop: StopSignals, folder: Path
 ) -> None:
     """Draw ``eval.batch_size`` images, one class after the other, to ``sample_0.png`` and ``sample_0.npy``.
 
@@ -46,7 +45,7 @@ def draw_samples(
 
 
 def _draw(
-    network: nn.Module, sde: ReflectedVE, cfg: DictConfig, device: torch.device, stop: StopSignals, images: range
+    network: ScoreNetwork, sde: ReflectedVE, cfg: DictConfig, device: torch.device, stop: StopSignals, images: range
 ) -> tuple[np.ndarray, np.ndarray | None] | None:
     """The images with these numbers and moments of the first of them, as uint8; None after a signal."""
 

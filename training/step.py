@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from datasets import Batches
 from losses.score_matching import perturb, score_error
-from models import compiled, in_precision
+from models import ScoreNetwork, compiled, in_precision
 from sampling.guidance import NULL_LABEL
 from sde import ReflectedVE, heat_kernel
 from seeds import Stream, seed_torch
@@ -75,10 +75,10 @@ class Objective:
     def losses(self, net: nn.Module, draw: Draw, num_classes: int) -> Tensor:
         """The loss of each image, (B,)."""
         labels = draw.labels if num_classes else None
-        net = in_precision(net, self.precision)
-        return score_error(net, self.sde, draw.x0, draw.t, draw.x, labels, self.kernel_score, **self.weighting)
+        score_fn, target = in_precision(net, self.precision), self.kernel_score
+        return score_error(score_fn, self.sde, draw.x0, draw.t, draw.x, labels, target, **self.weighting)
 
-    def mean(self, net: nn.Module, draw: Draw, world: World) -> Tensor:
+    def mean(self, net: ScoreNetwork, draw: Draw, world: World) -> Tensor:
         """The mean loss over a draw that the processes share, with dropout as ``net`` has it; a number."""
         share = draw.part(world.share(len(draw)))
         own = self.losses(net, share, net.num_classes).sum() if len(share) else torch.zeros((), device=draw.t.device)
