@@ -3,6 +3,7 @@
 import weakref
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -12,12 +13,12 @@ from torch.utils._pytree import tree_leaves
 class PeakMemory(TorchDispatchMode):
     """Counts the bytes of the tensors that live at once, made by the operations within; a view counts as its base."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.live, self.peak = 0, 0
         self._holders: Counter[int] = Counter()
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
         result = func(*args, **(kwargs or {}))
         for t in tree_leaves(result):
@@ -28,12 +29,12 @@ class PeakMemory(TorchDispatchMode):
                 self._hold(t, key, t.untyped_storage().nbytes())
         return result
 
-    def _hold(self, tensor, key, size):
+    def _hold(self, tensor: torch.Tensor, key: int, size: int) -> None:
         self.live += size * (not self._holders[key])
         self.peak = max(self.peak, self.live)
         self._holders[key] += 1
 
-        def release():
+        def release() -> None:
             self._holders[key] -= 1
             if not self._holders[key]:
                 del self._holders[key]

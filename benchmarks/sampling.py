@@ -42,7 +42,7 @@ def main() -> None:
         sampler = create_sampler(options, sde)
         nfe = sampler(net, start, torch.Generator(device).manual_seed(0)).nfe
 
-        def bare(nfe=nfe) -> None:
+        def bare(nfe: int = nfe) -> None:
             with torch.no_grad():
                 for _ in range(nfe):
                     net(start, sigma)

@@ -58,7 +58,7 @@ def folder(
     return _pack(top, files, labels, train, image_size, num_channels, num_classes if classes else 1, dataroot)
 
 
-def imagenet32(train: bool, image_size: int, num_channels: int, classes: bool, dataroot: str, **_) -> Images:
+def imagenet32(train: bool, image_size: int, num_channels: int, classes: bool, dataroot: str, **_: object) -> Images:
     """ImageNet at 32x32: ``dataroot``/ds_imagenet/{train_32x32,valid_32x32}, PNGs or the npz of image-net.org.
 
     The PNGs have no classes; the npz have the 1,000 of ImageNet.
@@ -81,7 +81,9 @@ def imagenet32(train: bool, image_size: int, num_channels: int, classes: bool, d
     return _pack(base, files, np.zeros(len(files), np.int64), train, 32, 3, 1, dataroot)
 
 
-def imagenet64c(train: bool, image_size: int, num_channels: int, num_classes: int, dataroot: str, **_) -> Images:
+def imagenet64c(
+    train: bool, image_size: int, num_channels: int, num_classes: int, dataroot: str, **_: object
+) -> Images:
     """ImageNet with its classes: ``dataroot``/imagenet-64x64/{train,valid} with PNGs and dataset.json.
 
     Raises:

@@ -35,7 +35,7 @@ class Images:
         return len(self.pixels)
 
 
-def digits(train: bool, **_) -> Images:
+def digits(train: bool, **_: object) -> Images:
     """The 1,797 handwritten digits of 8x8 pixels and 17 levels that scikit-learn carries; every fifth is held out."""
     from sklearn.datasets import load_digits  # heavy import, only where used
 
@@ -46,7 +46,7 @@ def digits(train: bool, **_) -> Images:
     return Images(pixels, torch.from_numpy(data.target[chosen].astype(np.int64)), num_classes=10, levels=17)
 
 
-def fake(train: bool, image_size: int, num_channels: int, num_classes: int, **_) -> Images:
+def fake(train: bool, image_size: int, num_channels: int, num_classes: int, **_: object) -> Images:
     """Random images and labels, the same at each call, 1024 to train on and 256 held out."""
     generator = torch.Generator().manual_seed(int(train))
     n = 1024 if train else 256
@@ -54,7 +54,7 @@ def fake(train: bool, image_size: int, num_channels: int, num_classes: int, **_)
     return Images(pixels, torch.randint(max(1, num_classes), (n,), generator=generator), max(1, num_classes))
 
 
-def cifar10(train: bool, dataroot: str, **_) -> Images:
+def cifar10(train: bool, dataroot: str, **_: object) -> Images:
     """CIFAR-10 from torchvision's files under ``dataroot``, downloaded if they are not there."""
     from torchvision.datasets import CIFAR10
 

@@ -11,6 +11,7 @@ from errors import InputError
 from models.layers import (
     Block,
     PixelAttention,
+    Resample,
     ScoreNetwork,
     Weighted,
     check_labels,
@@ -42,7 +43,15 @@ class ResidualBlock(Block):
     head for every 64 channels: fewer channels have none, as in the published network.
     """
 
-    def __init__(self, in_channels, out_channels, embedding, dropout, attention=False, resample=None) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        embedding: int,
+        dropout: float,
+        attention: bool = False,
+        resample: Resample = None,
+    ) -> None:
         super().__init__()
         self.resample = resample
         self.norm1 = group_norm(in_channels, EPS)
@@ -120,7 +129,13 @@ class ADM(ScoreNetwork):
         widths = [model_channels * m for m in channel_mult]
         sizes = [image_size >> level for level in range(levels)]
 
-        def block(in_channels, out_channels, size=None, attention=False, resample=None):
+        def block(
+            in_channels: int,
+            out_channels: int,
+            size: int | None = None,
+            attention: bool = False,
+            resample: Resample = None,
+        ) -> ResidualBlock:
             attention = attention or size in attn_resolutions
             return ResidualBlock(in_channels, out_channels, embedding, dropout, attention, resample)
 

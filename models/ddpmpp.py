@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from models.layers import (
     Block,
+    Resample,
     ScoreNetwork,
     check_labels,
     check_levels,
@@ -41,7 +42,16 @@ class ResidualBlock(Block):
     ``resample`` (None, ``upsample`` or ``downsample``) acts on both branches and sets H', W'.
     """
 
-    def __init__(self, in_channels, out_channels, embedding, dropout, skip_rescale, init_scale, resample=None) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        embedding: int,
+        dropout: float,
+        skip_rescale: bool,
+        init_scale: float,
+        resample: Resample = None,
+    ) -> None:
         super().__init__()
         self.resample = resample
         self.rescale = 1.0 / math.sqrt(2.0) if skip_rescale else 1.0
@@ -84,7 +94,13 @@ class Attention(nn.Module):
 class DownLevel(nn.Module):
     """The blocks of one resolution on the way down and, but at the last, the step to half of it."""
 
-    def __init__(self, blocks, attentions, down=None, pyramid=None) -> None:
+    def __init__(
+        self,
+        blocks: Sequence[nn.Module],
+        attentions: Sequence[nn.Module],
+        down: nn.Module | None = None,
+        pyramid: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         # Each block stands beside its attention, so that parameters come in the order of computation.
         self.blocks = nn.ModuleList(nn.ModuleList(pair) for pair in zip(blocks, attentions, strict=True))
@@ -95,7 +111,7 @@ class DownLevel(nn.Module):
 class UpLevel(nn.Module):
     """The blocks of one resolution on the way up, one attention, and, but at the first, the step to twice of it."""
 
-    def __init__(self, blocks, attention, up=None) -> None:
+    def __init__(self, blocks: Sequence[nn.Module], attention: nn.Module, up: nn.Module | None = None) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.attention = attention
@@ -145,10 +161,10 @@ class DDPMpp(ScoreNetwork):
         widths = [nf * m for m in ch_mult]
         sizes = [image_size >> level for level in range(levels)]
 
-        def block(in_channels, out_channels, resample=None):
+        def block(in_channels: int, out_channels: int, resample: Resample = None) -> ResidualBlock:
             return ResidualBlock(in_channels, out_channels, 4 * nf, dropout, skip_rescale, init_scale, resample)
 
-        def attention(channels, size):
+        def attention(channels: int, size: int) -> nn.Module:
             return Attention(channels, skip_rescale, init_scale) if size in attn_resolutions else nn.Identity()
 
         self.fourier = FourierEmbedding(nf, fourier_scale)

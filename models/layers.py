@@ -16,6 +16,9 @@ from errors import InputError
 Weighted = TypeVar("Weighted", nn.Linear, nn.Conv2d)
 
 
+Resample = Callable[[Tensor], Tensor] | None  # of the resolution: upsample, downsample, or neither
+
+
 class ScoreNetwork(nn.Module):
     """(x, sigma, labels=None) -> score: images (B, C, H, W), noise levels (B,), classes int64 (B,), -1 for none."""
 

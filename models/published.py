@@ -173,7 +173,7 @@ def _ddpmpp(net: DDPMpp, sde: Mapping[str, Any]) -> Iterator[StoredTensor]:
 VDM_LAYERS = MappingProxyType({"shortcut": "skip", "embed": "cond_map", "out": "proj_out"})
 
 
-def _vdm(net: VDM, _) -> Iterator[StoredTensor]:
+def _vdm(net: VDM, _: object) -> Iterator[StoredTensor]:
     """Blocks and their attentions, if they have any, counted in one list on the way in and one on the way out."""
 
     def path(ours: str, theirs: str) -> Iterator[StoredTensor]:
@@ -204,7 +204,7 @@ ADM_LAYERS = MappingProxyType(
 )
 
 
-def _adm(net: ADM, _) -> Iterator[StoredTensor]:
+def _adm(net: ADM, _: object) -> Iterator[StoredTensor]:
     """Blocks are called by their resolution and their place in the level."""
 
     def resampling(ours: str, theirs: str) -> Iterator[StoredTensor]:

@@ -34,7 +34,7 @@ class StopSignals:
             self._previous = {signum: signal.signal(signum, self._note) for signum in SIGNALS}
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
 
