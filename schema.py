@@ -289,7 +289,9 @@ def check_loaded(cfg: Mapping[str, Any]) -> None:
     network = {**OF_ALL_NETWORKS, **NETWORKS[cfg["model"]["name"]]}
     for section, schema in (("model", network), ("data", DATA), ("sde", SDE)):
         for key in schema.keys() & cfg[section].keys():
-            check_all({key: cfg[section][key]}, {key: schema[key]}, f"{section}.")
+            check = schema[key]
+            assert not isinstance(check, Mapping), "these have no sections"
+            check(f"{section}.{key}", cfg[section][key])
     _check_sizes(cfg)
 
 

@@ -139,6 +139,13 @@ def test_a_command_of_the_tests_finds_some(command):
     assert all(any(word in name for name in names) for word in chosen)
 
 
+def test_everything_goes_below_the_root(place, run):
+    assert run("run_train.py", "experiment=debug/tiny", "root=elsewhere").code == 0
+    (run_dir,) = (place / "elsewhere/runs/digits").glob("*/*")
+    assert run("run_vis.py", f"load_dir={run_dir}", "root=elsewhere", "sampling.steps=2", "eval.batch_size=2").code == 0
+    assert len(list((place / "elsewhere/vis").glob("*/*/images/samples_0.png"))) == 1
+
+
 def test_tensorboard_finds_what_a_run_shows(place):
     assert "tensorboard --logdir RUN" in README
     command = [os.path.join(os.path.dirname(sys.executable), "tensorboard"), "--logdir", "RUN", "--inspect"]
