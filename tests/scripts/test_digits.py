@@ -11,12 +11,13 @@ from evaluation.digits import DigitReader, energy_distance
 from tests.conftest import ROOT
 
 
-@pytest.mark.slow(150)
+@pytest.mark.slow(100)
 def test_the_demo_recipe_draws_the_digits_asked_for(script, tmp_path):
     recipe = ["experiment=digits", "hydra.run.dir=run", "training.snapshot_sampling=false"]
     trained = script("run_train.py", *recipe, timeout=900)
     assert trained.returncode == 0, trained.stderr
-    drawn = script("run_vis.py", "load_dir=run", "label=[0,1,2,3,4,5,6,7,8,9]", "w=1", "hydra.run.dir=drawn")
+    labels, steps = "label=[0,1,2,3,4,5,6,7,8,9]", ["sampling.method=multistep", "sampling.steps=20"]
+    drawn = script("run_vis.py", "load_dir=run", labels, "w=1", *steps, "hydra.run.dir=drawn")
     assert drawn.returncode == 0, drawn.stderr
     command = [sys.executable, "-m", "evaluation.digits", str(tmp_path / "drawn/images/samples_0.npz")]
     read = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
