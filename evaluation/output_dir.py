@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -59,9 +60,10 @@ def write_text(path: Path, text: str) -> None:
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Write an .npz file, which appears whole."""
+    named: dict[str, Any] = {**arrays}  # not allow_pickle=False: numpy before 2.2 stores that as an array
     temporary = path.with_name(f".{path.stem}.tmp")
     with writing(path):
         path.parent.mkdir(exist_ok=True)
         with open(temporary, "wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays)
+            np.savez_compressed(file, **named)
         os.replace(temporary, path)
