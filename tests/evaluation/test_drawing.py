@@ -42,6 +42,14 @@ def test_an_image_is_a_function_of_its_seed_alone(overrides):
     assert np.abs(all_pixels(vis_config(*overrides, "seed=1"), 12, 1) - whole).max() > 1
 
 
+@pytest.mark.slow(19)
+def test_a_compiled_network_draws_the_same_images():
+    cfg = vis_config("compile=true", "sampling.method=heun", "sampling.steps=3")
+    compiled, plain = all_pixels(cfg, 10, 2), all_pixels(vis_config("sampling.method=heun", "sampling.steps=3"), 10, 2)
+    assert hasattr(Artist(cfg, CPU).net.forward, "__wrapped__")
+    assert np.abs(compiled - plain).max() <= 1 and plain.std() > 10
+
+
 def test_processes_share_the_images_and_change_none():
     cfg = vis_config("sampling.method=pc", "sampling.trajectory=3")
     together = list(draw_rounds(Artist(cfg, CPU), [0, 1], 5, [CPU, CPU]))

@@ -132,6 +132,14 @@ def test_an_evaluation_goes_on_where_it_stopped(run_dir, tmp_path):
         assert all(np.array_equal(first[key], second[key]) for key in first)
 
 
+def test_a_compiled_network_has_the_same_bound(run_dir, tmp_path):
+    found = []
+    for switch in ("compile=false", "compile=true"):
+        evaluate(eval_config(run_dir, "eval.images=12", switch, chosen="metrics=[elbo]"), tmp_path / switch)
+        found.append(np.load(tmp_path / switch / "elbo.npz")["bits"])
+    np.testing.assert_allclose(*found, rtol=1e-5)
+
+
 @pytest.mark.slow(12)
 def test_bits_do_not_depend_on_batches_or_processes(run_dir, tmp_path):
     cfg = eval_config(run_dir, "metrics.elbo.importance=true")

@@ -38,6 +38,7 @@ def test_the_compiled_kernel_is_as_exact():
     assert scaled_error(score * GOLDEN["sigma"], GOLDEN["score"] * GOLDEN["sigma"]) < 1e-6
 
 
+@pytest.mark.slow(25)
 def test_a_compiled_network_is_the_network_in_one_graph_for_batches_of_all_sizes():
     cfg = tiny_config("model.dropout=0")
     plain, fast = (create_model(cfg.model, cfg.data, cfg.sde) for _ in range(2))
