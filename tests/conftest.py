@@ -7,7 +7,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,12 +112,48 @@ def assert_same(first: Any, second: Any) -> None:
     assert differing == 0
 
 
-@pytest.fixture
-def script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run an entry script in ``tmp_path``: script("run_train.py", *overrides); the time limit is for hangs only."""
+class Scripts:
+    """Entry scripts, each run in a process forked from one that has imported everything (tests/forked.py)."""
 
-    def run(name: str, *args: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    def __init__(self, folder: Path) -> None:
+        self.said = [folder / "stdout", folder / "stderr"]
+        self.server = subprocess.Popen(
+            [sys.executable, str(ROOT / "tests/forked.py")],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**environment(), "CUDA_VISIBLE_DEVICES": ""},
+        )  # fmt: skip
+
+    def __call__(self, cwd: Path, name: str, *args: str, timeout: int = 300) -> subprocess.CompletedProcess[str]:
+        """Run ``python NAME ARGS`` in ``cwd``; the time limit is for hangs only."""
+        request = {"script": str(ROOT / name), "args": args, "cwd": str(cwd), "env": environment(), "limit": timeout}
+        self.server.stdin.write(json.dumps({**request, "said": list(map(str, self.said))}) + "\n")
+        self.server.stdin.flush()
+        code = json.loads(self.server.stdout.readline())
+        return subprocess.CompletedProcess(
+            [name, *args], code, *(path.read_text(errors="replace") for path in self.said)
+        )
+
+
+@pytest.fixture(scope="session")
+def scripts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scripts]:
+    """Run an entry script: scripts(folder, "run_train.py", *overrides)."""
+    started = Scripts(tmp_path_factory.mktemp("said"))
+    yield started
+    started.server.stdin.close()
+    started.server.wait()
+
+
+@pytest.fixture
+def script(tmp_path: Path, scripts: Scripts) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run an entry script in ``tmp_path``: script("run_train.py", *overrides)."""
+    return partial(scripts, tmp_path)
+
+
+@pytest.fixture
+def fresh_script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """The same by a Python of its own, for what its start has to do with."""
+
+    def run(name: str, *args: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(ROOT / name), *args]
-        return subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=timeout)
+        return subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300)
 
     return run

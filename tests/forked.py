@@ -13,18 +13,18 @@ import sys
 import traceback
 from pathlib import Path
 
-LIMIT = 60  # seconds; a run that takes longer hangs
-
 
 def main() -> None:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    import matplotlib.figure
+    import torch.utils.tensorboard
+
     import evaluation.evaluate
     import training.launch
     import training.loop  # imported once, for all
 
-    assert evaluation.evaluate and training.launch and training.loop
+    assert evaluation.evaluate and matplotlib.figure and torch.utils.tensorboard and training.launch and training.loop
 
-    os.environ.pop("HYDRA_FULL_ERROR", None)
     for line in sys.stdin:
         request = json.loads(line)
         pid = os.fork()
@@ -34,13 +34,14 @@ def main() -> None:
         print(json.dumps(os.waitstatus_to_exitcode(status)), flush=True)
 
 
-def _run(script: str, args: list[str], cwd: str, out: str) -> None:
-    """Run a script as ``python SCRIPT ARGS`` in ``cwd``, with all that it says going to the file ``out``."""
-    signal.alarm(LIMIT)
+def _run(script: str, args: list[str], cwd: str, env: dict[str, str], said: list[str], limit: int) -> None:
+    """Run ``python SCRIPT ARGS`` in ``cwd``; what it says goes to two files. After ``limit`` seconds it is killed."""
+    signal.alarm(limit)
+    os.environ.clear()
+    os.environ.update(env)
     os.chdir(cwd)
-    stream = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    for number in (1, 2):
-        os.dup2(stream, number)
+    for number, path in enumerate(said, start=1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     sys.argv = [script, *args]
     code: int = 1
     try:

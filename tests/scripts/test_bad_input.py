@@ -1,13 +1,10 @@
 """What a user can type or download that is wrong: each ends in one line that says what, and leaves nothing behind."""
 
-import json
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 import zipfile
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,36 +20,12 @@ from models.create import NETWORKS
 from models.export import export
 from models.precision import PRECISIONS
 from sampling import METHODS
-from tests.conftest import ROOT, TINY, environment, tiny_config
+from tests.conftest import TINY, tiny_config
 from training.loop import train
 from training.optimizer import OPTIMIZERS
 from training.processes import World
 
 QUICK = ["device=cpu", "sampling.method=multistep", "sampling.steps=2", "eval.batch_size=2", "hydra.run.dir=out"]
-
-
-@dataclass
-class Result:
-    code: int
-    said: str
-
-
-class Runner:
-    """Entry scripts in a directory, each run in a process forked from one that has imported everything."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.out = folder, folder.parent / "said"
-        self.server = subprocess.Popen(
-            [sys.executable, str(ROOT / "tests/forked.py")],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**environment(), "CUDA_VISIBLE_DEVICES": ""},
-        )  # fmt: skip
-
-    def __call__(self, script: str, *args: str) -> Result:
-        request = {"script": str(ROOT / script), "args": list(args), "cwd": str(self.folder), "out": str(self.out)}
-        self.server.stdin.write(json.dumps(request) + "\n")
-        self.server.stdin.flush()
-        code = json.loads(self.server.stdout.readline())
-        return Result(code, self.out.read_text(errors="replace"))
 
 
 @pytest.fixture(scope="module")
@@ -70,12 +43,14 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(place):
+def run(place, scripts):
     """Run a script in ``place``."""
-    runner = Runner(place)
-    yield runner
-    runner.server.stdin.close()
-    runner.server.wait()
+    return partial(scripts, place, timeout=60)
+
+
+def said(result):
+    """All that a script said."""
+    return result.stdout + result.stderr
 
 
 def contents(folder):
@@ -85,9 +60,9 @@ def contents(folder):
 
 def refused(result, message):
     """The script ended non-zero with one line, which holds ``message``."""
-    lines = [line for line in result.said.splitlines() if line.strip()]
-    assert result.code == 1, (result.code, result.said)
-    assert len(lines) == 1, result.said
+    lines = [line for line in said(result).splitlines() if line.strip()]
+    assert result.returncode == 1, (result.returncode, said(result))
+    assert len(lines) == 1, said(result)
     assert message in lines[0]
     assert lines[0].isprintable() and "hunter2" not in lines[0]
 
@@ -358,8 +333,8 @@ def test_a_damaged_file_of_data(run, place):
         (place / f"images/{name}").write_bytes(data)
     train_on = [*TINY, "data=folder", "data.root=images", "data.image_size=8", "model.model_channels=8"]
     looked = run("run_train.py", *train_on, "training.n_iters=0", "hydra.run.dir=looked", "dataroot=packs")
-    assert looked.code == 0, looked.said
-    assert all(f"{name} cannot be read and is left out" in looked.said for name in ("cut.png", "page.jpg"))
+    assert looked.returncode == 0, said(looked)
+    assert all(f"{name} cannot be read and is left out" in said(looked) for name in ("cut.png", "page.jpg"))
     for folder in ("looked", "packs"):
         shutil.rmtree(place / folder)
 
@@ -372,7 +347,7 @@ def test_an_output_that_cannot_be_written(run, place):
 
 def test_the_traceback_comes_back_on_demand(run):
     told = run("run_vis.py", "load_dir=nowhere", "debug=true")
-    assert told.code == 1 and "Traceback" in told.said and "nowhere is not a run directory" in told.said
+    assert told.returncode == 1 and "Traceback" in said(told) and "nowhere is not a run directory" in said(told)
 
 
 def test_the_table_knows_what_the_code_knows():
@@ -410,7 +385,7 @@ def test_fuzz_of_damaged_files(run, place, pytestconfig):
     def images(kind):
         result = run("run_vis.py", f"load_dir={load[kind]}", *QUICK)
         drawn = place / "out/images/samples_0.npz"
-        arrays = np.load(drawn)["samples"] if result.code == 0 else None
+        arrays = np.load(drawn)["samples"] if result.returncode == 0 else None
         shutil.rmtree(place / "out", ignore_errors=True)
         return result, arrays
 
@@ -438,13 +413,13 @@ def test_fuzz_of_damaged_files(run, place, pytestconfig):
         tail = b"" if how == "cut" and length == 1000 else intact[start + length :]
         paths[kind].write_bytes(intact[:start] + new + tail)
         result, drawn = images(kind)
-        assert "Traceback" not in result.said, result.said
-        if result.code == 0:
+        assert "Traceback" not in said(result), said(result)
+        if result.returncode == 0:
             assert np.array_equal(drawn, right[kind]), "other images, and no error"
             counts["unharmed"] += 1
         else:
-            lines = [line for line in result.said.splitlines() if line.strip()]
-            assert result.code == 1 and len(lines) == 1 and str(paths[kind].name) in lines[0], result.said
+            lines = [line for line in said(result).splitlines() if line.strip()]
+            assert result.returncode == 1 and len(lines) == 1 and str(paths[kind].name) in lines[0], said(result)
             counts["refused"] += 1
 
     try:
@@ -517,10 +492,10 @@ def test_fuzz_of_configurations(run, place, pytestconfig):
         typed = [f"{key}={value}" for key, value in data.draw(changes)]
         result = run(script, *SCRIPTS[script], *typed, "hydra.run.dir=fuzz")
         shutil.rmtree(place / "fuzz", ignore_errors=True)
-        assert "Traceback" not in result.said, (typed, result.said)
-        lines = [line for line in result.said.splitlines() if line.strip()]
-        assert result.code == 0 or (result.code == 1 and lines), (typed, result.code, result.said)
-        counts["ran" if result.code == 0 else "refused"] += 1
+        assert "Traceback" not in said(result), (typed, said(result))
+        lines = [line for line in said(result).splitlines() if line.strip()]
+        assert result.returncode == 0 or (result.returncode == 1 and lines), (typed, result.returncode, said(result))
+        counts["ran" if result.returncode == 0 else "refused"] += 1
 
     attempt()
     print(counts)

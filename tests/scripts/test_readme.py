@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,7 +16,6 @@ from PIL import Image
 
 from schema import eval_keys, train_keys, vis_keys
 from tests.conftest import ROOT, TINY, composed, environment, tiny_config
-from tests.scripts.test_bad_input import Runner
 from training.loop import train
 from training.processes import World
 
@@ -70,12 +70,9 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(place):
-    """Run an entry script in ``place``."""
-    runner = Runner(place)
-    yield runner
-    runner.server.stdin.close()
-    runner.server.wait()
+def run(place, scripts):
+    """Run a script in ``place``."""
+    return partial(scripts, place, timeout=120)
 
 
 def network_of(arguments):
@@ -114,8 +111,8 @@ def shortened(script, arguments):
 def test_a_command_of_the_scripts(command, place, run):
     _, script, *arguments = shlex.split(command)
     result = run(script, *shortened(script, arguments))
-    assert result.code == 0, result.said
-    assert "Traceback" not in result.said
+    assert result.returncode == 0, result.stderr
+    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if re.match(r"python -m (models|evaluation)\.", c)])
@@ -140,9 +137,12 @@ def test_a_command_of_the_tests_finds_some(command):
 
 
 def test_everything_goes_below_the_root(place, run):
-    assert run("run_train.py", "experiment=debug/tiny", "root=elsewhere").code == 0
+    assert run("run_train.py", "experiment=debug/tiny", "root=elsewhere").returncode == 0
     (run_dir,) = (place / "elsewhere/runs/digits").glob("*/*")
-    assert run("run_vis.py", f"load_dir={run_dir}", "root=elsewhere", "sampling.steps=2", "eval.batch_size=2").code == 0
+    assert (
+        run("run_vis.py", f"load_dir={run_dir}", "root=elsewhere", "sampling.steps=2", "eval.batch_size=2").returncode
+        == 0
+    )
     assert len(list((place / "elsewhere/vis").glob("*/*/images/samples_0.png"))) == 1
 
 

@@ -114,11 +114,11 @@ def test_wandb_goes_on_as_the_same_run(tmp_path):
         assert all(word in kept for word in (b"digits", b"eval_loss", b"loss_by_sigma/", b"samples", name.encode()))
 
 
-def test_wandb_is_imported_only_when_it_is_chosen(script, tmp_path, monkeypatch):
+def test_wandb_is_imported_only_when_it_is_chosen(fresh_script, tmp_path, monkeypatch):
     (tmp_path / "poison").mkdir()
     (tmp_path / "poison/wandb.py").write_text("raise SystemExit('imported')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "poison"))
-    assert script("run_train.py", *TINY, "training.snapshot_sampling=false").returncode == 0
+    assert fresh_script("run_train.py", *TINY, "training.snapshot_sampling=false").returncode == 0
 
 
 def test_wandb_that_is_not_here_is_named_before_anything_is_written(tmp_path, monkeypatch):
