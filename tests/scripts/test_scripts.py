@@ -99,11 +99,11 @@ def test_an_unconditional_ddpmpp_on_colour_images(script, tmp_path):
 
 
 @pytest.mark.slow(18)
-def test_two_runs_started_together_share_no_directory_unless_told_to(script, tmp_path):
+def test_two_runs_started_together_share_no_directory_unless_told_to(fresh_script, tmp_path):
     with ThreadPoolExecutor(4) as pool:
-        apart = [pool.submit(script, "run_train.py", *TINY) for _ in range(2)]
+        apart = [pool.submit(fresh_script, "run_train.py", *TINY) for _ in range(2)]
         long = [*TINY, "training.n_iters=400", "hydra.run.dir=shared"]
-        together = [pool.submit(script, "run_train.py", *long) for _ in range(2)]
+        together = [pool.submit(fresh_script, "run_train.py", *long) for _ in range(2)]
     assert [run.result().returncode for run in apart] == [0, 0]
     assert len(list(tmp_path.glob("runs/digits/*/*/checkpoints/checkpoint_1.pth"))) == 2
 
