@@ -14,10 +14,10 @@ def draw_losses(entries: Sequence[dict[str, Any]], path: Path) -> None:
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot(xlabel="step", ylabel="loss", yscale="log")
-    quarters = ("lowest sigma", "second quarter", "third quarter", "highest sigma")
-    for k, name in enumerate(quarters):
+    quarters = {"lowest sigma": "blue", "second quarter": "cyan", "third quarter": "green", "highest sigma": "orange"}
+    for k, (name, colour) in enumerate(quarters.items()):
         found = [(e["step"], e["loss_by_sigma"][k]) for e in entries if e.get("loss_by_sigma", [None] * 4)[k]]
-        axes.plot(*_columns(found), label=name, color=(0.2 + 0.2 * k, 0.6, 0.9 - 0.2 * k), linewidth=0.7, alpha=0.7)
+        axes.plot(*_columns(found), label=name, color=f"tab:{colour}", linewidth=0.8)
     axes.plot(*_columns([(e["step"], e["loss"]) for e in entries]), label="all", color="black")
     held_out = [(e["step"], e["eval_loss"]) for e in entries if "eval_loss" in e]
     axes.plot(*_columns(held_out), label="held out, EMA", color="tab:red", marker=".")
