@@ -109,6 +109,6 @@ def read_entries(path: Path) -> list[dict[str, Any]]:
     for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
         with suppress(json.JSONDecodeError, KeyError, TypeError):
             entry = json.loads(line)
-            if isinstance(entry["step"], int):
+            if isinstance(entry["step"], int) and isinstance(entry["loss"], float):
                 entries.append(entry)
     return entries

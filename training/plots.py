@@ -21,6 +21,8 @@ def draw_losses(entries: Sequence[dict[str, Any]], path: Path) -> None:
     axes.plot(*_columns([(e["step"], e["loss"]) for e in entries]), label="all", color="black")
     held_out = [(e["step"], e["eval_loss"]) for e in entries if "eval_loss" in e]
     axes.plot(*_columns(held_out), label="held out, EMA", color="tab:red", marker=".")
+    bottom, _ = axes.get_ylim()  # far below at first: where all is noise a fresh network is exact
+    axes.set_ylim(bottom=max(bottom, 1e-4 * min((e["loss"] for e in entries), default=0.0)))
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     temporary = path.with_name(f".{path.name}.tmp")

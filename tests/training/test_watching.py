@@ -79,7 +79,7 @@ def test_the_picture_of_the_losses_is_drawn_at_each_kept_checkpoint(tmp_path):
 
 def test_a_half_written_line_and_others_are_not_entries(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1, "loss": 2.0}\n[]\n{"loss": 1}\n{"step": "2"}\n{"step": 3, "lo')
+    path.write_text('{"step": 1, "loss": 2.0}\n[]\n{"loss": 1}\n{"step": "2"}\n{"step": 2}\n{"step": 3, "lo')
     assert read_entries(path) == [{"step": 1, "loss": 2.0}] and read_entries(tmp_path / "none") == []
 
 
