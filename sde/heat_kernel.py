@@ -33,6 +33,7 @@ q = exp(-pi^2 sigma^2 / 2), and (n+1) pi sigma times that in sigma * score, agai
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -45,11 +46,12 @@ SWITCH = 0.4  # sigma at which the image sum hands over to the cosine series
 # Up to which sigma so many terms do, pairs of images below SWITCH and cosines from there on.
 BOUNDS = (0.2, SWITCH, 0.75, math.inf)
 TERMS = {torch.float32: (2, 3, 4, 2), torch.float64: (3, 4, 6, 3)}
+ASKED = ("cpu",)  # devices that say at once what sigma is
 # Numbers evaluated at once: on a CPU what its caches hold, on a GPU enough to hide the launch of a kernel.
 CPU_CHUNK, GPU_CHUNK = 2**16, 2**22
 NORMAL_RANGE, NORMAL_STEP = 8.5, 0.125  # of the trapezoidal rule over a normal number
 
-Form = Callable[[Tensor, Tensor, Tensor, int], Tensor]  # of x, x0, sigma and the number of terms
+Form = Callable[..., Tensor]  # of x, x0, sigma and the number of terms
 
 
 def sample(x0: Tensor, sigma: Tensor | float, generator: Generator | None = None) -> Tensor:
@@ -119,56 +121,60 @@ def _by_rows(images: Form, series: Form, x: Tensor, x0: Tensor, sigma: Tensor | 
         raise TypeError(f"the heat kernel needs float32 or float64, got {x.dtype}: half precision loses the faces")
     sigma = _per_image(sigma, x)
     x, x0, _ = torch.broadcast_tensors(x, x0, sigma)
-    terms = TERMS[x.dtype]
-
-    def both(x: Tensor, x0: Tensor, sigma: Tensor, _: int) -> Tensor:
-        by_images = images(x, x0, sigma.clamp(max=SWITCH), terms[1])
-        by_series = series(x, x0, sigma.clamp(min=SWITCH), terms[2])
-        return torch.where(sigma < SWITCH, by_images, by_series)
-
-    on_cpu = x.device.type == "cpu"
-    if torch.compiler.is_compiling() or not (on_cpu or x.numel() > GPU_CHUNK):
-        return both(x, x0, sigma, 0)
+    if torch.compiler.is_compiling():
+        return _both(images, series, x, x0, sigma)
     sigma = sigma.expand(len(x), *[1] * (x.ndim - 1))
-    if on_cpu:
+    work: list[tuple[Callable[..., Tensor], Tensor]]
+    if x.device.type in ASKED:
         bounds = torch.tensor(BOUNDS[:-1], dtype=sigma.dtype)
         kind = torch.bucketize(sigma.detach().reshape(-1).contiguous(), bounds, right=True)
-        forms = zip((images, images, series, series), terms, strict=True)
-        work = [(form, n, (kind == k).nonzero().flatten()) for k, (form, n) in enumerate(forms)]
+        forms = zip((images, images, series, series), TERMS[x.dtype], strict=True)
+        work = [(partial(form, terms=n), (kind == k).nonzero().flatten()) for k, (form, n) in enumerate(forms)]
+        numbers = CPU_CHUNK
     else:
-        work = [(both, 0, torch.arange(len(x), device=x.device))]
+        work = [(partial(_both, images, series), torch.arange(len(x), device=x.device))]
+        numbers = GPU_CHUNK
     out = x.new_empty(x.shape)
-    chunk = max(1, (CPU_CHUNK if on_cpu else GPU_CHUNK) // max(1, x[:1].numel()))
-    for form, n, rows in work:
-        for part in rows.split(chunk):
-            out[part] = form(x[part], x0[part], sigma[part], n)
+    for form, rows in work:
+        for part in rows.split(max(1, numbers // max(1, x[:1].numel()))):
+            out[part] = form(x[part], x0[part], sigma[part])
     return out
 
 
-def _log_density_by_images(x: Tensor, x0: Tensor, sigma: Tensor, pairs: int) -> Tensor:
+def _both(images: Form, series: Form, x: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
+    """Both forms of every image, each where it converges, with the terms that do everywhere there."""
+    _, pairs, cosines, _ = TERMS[x.dtype]
+    by_images, by_series = (
+        images(x, x0, sigma.clamp(max=SWITCH), pairs),
+        series(x, x0, sigma.clamp(min=SWITCH), cosines),
+    )
+    return torch.where(sigma < SWITCH, by_images, by_series)
+
+
+def _log_density_by_images(x: Tensor, x0: Tensor, sigma: Tensor, terms: int) -> Tensor:
     total: Any = -1.0  # the nearest image itself counts 1; log1p takes it
-    for weight, e, _, _, _ in _image_pairs(x, x0, sigma, pairs):
+    for weight, e, _, _, _ in _image_pairs(x, x0, sigma, terms):
         total = total + weight * (1.0 + e)
     nearest = -0.5 * ((x - x0) / sigma).square() - torch.log(sigma * math.sqrt(2.0 * math.pi))
     return nearest + torch.log1p(total)
 
 
-def _log_density_by_series(x: Tensor, x0: Tensor, sigma: Tensor, cosines: int) -> Tensor:
-    return torch.log(_cosine_series(x, x0, sigma, cosines)[0])
+def _log_density_by_series(x: Tensor, x0: Tensor, sigma: Tensor, terms: int) -> Tensor:
+    return torch.log(_cosine_series(x, x0, sigma, terms)[0])
 
 
-def _score_by_images(x: Tensor, x0: Tensor, sigma: Tensor, pairs: int) -> Tensor:
+def _score_by_images(x: Tensor, x0: Tensor, sigma: Tensor, terms: int) -> Tensor:
     force: Any = 0.0
     total: Any = 0.0
-    for weight, e, one_minus_e, distance, near in _image_pairs(x, x0, sigma, pairs):
+    for weight, e, one_minus_e, distance, near in _image_pairs(x, x0, sigma, terms):
         force = force + weight * (one_minus_e * distance - 2.0 * near * e)
         total = total + weight * (1.0 + e)
     inward = torch.where(x > 0.5, -1.0, 1.0).to(x.dtype)  # undoes the reflection of the pair
     return inward * force / (total * sigma.square())
 
 
-def _score_by_series(x: Tensor, x0: Tensor, sigma: Tensor, cosines: int) -> Tensor:
-    density, slope = _cosine_series(x, x0, sigma, cosines)
+def _score_by_series(x: Tensor, x0: Tensor, sigma: Tensor, terms: int) -> Tensor:
+    density, slope = _cosine_series(x, x0, sigma, terms)
     return slope / density
 
 

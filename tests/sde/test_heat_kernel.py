@@ -143,6 +143,19 @@ def test_the_temporaries_of_a_batch_are_small_beside_it(function, images, bound,
     assert memory.peak / batch > 8  # so the count does see temporaries
 
 
+@pytest.mark.parametrize("function", [heat_kernel.score, heat_kernel.log_density])
+def test_a_device_that_is_not_asked_what_sigma_is_gets_the_same(function, monkeypatch):
+    """The way of a GPU, which evaluates both forms of every image; here on a CPU, whole and in parts."""
+    x, x0, sigma = adversarial_points(2000)
+    asked = function(x, x0, sigma)
+    monkeypatch.setattr(heat_kernel, "ASKED", ())
+    whole = function(x, x0, sigma)
+    monkeypatch.setattr(heat_kernel, "GPU_CHUNK", 300)
+    assert torch.equal(function(x, x0, sigma), whole)
+    scale = sigma if function is heat_kernel.score else 1.0
+    assert ((whole - asked) * scale / (1 + (asked * scale).abs())).abs().max() < 1e-6
+
+
 def test_derivative_by_autograd_is_the_score():
     x = torch.rand(1000, dtype=torch.float64, requires_grad=True)
     x0, sigma = torch.rand(1000, dtype=torch.float64), torch.logspace(-3, 0.5, 1000, dtype=torch.float64)
