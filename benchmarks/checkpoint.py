@@ -12,9 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from hydra import compose, initialize_config_dir
 
-import doors
+from benchmarks.networks import composed
 from training.checkpoint import Checkpoints
 from training.loop import create_state
 
@@ -35,8 +34,7 @@ def write_plainly(contents: bytes, path: Path) -> None:
 
 
 def main() -> None:
-    with initialize_config_dir(str(doors.ROOT / "configs"), version_base="1.3"):
-        cfg = compose("train", overrides=sys.argv[1:])
+    cfg = composed(*sys.argv[1:])
     state = create_state(cfg, torch.device("cpu"))
     for p in state.trainable:  # one update, so that the optimiser has its moments
         p.grad = torch.zeros_like(p)

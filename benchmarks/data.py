@@ -15,13 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from hydra import compose, initialize_config_dir
 from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import ToTensor
 
-import doors
+from benchmarks.networks import composed
 from datasets import Batches, load_images
 from datasets.pack import Part, packed
 from sde import ReflectedVE
@@ -115,9 +114,7 @@ def memory_over_an_epoch(folder: Path, count: int) -> None:
 
 def step_of_training(seconds_of_a_batch: float) -> None:
     """Print what share of a training step of the CIFAR-10 model reading is."""
-    with initialize_config_dir(str(doors.ROOT / "configs"), version_base="1.3"):
-        overrides = ["data=fake", "training.accumulate=16", f"training.batch_size={BATCH}"]
-        cfg = compose("train", overrides=overrides)
+    cfg = composed("data=fake", "training.accumulate=16", f"training.batch_size={BATCH}")
     state, world = create_state(cfg, torch.device("cpu")), World(torch.device("cpu"))
     objective = Objective(cfg, ReflectedVE(cfg.sde.sigma_min, cfg.sde.sigma_max, cfg.sde.num_scales))
     images = load_images("fake", True, image_size=32, num_channels=3, num_classes=10)

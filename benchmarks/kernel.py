@@ -1,4 +1,4 @@
-"""What does the exact kernel cost? python -m benchmarks.kernel
+"""What does the exact kernel cost? python -m benchmarks.kernel [--compile]
 
 Drawing from it, its log density and its score for images (128, 3, 32, 32) of mixed noise levels, beside the textbook
 evaluation, written here: 21 images on either side or 20 cosines in each coordinate, in float32, and the floor, which is
@@ -13,7 +13,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from benchmarks.memory import peak_bytes
 from benchmarks.timing import device_name, interleaved, table
+from models import compiled
 from sde import ReflectedVE, heat_kernel
 
 SHAPE, REPEATS = (128, 3, 32, 32), 7
@@ -41,7 +43,9 @@ def textbook(x: Tensor, x0: Tensor, sigma: Tensor, score: bool) -> Tensor:
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--compile", action="store_true", help="also compiled, in one pass: some seconds more")
+    compiling = parser.parse_args().compile
     device = "cuda" if torch.cuda.is_available() else "cpu"
     generator = torch.Generator(device).manual_seed(0)
     sde = ReflectedVE(0.01, 5.0)
@@ -58,8 +62,12 @@ def main() -> None:
             "ours": partial(function, x, x0, sigma),
             "floor: x + x0": lambda: torch.add(x, x0),
         }
+        if compiling:
+            ways["ours, compiled"] = partial(compiled(function), x, x0, sigma)
         print(f"{name}, x faster than the textbook's")
         print(table(interleaved(ways, REPEATS), "textbook"))
+        batch = x.numel() * x.element_size()
+        print(f"  beside the result, ours takes {peak_bytes(ways['ours']) / batch - 1:.1f} times the batch's memory")
     ways = {
         "ours": lambda: heat_kernel.sample(x0, sigma, generator),
         "floor: normal numbers": lambda: torch.randn(SHAPE, device=device, generator=generator),

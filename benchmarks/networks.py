@@ -14,11 +14,16 @@ NARROW = {
 }
 
 
-def config(kind: str, *overrides: str) -> DictConfig:
-    """Of run_train.py, with a network for random 32x32 images in colour: on a GPU as published, on a CPU narrowed."""
-    narrow = [] if torch.cuda.is_available() else NARROW[kind]
+def composed(*overrides: str) -> DictConfig:
+    """The configuration of run_train.py with ``overrides``."""
     with initialize_config_dir(str(doors.ROOT / "configs"), version_base="1.3"):
-        return compose("train", overrides=["data=fake", f"model={kind}", *narrow, *overrides])
+        return compose("train", overrides=list(overrides))
+
+
+def config(kind: str, *overrides: str) -> DictConfig:
+    """With a network for random 32x32 images in colour: on a GPU as published, on a CPU narrowed."""
+    narrow = [] if torch.cuda.is_available() else NARROW[kind]
+    return composed("data=fake", f"model={kind}", *narrow, *overrides)
 
 
 def network(kind: str) -> ScoreNetwork:

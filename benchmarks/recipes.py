@@ -7,10 +7,9 @@ benchmarks.step on it, 400 TFLOP/s if not told: 40 % of the dense bf16 peak of a
 import argparse
 
 import torch
-from hydra import compose, initialize_config_dir
 from torch.utils.flop_counter import FlopCounterMode
 
-import doors
+from benchmarks.networks import composed
 from models import create_model
 
 RECIPES = ("cifar10_images", "cifar10_likelihood", "imagenet32_likelihood", "imagenet64_guided")
@@ -21,8 +20,7 @@ def main() -> None:
     parser.add_argument("rate", nargs="?", type=float, default=400.0, help="TFLOP/s of a training step")
     rate = parser.parse_args().rate
     for recipe in RECIPES:
-        with initialize_config_dir(str(doors.ROOT / "configs"), version_base="1.3"):
-            cfg = compose("train", overrides=[f"experiment={recipe}"])
+        cfg = composed(f"experiment={recipe}")
         with FlopCounterMode(display=False) as counter:
             net = create_model(cfg.model, cfg.data, cfg.sde)
             net(torch.rand(1, cfg.data.num_channels, *[cfg.data.image_size] * 2), torch.ones(1)).sum().backward()

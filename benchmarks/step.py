@@ -1,4 +1,4 @@
-"""How long does a training step take? python -m benchmarks.step [--batch N] [--compile] [NETWORK ...]
+"""How long does a training step take? python -m benchmarks.step [--batch N] [--compile] [--profile] [NETWORK ...]
 
 Steps of each network on random 32x32 images in colour, beside a plain one written here: eager float32, a loop over the
 parameters in optimiser and average, the textbook's kernel, and a look at the loss each time. The floor is what the
@@ -9,6 +9,7 @@ the published networks, and compiled; there it also prints the share of the card
 import argparse
 import copy
 import statistics
+from collections import Counter
 from collections.abc import Callable
 
 import torch
@@ -27,6 +28,18 @@ from training.step import Objective, update
 REPEATS, MATRIX = 5, 2048
 # Dense bf16 operations a second with tensor cores, of the makers' data sheets.
 PEAKS = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12}
+# Of operations, by what their names hold
+KINDS = {
+    "convolution": ("conv",),
+    "attention": ("scaled_dot_product", "flash", "fmha"),
+    "normalisation": ("norm",),
+    "dropout": ("bernoulli", "dropout"),
+    "SiLU": ("silu",),
+    "optimiser and average": ("adam", "Adam", "lerp"),
+    "copies and casts": ("copy", "::to", "cat"),
+    "linear maps": ("mm", "gemm"),
+    "sums and products": ("::add", "::mul", "::div", "::sum", "elementwise"),
+}
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -84,12 +97,24 @@ def matrix_rate(dtype: torch.dtype) -> float:
     return 2 * MATRIX**3 / min(interleaved({"": lambda: a @ a}, REPEATS)[""])
 
 
+def profile(step: Callable[[], None]) -> str:
+    """The kinds of operation in which a step spends more than a hundredth of its time, the longest first."""
+    with torch.profiler.profile() as seen:
+        step()
+    spent: Counter[str] = Counter()
+    for event in seen.key_averages():
+        kind = next((kind for kind, names in KINDS.items() if any(name in event.key for name in names)), "other")
+        spent[kind] += event.self_device_time_total if DEVICE.type == "cuda" else event.self_cpu_time_total
+    return ", ".join(f"{kind} {t / spent.total():.0%}" for kind, t in spent.most_common() if t > 0.01 * spent.total())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     on_gpu = DEVICE.type == "cuda"
     parser.add_argument("networks", nargs="*", default=["ddpmpp", "vdm", "adm"], help="ddpmpp, vdm, adm")
     parser.add_argument("--batch", type=int, default=128 if on_gpu else 16)
     parser.add_argument("--compile", action="store_true", default=on_gpu, help="also compiled: minutes on a CPU")
+    parser.add_argument("--profile", action="store_true", help="what a step in bf16 spends its time on")
     arguments = parser.parse_args()
     rates = {"fp32": matrix_rate(torch.float32), "bf16": matrix_rate(torch.bfloat16)}
     peak = next((rate for name, rate in PEAKS.items() if name in device_name()), None)
@@ -111,10 +136,14 @@ def main() -> None:
             took = statistics.median(seen)
             floor = work / rates["bf16" if "bf16" in name else "fp32"] / took
             share = f", {work / took / peak:.0%} of the card's peak" if peak else ""
+            counted = on_gpu or "compile" not in name  # on a CPU the operations are watched, and these are fused
+            memory = f", {peak_bytes(ways[name]) / 2**20:.0f} MiB at its peak" if counted else ""
             print(
                 f"  {name:15} {took * 1e3:7.1f} ms  x {ratio:.2f}  {arguments.batch / took:7.1f} images/s, "
-                f"floor {floor:.0%} of it{share}, {peak_bytes(ways[name]) / 2**20:.0f} MiB at its peak"
+                f"floor {floor:.0%} of it{share}{memory}"
             )
+        if arguments.profile:
+            print(f"  bf16: {profile(ways['bf16'])}")
 
 
 if __name__ == "__main__":
