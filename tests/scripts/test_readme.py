@@ -14,8 +14,10 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
+from benchmarks import kernel, recipes, step
 from schema import eval_keys, train_keys, vis_keys
 from tests.conftest import ROOT, TINY, composed, environment, tiny_config
+from tests.scripts.test_recipes import NARROW
 from training.loop import train
 from training.processes import World
 
@@ -25,14 +27,9 @@ COMMANDS = dict.fromkeys(
     span.replace(r"\|", "|") for span in SPANS if re.match(r"(python|sh|tensorboard|eval|make) \S", span)
 )
 
-# What makes a command take a moment; the network of the last but one is chosen by the command.
+# What makes a command a matter of seconds, with a narrow network of the kind that it trains
 SHORT = ["training.n_iters=2", "training.batch_size=4", "training.log_freq=1", "training.eval_freq=2"]
 SHORT += ["training.snapshot_freq=2", "eval.batch_size=4", "device=cpu"]
-NETWORKS = {
-    "ddpmpp": ["model.nf=8", "model.ch_mult=[1,1]", "model.num_res_blocks=1"],
-    "vdm": ["model.channels=8", "model.num_blocks=1"],
-    "adm": ["model.model_channels=8", "model.channel_mult=[1,2]", "model.num_blocks=1"],
-}
 FEW_STEPS = ["sampling.method=multistep", "sampling.steps=2"]
 # Those that take more than options to run here, and the test that runs them.
 ELSEWHERE = {
@@ -43,10 +40,7 @@ ELSEWHERE = {
     "python -m docs.density_2d": "sampling/test_sampling.py::test_the_example_in_two_dimensions",
     "make demo": "scripts/test_digits.py::test_the_demo_recipe",
     "make test": "",  # what runs this
-    "make check": "",  # ruff and mypy, before the tests
-    "python -m benchmarks.kernel": "",
-    "python -m benchmarks.step": "",
-    "python -m benchmarks.recipes": "",
+    "make check": "",  # ruff and mypy, which .ci/run runs before
 }
 SLURM = "hydra/launcher=slurm"  # scripts/test_slurm.py, on a cluster
 
@@ -87,7 +81,7 @@ def shortened(script, arguments):
     if script == "run_train.py":
         if any(a.startswith(("resume=", "--help", "-sc")) or a == "experiment=debug/tiny" for a in arguments):
             return [*arguments, *(["training.n_iters=3"] * any(a.startswith("resume=") for a in arguments))]
-        extra = [*NETWORKS[network_of(arguments)], *SHORT, *FEW_STEPS]
+        extra = [*NARROW[network_of(arguments)], *SHORT, *FEW_STEPS]
         stored = {"experiment=digits", "data=digits", "data=folder"}
         extra += [] if stored & set(arguments) else ["data.dataset=fake", "data.image_size=8"]
         if "training.n_iters=0" in arguments:
@@ -106,13 +100,29 @@ def shortened(script, arguments):
     return [*arguments, *extra]
 
 
+def leaves(script, arguments):
+    """Names of files that a command must have written."""
+    if script == "run_train.py":
+        if "--help" in arguments or "-sc" in arguments:
+            return set()
+        return {"data.png"} if "training.n_iters=0" in arguments else {"metrics.jsonl", "checkpoint.pth", "loss.png"}
+    if script == "run_eval.py":
+        return {"results.json"}
+    names = {"samples_0.png", "samples_0.npz"}
+    names |= {"trajectory.png", "trajectory.gif"} if "sampling.trajectory=10" in arguments else set()
+    return names | ({"000000.png"} if "eval.save_images=True" in arguments else set())
+
+
 @pytest.mark.slow(90)
 @pytest.mark.parametrize("command", [c for c in COMMANDS if re.match(r"python run_\w+\.py", c) and SLURM not in c])
 def test_a_command_of_the_scripts(command, place, run):
     _, script, *arguments = shlex.split(command)
+    before = {path: path.stat().st_mtime_ns for path in place.rglob("*")}
     result = run(script, *shortened(script, arguments))
     assert result.returncode == 0, result.stderr
     assert "Traceback" not in result.stderr
+    made = {path.name for path in place.rglob("*") if before.get(path) != path.stat().st_mtime_ns}
+    assert leaves(script, arguments) <= made, sorted(made)
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if re.match(r"python -m (models|evaluation)\.", c)])
@@ -164,13 +174,51 @@ def test_the_shell_completes_options(tmp_path):
     assert "hydra_bash_completion" in result.stdout and "model=ddpmpp" in result.stdout, result.stderr
 
 
+def test_the_benchmark_of_the_kernel(monkeypatch, capsys):
+    assert "python -m benchmarks.kernel" in COMMANDS
+    monkeypatch.setattr(kernel, "SHAPE", (32, 3, 8, 8))
+    monkeypatch.setattr(sys, "argv", ["kernel"])
+    kernel.main()
+    said = capsys.readouterr().out
+    assert float(re.search(r"textbook's: (\S+) apart", said)[1]) < 1e-5
+    assert len(re.findall("^  textbook ", said, re.MULTILINE)) == 2
+    assert len(re.findall("^  ours ", said, re.MULTILINE)) == 3
+
+
+def test_the_benchmark_of_the_step(monkeypatch, capsys):
+    assert "python -m benchmarks.step" in COMMANDS
+    monkeypatch.setattr(step, "REPEATS", 1)
+    monkeypatch.setattr(sys, "argv", ["step", "adm", "--batch", "8", "--profile"])
+    step.main()
+    said = capsys.readouterr().out
+    assert all(re.search(rf"^  {way} +[\d.]+ ms  x [\d.]+ ", said, re.MULTILINE) for way in ("plain", "fp32", "bf16"))
+    memory = [int(mib) for mib in re.findall(r"(\d+) MiB", said)]
+    assert len(memory) == 4 and memory[2] < 0.6 * memory[1], "recomputing takes less"
+    assert "convolution" in said.splitlines()[-1]
+
+
+def test_the_cost_of_a_recipe_is_that_of_the_readme(monkeypatch, capsys):
+    assert "python -m benchmarks.recipes" in COMMANDS
+    monkeypatch.setattr(recipes, "RECIPES", ("cifar10_images",))
+    monkeypatch.setattr(sys, "argv", ["recipes"])
+    recipes.main()
+    said = capsys.readouterr().out
+    cost = re.search(r"(\d+) EFLOP", said)[0]
+    row = next(line for line in README.splitlines() if "experiment=cifar10_images" in line)
+    assert cost in row and "108 million parameters" in said
+
+
 def test_every_other_command_is_run_by_a_test():
-    known = ("python run_", "python -m models.", "python -m evaluation.", "python -m pytest", "eval ", "tensorboard ")
+    known = ("python run_", "python -m models.", "python -m evaluation.", "python -m benchmarks.", "python -m pytest")
+    known += ("eval ", "tensorboard ")
     others = [command for command in COMMANDS if not command.startswith(known)]
     assert {*others, "make demo", "make test"} <= ELSEWHERE.keys()
     for place in filter(None, ELSEWHERE.values()):
         path, name = place.split("::")
         assert f"def {name}" in (ROOT / "tests" / path).read_text(), place
+    demo = (ROOT / "Makefile").read_text().split("\ndemo: ")[1].split("\ntest: ")[0]
+    assert "run_train.py experiment=digits" in demo
+    assert "run_vis.py load_dir=runs/demo 'label=[0,1,2,3,4,5,6,7,8,9]' w=1" in demo
     assert any(SLURM in command for command in COMMANDS)
     assert "partition" in (ROOT / "tests/scripts/test_slurm.py").read_text()
 
