@@ -21,6 +21,8 @@ class Images:
         labels: int64 (N,).
         num_classes: labels are 0 .. num_classes - 1.
         levels: number of grey levels; ``pixels / (levels - 1)`` is in [0, 1].
+        class_names: names of the classes in the order of their labels; empty if they have none.
+        fingerprint: SHA-256 of the pixels and labels, for a data set made from a user's files; else empty.
         file: that the pixels lie in, from ``offset`` on, if they are not in memory; ``pixels`` is then a map of it.
     """
 
@@ -28,6 +30,8 @@ class Images:
     labels: Tensor
     num_classes: int
     levels: int = 256
+    class_names: tuple[str, ...] = ()
+    fingerprint: str = ""
     file: BinaryIO | None = None
     offset: int = 0
 
