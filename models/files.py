@@ -80,9 +80,7 @@ def parse_config(text: str, path: Path) -> DictConfig:
         cfg = from_published(values)
         if is_published(values):
             cfg = _without_what_nothing_reads(cfg, path)
-        if any(
-            map(_is_unresolved, _strings(cfg))
-        ):  # of what was read, not of the text, where it can be spelt otherwise
+        if any(map(_is_unresolved, _strings(cfg))):  # as read: in the text it can be spelt otherwise
             raise InputError("holds an interpolation, ${...}, or ???: write the value itself")
         check_loaded(cfg)
         return OmegaConf.create(cfg)

@@ -9,6 +9,7 @@ import io
 import pickle
 import re
 import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -74,17 +75,18 @@ def what_is_refused(path: Path) -> str | None:
     Returns:
         For instance ``"numpy.ndarray in optimizer.param_groups[0].lr"``, or None if no such thing is found.
     """
+    refused: list[str] = []
     try:
         with torch.serialization.safe_globals(STAND_INS):
             refused = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         with zipfile.ZipFile(path) as archive:
             inner = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
             tree = _PlaceholderUnpickler(io.BytesIO(archive.read(inner))).load()
-    except Exception:  # a damaged pickle raises anything; what is wrong with it, PyTorch has said
-        return None
-    for place, item in _walk(tree):
-        if name := _refused_name(item, refused):
-            return f"{name} in {place}" if place else name
+        for place, item in _walk(tree):
+            if name := _refused_name(item, refused):
+                return f"{name} in {place}" if place else name
+    except Exception:  # a damaged pickle raises anything; the names are what is left to tell
+        pass
     return refused[0] if refused else None
 
 
@@ -104,6 +106,15 @@ class _Placeholder:
 
     def __setstate__(self, _: object) -> None:
         pass
+
+    def __call__(self, *_: object) -> "_Placeholder":
+        return self
+
+    def __setitem__(self, _: object, __: object) -> None:
+        pass
+
+    def append(self, _: object) -> None:
+        """Take an item of what derives from a list."""
 
 
 def _refused_name(item: object, refused: list[str]) -> str | None:
@@ -130,6 +141,8 @@ class _PlaceholderUnpickler(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> type:
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
+        # Names of Python 2, which protocol 2 has, are told in those of Python 3, as PyTorch does.
+        module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
         return type("_Named", (_Placeholder,), {"called": f"{module}.{name}"})
 
     def persistent_load(self, _: object) -> None:

@@ -1,7 +1,9 @@
 """Published model directories, runs of ours, and what is exported from them."""
 
+import collections
 import datetime
 import os
+import pathlib
 import re
 import shutil
 import sys
@@ -206,6 +208,8 @@ class Dangerous:
         (np.array([object()], object)[:0], "numpy.ndarray"),
         (datetime.date(2023, 4, 10), "datetime.date"),
         (Dangerous(), f"{os.name}.system"),
+        (collections.deque([1]), "collections.deque"),
+        (pathlib.Path.cwd, "builtins.getattr"),
     ],
 )
 def test_a_refusal_says_what_was_found_and_where(value, named, tmp_path, monkeypatch):
