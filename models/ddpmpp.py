@@ -22,6 +22,7 @@ from models.layers import (
 )
 
 EPS = 1e-6  # of every group normalisation
+QKV_SCALE = 0.1  # variance scale of the initial maps to queries, keys and values
 
 
 class FourierEmbedding(nn.Module):
@@ -80,9 +81,9 @@ class Attention(nn.Module):
         super().__init__()
         self.rescale = 1.0 / math.sqrt(2.0) if skip_rescale else 1.0
         self.norm = group_norm(channels, EPS)
-        self.query = init_layer(nn.Linear(channels, channels))
-        self.key = init_layer(nn.Linear(channels, channels))
-        self.value = init_layer(nn.Linear(channels, channels))
+        self.query = init_layer(nn.Linear(channels, channels), QKV_SCALE)
+        self.key = init_layer(nn.Linear(channels, channels), QKV_SCALE)
+        self.value = init_layer(nn.Linear(channels, channels), QKV_SCALE)
         self.out = init_layer(nn.Linear(channels, channels), init_scale)
 
     def forward(self, x: Tensor) -> Tensor:
