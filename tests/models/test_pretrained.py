@@ -20,7 +20,8 @@ from torch import nn
 from errors import InputError
 from models import create_model, load_pretrained
 from models.export import export, main
-from models.files import digest, load_config, read_checkpoint
+from models.files import digest, load_config, parse_config, read_checkpoint
+from models.pretrained import build_shapes
 from models.published import from_published, published_tensors, to_published
 from tests.conftest import composed
 from tests.models.test_models import GOLDEN, SMALL, published_checkpoint
@@ -245,6 +246,15 @@ def test_a_key_that_the_public_code_does_not_have_is_a_warning(run, caplog):
     assert told == [f"{run / '.hydra/config.yaml'}: {key} is unknown here and ignored" for key in keys]
     assert not {"depth", "image_size"} & ours.model.keys() and "logdir" not in ours and "slurm" not in ours
     assert ours.optim.lr == 2e-4
+
+
+def test_a_run_of_ours_whose_process_has_a_name_is_not_taken_for_a_published_one(tmp_path):
+    cfg = composed("data=digits", "data.classes=false", "model=adm", "+sde.name=reflected_ve", "+model.depth=3")
+    with pytest.raises(InputError, match=r"config\.yaml: .*depth"):
+        build_shapes(parse_config(OmegaConf.to_yaml(cfg), tmp_path / "config.yaml"), tmp_path / "config.yaml")
+    del cfg.model.depth
+    ours = parse_config(OmegaConf.to_yaml(cfg), tmp_path / "config.yaml")
+    assert ours.data.classes is False and ours.data.num_classes == 10  # a published ADM would have its ten classes
 
 
 @pytest.mark.parametrize("key", ["model.nf", "data.image_size", "sde.sigma_max"])
