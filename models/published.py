@@ -51,12 +51,12 @@ def from_published(cfg: dict[str, Any]) -> dict[str, Any]:
     Raises:
         InputError: naming the key, for a variant of the network that we do not have.
     """
-    published = "name" in cfg["sde"]
+    published = cfg["sde"].get("name") == UNREAD["sde"]["name"]
     cfg = {section: dict(part) if isinstance(part, dict) else part for section, part in cfg.items()}
     model, data = cfg["model"], cfg["data"]
     for section, keys in UNREAD.items():
         for key in keys:
-            if isinstance(cfg.get(section), dict):
+            if isinstance(cfg.get(section), dict) and (section != "sde" or published):
                 cfg[section].pop(key, None)
     if model["name"] == "ncsnpp":
         model["name"] = "ddpmpp"
