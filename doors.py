@@ -174,25 +174,24 @@ def _in_one_line(error: Exception, keys: Iterable[str], typed: list[str]) -> str
         group, name = missing[1], missing[2]
         known = sorted(path.stem for path in (ROOT / "configs").glob(f"**/{group}/*.yaml"))
         return f"{group}={name}: known are {', '.join(known)}{did_you_mean(name, known)}"
-    advice = ""
     if isinstance(error, OverrideParseException):
-        message = f"{error.override}: {message}"
-        advice = _how_to_quote(error.override or "", typed)
+        return f"{error.override}: {_unreadable(error.override or '', message.splitlines()[0], typed)}"
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     told = [line for line in lines if not line.startswith(("See https", "full_key", "object_type", "reference_type"))]
-    return (" ".join(told) or type(error).__name__) + advice
+    return " ".join(told) or type(error).__name__
 
 
-def _how_to_quote(argument: str, typed: list[str]) -> str:
-    """What to do about an argument, one of those ``typed``, that Hydra's grammar cannot read."""
+def _unreadable(argument: str, reason: str, typed: list[str]) -> str:
+    """What is wrong with an argument, one of those ``typed``, that Hydra's grammar cannot read, and what to do."""
     prefix, key, value = read_override(argument)
     if key:
         whole = QuotedString(value, Quote.double).with_quotes()
-        return f"; in quotes, and these in the shell's, it is taken as it stands: {quote(f'{prefix}{key}={whole}')}"
+        told = "in quotes, and these in the shell's, it is taken as it stands"
+        return f"{reason}; {told}: {quote(f'{prefix}{key}={whole}')}"
     before = typed[typed.index(argument) - 1] if argument in typed[1:] else ""
     if read_override(before)[1]:
-        return f"; if it belongs to what is before it, quote the whole: {quote(f'{before} {argument}')}"
-    return "; an option is KEY=VALUE"
+        return f"not KEY=VALUE; if it belongs to what is before it, quote the whole: {quote(f'{before} {argument}')}"
+    return "not KEY=VALUE"
 
 
 def _leave_no_empty_directory() -> None:

@@ -21,7 +21,7 @@ CHOSEN = ("data.", "model.", "logger.")
 
 def read_override(argument: str) -> tuple[str, str, str]:
     """The parts of [+|++]KEY=VALUE: prefix, key and value; the key is empty if it is something else."""
-    match = re.fullmatch(r"(\+{0,2})([\w./@-]+)=(.*)", argument, re.DOTALL)
+    match = re.fullmatch(r"(\+{0,2})([\w./@][\w./@-]*)=(.*)", argument, re.DOTALL)
     return (match[1], match[2], match[3]) if match else ("", "", argument)
 
 
@@ -49,8 +49,8 @@ def meant_path(value: str) -> str | None:
 def quote_paths(arguments: list[str]) -> list[str]:
     """The ``arguments`` of a script as Hydra has to be given them, so that each path is taken as it stands.
 
-    An interpolation, ${KEY}, stays one. With -m, commas separate paths, each of which is taken so; a value with quotes
-    or parentheses is then left to Hydra's grammar.
+    An interpolation, ${KEY}, stays one. With -m, commas separate paths, each of which is taken so, but for Hydra's own
+    directories; where there are quotes or parentheses besides, Hydra's grammar decides.
     """
     several = is_multirun(arguments)
     resumed = any(read_override(argument)[1] == "resume" for argument in arguments)
@@ -60,7 +60,7 @@ def quote_paths(arguments: list[str]) -> list[str]:
         if resumed and key.startswith(CHOSEN):
             prefix = "++"
         if key in PATHS and "${" not in value:
-            whole = not several or os.path.lexists(value) or "," not in value
+            whole = not several or key.startswith("hydra.") or os.path.lexists(value) or "," not in value
             if whole:
                 value = _quoted(value)
             elif not re.search(r"['\"()]", value):
