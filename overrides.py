@@ -9,6 +9,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import OverrideParseException
 
+from errors import InputError
+
 PATHS = frozenset(
     (
         *("root", "dataroot", "data.root", "resume", "load_dir", "denoiser_path"),
@@ -51,6 +53,9 @@ def quote_paths(arguments: list[str]) -> list[str]:
 
     An interpolation, ${KEY}, stays one. With -m, commas separate paths, each of which is taken so, but for Hydra's own
     directories; where there are quotes or parentheses besides, Hydra's grammar decides.
+
+    Raises:
+        InputError: for a name that is not UTF-8, which no configuration can hold.
     """
     several = is_multirun(arguments)
     resumed = any(read_override(argument)[1] == "resume" for argument in arguments)
@@ -59,6 +64,8 @@ def quote_paths(arguments: list[str]) -> list[str]:
         prefix, key, value = read_override(argument)
         if resumed and key.startswith(CHOSEN):
             prefix = "++"
+        if key in PATHS and any("\ud800" <= character <= "\udfff" for character in value):
+            raise InputError(f"{key}={value!r}: the name is not UTF-8: rename it, or make a link to it")
         if key in PATHS and "${" not in value:
             whole = not several or key.startswith("hydra.") or os.path.lexists(value) or "," not in value
             if whole:

@@ -52,8 +52,8 @@ def check_same_data(run_dir: Path, record: dict[str, Any], allow_change: bool) -
     if not path.exists():
         return  # of a version that kept none
     try:
-        if path.stat().st_size > LARGEST:
-            raise ValueError("it is too long")
+        if not path.is_file() or path.stat().st_size > LARGEST:
+            raise ValueError("it is not a file, or too long")
         differences = list(_differences(json.loads(path.read_text()), record))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if allow_change:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from checks import flat
+from errors import InputError
 from overrides import PATHS, meant_path, quote_paths, read_override
 from schema import eval_keys, train_keys, vis_keys
 from tests.conftest import TINY, composed, metrics, read, tiny_config
@@ -152,3 +153,8 @@ def test_read_override():
     assert read_override("++data.root=a=b") == ("++", "data.root", "a=b")
     assert read_override("hydra/launcher=slurm") == ("", "hydra/launcher", "slurm")
     assert read_override("~model.nf")[1] == read_override("pics")[1] == read_override("--cfg=job")[1] == ""
+
+
+def test_a_name_that_is_not_utf8_is_one_line():
+    with pytest.raises(InputError, match=r"data\.root='pics\\udcff': the name is not UTF-8"):
+        quote_paths(["data.root=pics\udcff"])
