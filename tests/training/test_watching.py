@@ -87,6 +87,9 @@ def test_a_disk_that_is_full_is_no_traceback_of_a_thread(tmp_path, monkeypatch):
             TensorBoard(tmp_path, 0)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    for thread in threading.enumerate():
+        if type(thread).__module__.startswith("tensorboard."):
+            thread.join(30)
     assert not shown
     other = threading.Thread(target=lambda: 1 / 0)  # of which the traceback is wanted
     other.start()
