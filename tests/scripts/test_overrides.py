@@ -101,6 +101,7 @@ def test_the_paths_are_options_of_the_scripts():
             assert key in PATHS or not like_a_path, key
 
 
+@pytest.mark.slow(12)
 def test_an_awkward_run_is_resumed_drawn_from_and_measured(script, tmp_path):
     name = AWKWARD + "\n"
     trained = script("run_train.py", *TINY, "training.snapshot_sampling=false", f"hydra.run.dir={AWKWARD}")
@@ -128,6 +129,7 @@ def test_an_awkward_run_is_resumed_drawn_from_and_measured(script, tmp_path):
     assert "checkpoint_1.pth" in (tmp_path / "measured,/results.json").read_text()
 
 
+@pytest.mark.slow(8)
 def test_a_run_of_moved_images_goes_on_and_other_keys_are_named(script, tmp_path):
     (tmp_path / "pics").mkdir()
     for i in range(12):
