@@ -89,6 +89,7 @@ def _class_differences(old: list[str], new: list[str]) -> Iterator[str]:
     if len(old) == len(new):
         pairs = enumerate(zip(old, new, strict=True))
         yield _listed([f"class {label} was {was}, now {now}" for label, (was, now) in pairs if was != now])
+        return
     if gone := [name for name in old if name not in new]:
         yield f"no longer a class: {_listed(gone)}"
     if come := [name for name in new if name not in old]:

@@ -168,8 +168,10 @@ def test_a_run_remembers_its_data(tmp_path, pictures):
 
 
 CHANGES = [
-    ({"names": ("ant", "bee", "lynx")}, "class 2 was cat, now lynx"),
+    ({"names": ("ant", "bee", "lynx")}, "class 2 was cat, now lynx\\. Bring"),
     ({"names": ("bee", "ant", "cat")}, "class 0 was ant, now bee, class 1 was bee, now ant"),
+    ({"names": ("ant", "bee", "cat", "dog", "eel")}, "a class now: dog, eel\\. Bring"),
+    ({"names": ("bee", "cat")}, "no longer a class: ant\\. Bring"),
     ({"training": 33}, "it had 30 images to train on, now 33"),
     ({"held_out": 5}, "it had 6 images held out, now 5"),
     ({"pixels": "abc"}, "the 30 images to train on, or their classes, are others; the 6 images held out, or"),
