@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from datasets import Batches
@@ -24,7 +24,7 @@ from training.loggers import check_logger
 from training.logs import Metrics, NoMetrics
 from training.optimizer import create_optimizer, learning_rate
 from training.processes import World
-from training.run_dir import check_same_run, open_run, write_config
+from training.run_dir import check_same_run, keep_class_names, open_run, write_config
 from training.signals import StopSignals
 from training.snapshots import draw_samples
 from training.step import Objective, update
@@ -55,9 +55,13 @@ def train(cfg: DictConfig, run_dir: Path, world: World, stop: StopSignals | None
     sde = ReflectedVE(cfg.sde.sigma_min, cfg.sde.sigma_max, cfg.sde.num_scales)
     create_sampler(cfg.sampling, sde)  # so that a bad option shows now and not at the first snapshot
     check_logger(cfg.logger.name)
+    keep_class_names(run_dir, cfg)
     check_same_run(run_dir, cfg)
     state = create_state(cfg, world.device) if cfg.training.n_iters else None  # else it only looks at the data
     images, images_held_out = (load_split(cfg, part, world) for part in (True, False))
+    if images.class_names:
+        with open_dict(cfg):
+            cfg.data.class_names = list(images.class_names)
     data, size = cfg.data, min(cfg.eval.batch_size, len(images_held_out))
     batches = Batches(images, cfg.training.batch_size, cfg.seed, world.device, data.random_flip, data.dequantize)
     held_out = Batches(images_held_out, size, cfg.seed, world.device, dequantize=data.dequantize)
