@@ -329,7 +329,8 @@ def _pack(
         for pixels, good, bad, met in read_images(files, look, cores()):
             seen += met
             yield pixels, labels[good], [(str(path.relative_to(root)), reason) for path, reason in bad]
-        _tell(root, seen, look, train)
+        if train:
+            _tell(root, seen, look)
 
     try:
         options = (PIXELS, size, look.num_channels, look.background, look.white)
@@ -341,8 +342,8 @@ def _pack(
     return packed(path, made_of, (look.num_channels, size, size), len(files), parts, num_classes)
 
 
-def _tell(root: Path, seen: Seen, look: Look, train: bool) -> None:
-    """Log what was met in the images of a new pack.
+def _tell(root: Path, seen: Seen, look: Look) -> None:
+    """Log what was met in the images that were packed to train on.
 
     Raises:
         InputError: if all images of 16 bits would be nearly black.
@@ -351,7 +352,7 @@ def _tell(root: Path, seen: Seen, look: Look, train: bool) -> None:
         log.info("%d images have transparent parts, laid on data.background=%s", seen.transparent, look.background)
     if seen.paged:
         log.info("%d files have more than one page or frame: the first is taken", seen.paged)
-    if train and seen.deep and seen.peak < DARK and look.white is None:
+    if seen.deep and seen.peak < DARK and look.white is None:
         told = (
             f"the {seen.deep} images of 16 bits in {root} are nearly black, with no value above {seen.peak} of {WHITE}"
         )

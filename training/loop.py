@@ -59,9 +59,6 @@ def train(cfg: DictConfig, run_dir: Path, world: World, stop: StopSignals | None
     check_same_run(run_dir, cfg)
     state = create_state(cfg, world.device) if cfg.training.n_iters else None  # else it only looks at the data
     images, images_held_out = (load_split(cfg, part, world) for part in (True, False))
-    if images.class_names:
-        with open_dict(cfg):
-            cfg.data.class_names = list(images.class_names)
     data, size = cfg.data, min(cfg.eval.batch_size, len(images_held_out))
     batches = Batches(images, cfg.training.batch_size, cfg.seed, world.device, data.random_flip, data.dequantize)
     held_out = Batches(images_held_out, size, cfg.seed, world.device, dequantize=data.dequantize)
@@ -87,6 +84,9 @@ def train(cfg: DictConfig, run_dir: Path, world: World, stop: StopSignals | None
         if state.step >= cfg.training.n_iters:
             log.info("training.n_iters=%d is reached", cfg.training.n_iters)
         else:
+            if images.class_names:
+                with open_dict(cfg):
+                    cfg.data.class_names = list(images.class_names)
             world.on_first(lambda: write_config(run_dir, cfg))
         signum = run_steps(cfg, run_dir, world, stop or StopSignals(), sde, state, checkpoints, batches, held_out)
         if signum:
