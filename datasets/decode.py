@@ -77,13 +77,19 @@ class Seen:
         )
 
 
+def without_warnings() -> warnings.catch_warnings:
+    """Return a context without the warnings of decoders, which are about files that they do read."""
+    return warnings.catch_warnings(action="ignore")
+
+
 def read_image(path: Path, size: int | None, num_channels: int = 3) -> np.ndarray:
     """Read an image file as uint8 (size, size, num_channels), with a white background; see ``decode``.
 
     Raises:
         UnreadableError: if the file is damaged, cut short, not an image, or absurdly large.
     """
-    return decode(path, Look(size, num_channels))[0]
+    with without_warnings():
+        return decode(path, Look(size, num_channels))[0]
 
 
 def decode(path: Path, look: Look) -> tuple[np.ndarray, Seen]:
@@ -100,8 +106,7 @@ def decode(path: Path, look: Look) -> tuple[np.ndarray, Seen]:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise UnreadableError("not a regular file")
-        with warnings.catch_warnings(action="ignore"):  # of decoders, about files that they do read
-            return _decode(path, look)
+        return _decode(path, look)
     except UnreadableError:
         raise
     except UnidentifiedImageError as error:  # whose message names the file
@@ -114,7 +119,7 @@ def _decode(path: Path, look: Look) -> tuple[np.ndarray, Seen]:
     """Do the work of ``decode``; decoders raise what they like."""
     mode = "L" if look.num_channels == 1 else "RGB"
     # From an open file: one that Pillow opened itself it would map into memory, and shear a TIFF that is to be turned.
-    with open(path, "rb") as opened, Image.open(opened, formats=_formats(path)) as file:
+    with open(path, "rb") as opened, Image.open(opened, formats=_formats(path.suffix.lower())) as file:
         rawmodes, stated = _stored_as(file)
         file.load()
         orientation = _orientation(file)
@@ -130,7 +135,8 @@ def _decode(path: Path, look: Look) -> tuple[np.ndarray, Seen]:
         if image.mode == "LAB":
             image = _lab_to_srgb().apply(image)
         deep_colour = peak is not None and image.mode != "L"
-        image = image.convert(mode)
+        if image.mode != mode or file.format not in ("JPEG", "PNG"):  # of others a copy: looking for frames moves them
+            image = image.convert(mode)
         paged = file.format in PAGED and _has_more(file)
     transparent = alpha is not None and alpha.getextrema()[0] != 255
     if look.num_channels == 4:
@@ -146,18 +152,12 @@ def _decode(path: Path, look: Look) -> tuple[np.ndarray, Seen]:
     return pixels, Seen(transparent, paged, peak is not None, peak or 0, deep_colour)
 
 
-def _formats(path: Path) -> list[str]:
-    """Return the decoders that may try a file of this name; a name alone starts none of the others."""
-    suffix = path.suffix.lower()
-    by_name = [name for name, suffixes in UNMARKED_FORMATS.items() if suffix in suffixes]
-    return [name for name in (*FORMATS, *by_name) if name in _installed()]
-
-
 @functools.cache
-def _installed() -> frozenset[str]:
-    """Return the decoders that this Pillow was built with."""
+def _formats(suffix: str) -> tuple[str, ...]:
+    """Return the decoders that may try a file with this suffix, as far as this Pillow was built with them."""
     Image.init()
-    return frozenset(Image.OPEN)
+    by_name = [name for name, suffixes in UNMARKED_FORMATS.items() if suffix in suffixes]
+    return tuple(name for name in (*FORMATS, *by_name) if name in Image.OPEN)
 
 
 def _stored_as(file: ImageFile.ImageFile) -> tuple[list[str], bool]:
@@ -273,6 +273,7 @@ def _has_more(file: ImageFile.ImageFile) -> bool:
 def _square(image: Image.Image, size: int) -> Image.Image:
     """Return the square in the middle of an image, resized with antialiasing."""
     side = min(image.size)
-    left, top = ((length - side) // 2 for length in image.size)
-    image = image.crop((left, top, left + side, top + side))
+    if image.width != image.height:
+        left, top = ((length - side) // 2 for length in image.size)
+        image = image.crop((left, top, left + side, top + side))
     return image if side == size else image.resize((size, size), Image.Resampling.LANCZOS)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from checks import did_you_mean
-from datasets.decode import WHITE, Look, Seen, UnreadableError, decode
+from datasets.decode import WHITE, Look, Seen, UnreadableError, decode, without_warnings
 from datasets.find import Found, find_images, look_through
 from datasets.images import Images
 from datasets.pack import Part, fingerprint, packed
@@ -202,7 +202,8 @@ def _any_readable(files: Sequence[Path], look: Look) -> bool:
 
 def _is_readable(path: Path, look: Look) -> bool:
     try:
-        decode(path, look)
+        with without_warnings():
+            decode(path, look)
     except UnreadableError:
         return False
     return True

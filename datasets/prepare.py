@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from datasets.decode import Look, Seen, UnreadableError, decode, read_image
+from datasets.decode import Look, Seen, UnreadableError, decode, read_image, without_warnings
 from datasets.find import SUFFIXES, find_images
 from errors import CleanError
 
@@ -98,15 +98,16 @@ def read_images(
 
 def _read_chunk(look: Look, paths: Iterable[Path]) -> tuple[np.ndarray, np.ndarray, list[tuple[int, str]], Seen]:
     pixels, good, bad, seen = [], [], [], Seen()
-    for k, path in enumerate(paths):
-        try:
-            image, met = decode(path, look)
-        except UnreadableError as error:
-            bad.append((k, str(error)))
-        else:
-            pixels.append(image.transpose(2, 0, 1))
-            good.append(k)
-            seen += met
+    with without_warnings():
+        for k, path in enumerate(paths):
+            try:
+                image, met = decode(path, look)
+            except UnreadableError as error:
+                bad.append((k, str(error)))
+            else:
+                pixels.append(image.transpose(2, 0, 1))
+                good.append(k)
+                seen += met
     size = look.size or 0
     none = np.empty((0, look.num_channels, size, size), dtype=np.uint8)
     return np.stack(pixels) if pixels else none, np.array(good, dtype=np.int64), bad, seen

@@ -415,3 +415,11 @@ def test_other_files_are_no_images_by_their_name(tmp_path):
         else:
             with pytest.raises(UnreadableError, match="cannot identify"):
                 decode(tmp_path / f"x{suffix}", WHOLE)
+
+
+def test_a_grey_animation_keeps_its_first_frame(tmp_path):
+    frames = [Image.fromarray(np.full((8, 12), value, np.uint8)) for value in (40, 120)]
+    for suffix in ("gif", "png", "tif"):
+        frames[0].save(tmp_path / f"x.{suffix}", save_all=True, append_images=frames[1:])
+        got, seen = decode(tmp_path / f"x.{suffix}", Look(4, 1))
+        assert (got == 40).all() and seen.paged == 1
