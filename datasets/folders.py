@@ -148,6 +148,7 @@ def _find_splits(top: Path, found: Found, classes: bool, look: Look, tell: Calla
             tell("%s is a folder of images like any other: there is no other split beside it", top / lone)
             to_train, held_out = [], []
     if not to_train:
+        _check_below(top, by_folder, tell)
         return _hold_out(Split(top, found.files), classes, look, tell)
     training = Split(top / to_train[0], by_folder[to_train[0]])
     unused = {name: len(by_folder[name]) for name in [*held_out[1:], *beside]}
@@ -160,6 +161,21 @@ def _find_splits(top: Path, found: Found, classes: bool, look: Look, tell: Calla
             return training, part
         tell("no image of %s can be read: a share of %s is held out instead", part.base, training.base)
     return _hold_out(training, classes, look, tell)
+
+
+def _check_below(top: Path, by_folder: dict[str, list[Path]], tell: Callable[..., None]) -> None:
+    """Say where splits lie below a folder in ``top`` and not in it, so that they are not taken as such.
+
+    Raises:
+        InputError: if all images lie in one such folder, which then was meant.
+    """
+    depth = len(top.parts) + 1
+    for name, files in by_folder.items():
+        kinds = {_kind(path.parts[depth]) for path in files if name and len(path.parts) > depth + 1}
+        if kinds & set(TO_TRAIN_ON) and kinds & set(HELD_OUT):
+            if len(by_folder) == 1:
+                raise InputError(f"data.root={top} has its splits one folder below: say data.root={top / name}")
+            tell("the splits below %s are not taken as such: they are looked for in %s itself", top / name, top)
 
 
 def _kind(name: str) -> str:

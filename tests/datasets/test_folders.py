@@ -16,12 +16,14 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from datasets import load_images
+from datasets.decode import read_image
 from datasets.find import find_images, look_through
 from datasets.folders import natural_order
 from errors import InputError, printable
 from models import load_pretrained
 from models.export import export
 from models.files import load_config
+from sampling.images import grid, save_each
 from sampling.labels import check_labels
 from tests.conftest import TINY, tiny_config
 from training.loop import train
@@ -104,6 +106,16 @@ def test_a_class_that_is_called_like_a_split_is_refused(tmp_path, caplog):
         load(tmp_path, classes=True, num_classes=1)
 
 
+def test_splits_one_folder_below_are_not_mixed_without_a_word(tmp_path, caplog):
+    """As an archive leaves them, or with a split in each class."""
+    fill(tmp_path / "pics/archive", ["Train/0.png", "Test/0.png"])
+    with pytest.raises(InputError, match=r"pics has its splits one folder below: say data.root=.*/pics/archive$"):
+        load(tmp_path)
+    fill(tmp_path / "pics", ["cat/train/0.png", "cat/test/0.png"])
+    load(tmp_path)
+    assert f"the splits below {tmp_path}/pics/cat are not taken as such" in caplog.text
+
+
 def test_train_alone_holds_out_a_share_of_itself(tmp_path, caplog):
     fill(tmp_path / "pics/train", [f"{name}/{k:02}.png" for name in "ab" for k in range(20)])
     (tmp_path / "pics/valid").mkdir()  # with nothing in it
@@ -147,11 +159,18 @@ def test_few_images_and_unreadable_ones_do_not_stop_a_run(tmp_path, caplog):
     assert held_out == [18] and training == [k for k in range(18) if k != 9]
 
 
-def test_a_run_on_two_images(tmp_path):
-    fill(tmp_path / "pics", numbered(2))
+def test_a_run_on_two_images_with_alpha(tmp_path):
+    for name in numbered(2):
+        save(tmp_path / "pics" / name)
+        Image.open(tmp_path / "pics" / name).convert("RGBA").save(tmp_path / "pics" / name)
     options = ["data=folder", f"data.root={tmp_path / 'pics'}", "data.image_size=8", f"dataroot={tmp_path / 'data'}"]
-    assert train(tiny_config(*options), tmp_path / "run", CPU) == 0
-    assert (tmp_path / "run/checkpoints/checkpoint_1.pth").exists()
+    assert train(tiny_config(*options, "data.num_channels=4"), tmp_path / "run", CPU) == 0
+    drawn = np.load(tmp_path / "run/samples/iter_2/sample_0.npy")
+    assert drawn.shape[0] == 20 and 4 in drawn.shape[1:]
+    pixels = np.array([[[[200, 100, 0, 0], [200, 100, 0, 255]]]], np.uint8)  # seen on white, kept as it is
+    assert grid(pixels)[12, [12, 32]].tolist() == [[255] * 3, [200, 100, 0]]
+    save_each(pixels, tmp_path / "each", 0)
+    assert np.array_equal(read_image(tmp_path / "each/000000.png", None, 4), pixels[0])
 
 
 def test_numbers_in_names_count_as_numbers():
