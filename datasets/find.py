@@ -1,5 +1,6 @@
 """Find the image files below a folder: each once, in a fixed order, whatever else lies there."""
 
+import glob
 import logging
 import os
 import re
@@ -52,9 +53,6 @@ UNMARKED_FORMATS: dict[str, tuple[str, ...]] = {
     "PCD": (".pcd",),
 }
 SUFFIXES = frozenset(s for formats in (FORMATS, UNMARKED_FORMATS) for suffixes in formats.values() for s in suffixes)
-
-# What the scripts of this project write into the directory of a run, where `data.root` is that directory itself.
-OF_A_RUN = {"checkpoints", "checkpoints-meta", "samples", "tensorboard", "wandb", "images", "data.png", "loss.png"}
 
 DANGLING = "links that lead nowhere"
 AGAIN = "links to what is there already or to a folder above"
@@ -133,7 +131,7 @@ class _Search:
         self.found = Found()
         self.without_ours = without_ours
         self.left = {os.path.realpath(path) for path in ours}  # real paths of folders that are left out as ours
-        self.starts: list[str] = []  # real paths that the search began at, the folder and targets of links
+        self.above: set[str] = set()  # real paths of the folders above those where a search began
         self.folders: set[tuple[int, int]] = set()
         self.paths: list[str] = []
         self.links: list[str] = []
@@ -142,7 +140,7 @@ class _Search:
             os.listdir(folder)
         except OSError as error:
             raise InputError(f"{folder} cannot be read: {error.strerror}") from error
-        self._walk(str(folder))
+        self._walk(str(folder), at_top=True)
         while self.links:
             links, self.links = sorted((os.path.realpath(link), link) for link in self.links), []
             for target, link in links:  # a folder above comes before those below
@@ -170,17 +168,21 @@ class _Search:
         """Search the folder ``target`` of a link, unless that was done or would include where a search began."""
         if self._is_ours(target):
             self.found.leave_out(OURS, link)
-        elif any(_is_below(start, target) for start in self.starts) or not self._walk(link):
+        elif target in self.above or not self._walk(link):
             self.found.leave_out(AGAIN, link)
 
     def _is_ours(self, target: str) -> bool:
-        return any(_is_below(target, folder) for folder in self.left)
+        """Whether a real path is or lies below what is left out as ours."""
+        return not self.left.isdisjoint((target, *map(str, Path(target).parents)))
 
-    def _walk(self, start: str) -> bool:
-        """Search ``start`` and the real folders below; returns whether it had not been searched before."""
+    def _walk(self, start: str, at_top: bool = False) -> bool:
+        """Search ``start`` and the real folders below; returns whether it had not been searched before.
+
+        Where it begins ``at_top``, what a script of ours wrote into that folder is told from what else is there.
+        """
         new, pending = False, [start]
         real_start = os.path.realpath(start)
-        self.starts.append(real_start)
+        self.above.update(map(str, Path(real_start).parents))
         while pending:
             folder = pending.pop()
             try:
@@ -198,15 +200,16 @@ class _Search:
                 continue
             new = True
             real = real_start + folder[len(start) :]
-            names = {entry.name for entry in entries}
-            at_top = len(self.starts) == 1 and folder == start
-            if self.without_ours and not at_top and (real in self.left or _wrote_this(folder, names)):
-                self.left.add(real)
-                self.found.leave_out(OURS, folder)
-                continue
-            mixed = self.without_ours and at_top and _wrote_this(folder, names)
+            names = {entry.name for entry in entries} if self.without_ours else set()
+            ours: set[str] = set()
+            if real in self.left or _wrote_this(folder, names):
+                if not (at_top and folder == start):
+                    self.left.add(real)
+                    self.found.leave_out(OURS, folder)
+                    continue
+                ours = _written_here(folder, names)
             for entry in entries:
-                if mixed and (entry.name in OF_A_RUN or re.fullmatch(r"(samples_\d+|trajectory)\.\w+", entry.name)):
+                if entry.name in ours:
                     self.found.leave_out(OURS, entry.path)
                     self.left.add(os.path.join(real, entry.name))
                 else:
@@ -247,11 +250,6 @@ def _is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in SUFFIXES
 
 
-def _is_below(path: str, folder: str) -> bool:
-    """Whether ``path`` is ``folder`` or lies below it."""
-    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
-
-
 def _wrote_this(folder: str, names: set[str]) -> bool:
     """Whether run_train.py, run_vis.py or run_eval.py wrote the ``folder`` with these names in it."""
     if ".hydra" in names and names & {"checkpoints", "checkpoints-meta", "metrics.jsonl", "samples", "logs"}:
@@ -259,6 +257,18 @@ def _wrote_this(folder: str, names: set[str]) -> bool:
     if {"data.png", "logs"} <= names:  # training.n_iters=0
         return os.path.isfile(os.path.join(folder, "logs"))
     return any(_names_a_run(os.path.join(folder, name)) for name in ("vis.yaml", "eval.yaml") if name in names)
+
+
+def _written_here(folder: str, names: set[str]) -> set[str]:
+    """Return which of the ``names`` in a ``folder`` that is also a directory of ours are pictures, or hold some."""
+    ours = names & {"checkpoints", "checkpoints-meta", "tensorboard", "wandb", "data.png", "loss.png"}
+    if "samples" in names and glob.glob(os.path.join(glob.escape(folder), "samples", "iter_*")):
+        ours.add("samples")
+    if "eval.yaml" in names and _names_a_run(os.path.join(folder, "eval.yaml")):
+        ours |= names & {"images"}
+    if "vis.yaml" in names and _names_a_run(os.path.join(folder, "vis.yaml")):
+        ours |= {name for name in names if re.fullmatch(r"(samples_\d+|trajectory)\.\w+|single", name)}
+    return ours
 
 
 def _names_a_run(path: str) -> bool:

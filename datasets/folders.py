@@ -101,6 +101,9 @@ def folder(
     numbers = {name: number for number, name in enumerate(names)}
     labels = np.array([numbers[_class_name(path, split.base)] if classes else 0 for path in split.files], np.int64)
     images = _pack(top, split.files, labels, train, look, num_classes if classes else 1, dataroot)
+    if sum(map(len, names)) > LONGEST_NAMES:
+        tell("the names of the classes are too long to be recorded: label=NUMBER names one")
+        names = ()
     return replace(images, class_names=names)
 
 
@@ -248,9 +251,9 @@ def _class_names(
     base = training.base
     there = {_class_name(path, split.base): path for split in reversed(splits) for path in split.files[::-1]}
     if fixed is not None:
-        names = list(fixed)
+        names, given = list(fixed), set(fixed)
         for name, path in there.items():
-            if name not in names:
+            if name not in given:
                 known = ", ".join(names[:8]) + ", ..." * (len(names) > 8)
                 raise InputError(
                     f"{path} is of class {name}, but data.class_names has {known}{did_you_mean(name, names)}"
@@ -262,9 +265,8 @@ def _class_names(
         names = sorted({_class_name(path, base) for path in training.files}, key=order)
         if base == held_out.base:
             names = sorted(there, key=order)
-        for name, path in there.items():
-            if name not in names:
-                raise InputError(f"{path} is of a class that {base} does not have")
+        for name in sorted(there.keys() - set(names)):
+            raise InputError(f"{there[name]} is of a class that {base} does not have")
     if len(names) != num_classes:
         told = ", ".join(names[:8]) + ", ..." * (len(names) > 8)
         raise InputError(f"data.num_classes={num_classes}, but {base} has {len(names)} folders of images: {told}")
@@ -273,9 +275,6 @@ def _class_names(
             raise InputError(
                 f"{there.get(name, base)}: its class cannot be called {printable(name)}, rename the folder"
             )
-    if sum(map(len, names)) > LONGEST_NAMES:
-        tell("the names of the classes are too long to be recorded: label=NUMBER names one")
-        return ()
     return tuple(names)
 
 

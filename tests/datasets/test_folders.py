@@ -249,13 +249,17 @@ def test_a_run_from_before_names_were_recorded_keeps_its_numbers(tmp_path):
     assert load_config(tmp_path / "run").data.class_names == ["10", "9"]
 
 
-def test_names_of_classes_that_a_configuration_cannot_hold(tmp_path):
+def test_names_of_classes_that_a_configuration_cannot_hold(tmp_path, monkeypatch):
     for name, shown in (("${now:}", r"\$\{now:\}"), ("???", r"\?\?\?"), (os.fsdecode(b"caf\xe9"), r"caf\\udce9")):
         fill(tmp_path / "pics", [f"{name}/0.png", "b/0.png"])
         with pytest.raises(InputError, match=f"cannot be called {shown}, rename the folder"):
             load(tmp_path, classes=True, num_classes=2)
         shutil.rmtree(tmp_path / "pics")
     fill(tmp_path / "pics", ["yes/0.png", "null/0.png", "1e3/0.png", "a: b #c/0.png", "x\x1b[2J/0.png", "~/0.png"])
+    with monkeypatch.context() as patch:
+        patch.setattr("datasets.folders.LONGEST_NAMES", 3)
+        images = load(tmp_path, classes=True, num_classes=6)
+        assert images.class_names == () and sorted(images.labels.tolist()) == [0, 1, 2, 3, 4]
     names = load(tmp_path, classes=True, num_classes=6).class_names
     again = OmegaConf.create(OmegaConf.to_yaml({"names": list(names)}))
     assert sorted(names) == sorted(path.name for path in (tmp_path / "pics").iterdir()) and again.names == list(names)
@@ -394,7 +398,13 @@ def test_what_the_scripts_wrote_is_never_trained_on(tmp_path, script, caplog):
     for name in ("loss.png", "data.png", "samples/iter_2/sample_0.png"):
         save(run / name)
     save(run / "own.png")
-    assert [path.name for path in look_through(run, without_ours=True).files] == ["own.png"]
+    save(run / "images/own.png")
+    assert [str(path.relative_to(run)) for path in look_through(run, without_ours=True).files] == [
+        "images/own.png",
+        "own.png",
+    ]
+    for folder in (evaluated, next((tmp_path / "vis").glob("*/*/images"))):
+        assert look_through(folder, without_ours=True).files == []
     # and what only looks like it
     fill(tmp_path / "theirs", ["a/0.png", "data.png"])
     (tmp_path / "theirs/eval.yaml").write_text("metrics: [fid]\n")
