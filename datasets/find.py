@@ -84,15 +84,17 @@ class Found:
         """Say what was left out of ``folder``, if anything was."""
         parts = []
         for what, paths in self.left_out.items():
-            names = [printable(os.path.relpath(path, folder)) for path in sorted(paths)[:3]]
+            names = [_shown(os.path.relpath(path, folder)) for path in sorted(paths)[:3]]
             parts.append(f"{len(paths)} {what} ({', '.join(names)}{', ...' * (len(paths) > 3)})")
         if parts:
             log.warning("left out of %s: %s", folder, "; ".join(parts))
         if self.others:
-            common = self.others.most_common(8)
-            kinds = [f"{number} {printable(suffix) or 'without a suffix'}" for suffix, number in common]
-            more = ", ..." * (len(self.others) > 8)
-            log.info("%d files of other kinds not looked at: %s%s", self.others.total(), ", ".join(kinds), more)
+            log.info("%d files of other kinds not looked at: %s", self.others.total(), self.kinds())
+
+    def kinds(self) -> str:
+        """Return the numbers of files of other kinds by suffix, the most common ones."""
+        kinds = [f"{number} {printable(suffix) or 'without a suffix'}" for suffix, number in self.others.most_common(8)]
+        return ", ".join([*kinds, *["..."] * (len(self.others) > 8)])
 
 
 def find_images(folder: Path) -> list[Path]:
@@ -243,6 +245,12 @@ class _Search:
             self.file_links.append(entry.path)
         else:
             self.paths.append(entry.path)
+
+
+def _shown(path: str) -> str:
+    """Return a path for a line of text: printable, and the end of a long one."""
+    text = printable(path)
+    return text if len(text) <= 200 else f"...{text[-200:]}"
 
 
 def _is_image(name: str) -> bool:

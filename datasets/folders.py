@@ -89,20 +89,26 @@ def folder(
         raise InputError(f"data.root={root} is not a folder")
     made = [Path(dataroot) / name for name in ("packs", "ds_imagenet", "imagenet-64x64")]
     found = look_through(top, without_ours=True, ours=_strictly_below(top, [*made, PROJECT / "docs"]))
-    if train:
-        found.log(top)
     look = Look(image_size, num_channels, background, white)
-    tell = log.warning if train else log.debug
+    notes: list[str] = []  # said when all is as it should be, so that a refusal is one line
+
+    def tell(text: str, *args: object) -> None:
+        notes.append(text % args)
+
     splits = _find_splits(top, found, classes, look, tell)
     names: tuple[str, ...] = ()
     if classes:
         names = _class_names(splits, num_classes, class_names, str if plain_order else natural_order, tell)
     split = splits[0] if train else splits[1]
+    if train:
+        found.log(top)
+        for note in notes:
+            log.warning("%s", note)
     numbers = {name: number for number, name in enumerate(names)}
     labels = np.array([numbers[_class_name(path, split.base)] if classes else 0 for path in split.files], np.int64)
     images = _pack(top, split.files, labels, train, look, num_classes if classes else 1, dataroot)
     if sum(map(len, names)) > LONGEST_NAMES:
-        tell("the names of the classes are too long to be recorded: label=NUMBER names one")
+        log.warning("the names of the classes are too long to be recorded: label=NUMBER names one")
         names = ()
     return replace(images, class_names=names)
 
@@ -127,7 +133,7 @@ def _find_splits(top: Path, found: Found, classes: bool, look: Look, tell: Calla
     """
     if not found.files:
         left = sum(map(len, found.left_out.values()))
-        instead = f"{found.others.total()} files of other kinds, {left} left out"
+        instead = f"{left} left out, other kinds of files: {found.kinds() or 'none'}"
         raise InputError(f"data.root={top} has no images to train on (.png, .jpg, ...; {instead})")
     by_folder: dict[str, list[Path]] = {}
     for path in found.files:

@@ -361,7 +361,7 @@ def test_what_is_not_looked_at_is_counted(tmp_path, caplog):
     (tmp_path / "pics").mkdir()
     (tmp_path / "pics/a.heic").touch()
     with pytest.raises(
-        InputError, match=r"has no images to train on \(.png, .jpg, ...; 1 files of other kinds, 0 left"
+        InputError, match=r"has no images to train on \(.png, .jpg, ...; 0 left out, other kinds of files: 1 .heic\)"
     ):
         load(tmp_path)
 
