@@ -17,7 +17,7 @@ from PIL import Image
 
 from datasets import load_images
 from datasets.decode import read_image
-from datasets.find import find_images, look_through
+from datasets.find import find_images, scan_folder
 from datasets.folders import natural_order
 from errors import InputError, printable
 from models import load_pretrained
@@ -217,6 +217,8 @@ def test_labels_of_a_run_whose_names_are_numbers(caplog):
     names = ["1", "2", "3"]
     assert check_labels(["1", 1, -1], 0, 3, names) == [0, 1, -1]
     assert "label=1: class number 1 is called 2; label='\"1\"' is the one called so" in caplog.text
+    with pytest.raises(InputError, match=r"label=3: .* called 1, 2, 3; label='\"3\"' is the one called so"):
+        check_labels(3, 0, 3, names)
     assert check_labels("cat", 0, 2, ["dog", "cat"]) == [1]
     with pytest.raises(InputError, match=r"label=cat: the classes of this network are 0 to 2, -1 for none$"):
         check_labels("cat", 0, 3, ["dog", "cat"])  # names of another number of classes are none
@@ -389,33 +391,31 @@ def test_what_the_scripts_wrote_is_never_trained_on(tmp_path, script, caplog):
     assert "18 images 3x8x8 to train on, 2 held out" in again.stderr
     assert "packing" not in again.stderr  # the same images as at first
     assert "folders or files that this project wrote (datasets/imagenet-64x64, datasets/packs, eval/x, " in again.stderr
-    top = look_through(tmp_path, without_ours=True, ours=[tmp_path / "datasets/imagenet-64x64"])
+    top = scan_folder(tmp_path, without_ours=True, ours=[tmp_path / "datasets/imagenet-64x64"])
     assert [path.parent.name for path in top.files] == ["mine"] * 20
     # a run among the images themselves
     for name in ("loss.png", "data.png", "samples/iter_2/sample_0.png"):
         save(run / name)
     save(run / "own.png")
     save(run / "images/own.png")
-    assert [str(path.relative_to(run)) for path in look_through(run, without_ours=True).files] == [
+    assert [str(path.relative_to(run)) for path in scan_folder(run, without_ours=True).files] == [
         "images/own.png",
         "own.png",
     ]
     for folder in (evaluated, next((tmp_path / "vis").glob("*/*/images"))):
-        assert look_through(folder, without_ours=True).files == []
+        assert scan_folder(folder, without_ours=True).files == []
     # and what only looks like it
     fill(tmp_path / "theirs", ["a/0.png", "data.png"])
     (tmp_path / "theirs/eval.yaml").write_text("metrics: [fid]\n")
     (tmp_path / "theirs/.hydra").mkdir()
-    assert len(look_through(tmp_path / "theirs", without_ours=True).files) == 2
+    assert len(scan_folder(tmp_path / "theirs", without_ours=True).files) == 2
 
 
 def test_dark_folders_of_16_bits_are_refused_until_white_is_said(tmp_path):
     (tmp_path / "pics").mkdir()
     for k in range(4):
         Image.fromarray(np.full((8, 8), 1000 * k + 1000, np.uint16)).save(tmp_path / f"pics/{k}.png")
-    message = (
-        r"3 images of 16 bits in .*pics are nearly black, with no value above 3000 of 65535: say .* data.white=4095"
-    )
+    message = r"3 images of 16 bits in .*pics are nearly black: no value is above 3000 of 65535; say .* data.white=4095"
     with pytest.raises(InputError, match=message):
         load(tmp_path)
     assert not list((tmp_path / "data/packs").glob("*.safetensors"))
