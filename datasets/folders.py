@@ -5,6 +5,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ PIXELS = 2  # version of how files become pixels: packs of another are made anew
 TO_TRAIN_ON = ("train", "training")  # what the folders of the splits may be called, in any case
 HELD_OUT = ("valid", "val", "validation", "test", "testing")  # the first that is there
 EVERY = 10  # without the latter every tenth image is held out
+TRIED = 100  # images, in looking for one that can be read
 CHANNELS = {1: "grey", 3: "RGB", 4: "RGB and alpha"}
 DARK = 2**14  # 16-bit images that never reach a quarter of white hold fewer bits
 LONGEST_NAMES = 2**17  # characters of all names of classes, which a configuration has to hold
@@ -103,7 +105,7 @@ def folder(
     if train:
         found.log(top)
         for line in notes:
-            log.warning("%s", line)
+            log.warning("%s", printable(line))
     numbers = {name: number for number, name in enumerate(names)}
     labels = np.array([numbers[_class_name(path, split.base)] if classes else 0 for path in split.files], np.int64)
     images = _pack(top, split.files, labels, train, options, num_classes if classes else 1, dataroot)
@@ -168,7 +170,7 @@ def _find_splits(
         note("images that are not used, beside %s: %s", " and ".join([*to_train, *held_out[:1]]), listed)
     if held_out:
         part = Split(top / held_out[0], by_folder[held_out[0]])
-        if _any_readable(part.files, options):
+        if _first_readable(part.files, options):
             return training, part
         note("no image of %s can be read: a share of %s is held out instead", part.base, training.base)
     return _hold_out(training, classes, options, note)
@@ -198,7 +200,7 @@ def _hold_out(split: Split, classes: bool, options: DecodeOptions, note: Callabl
     """Hold out every tenth image: of each class, and of all those together that have fewer than ten.
 
     A class keeps an image to train on. Where that holds nothing out, or nothing that can be read, it is the last image
-    that can be read, and a single image serves for both.
+    that can be read of a class that has another; where none has, an image serves for both.
     """
     base, files = split.base, split.files
     groups: dict[str, list[Path]] = {}
@@ -213,27 +215,26 @@ def _hold_out(split: Split, classes: bool, options: DecodeOptions, note: Callabl
             first = -(count + 1) % EVERY
             chosen.update(group[first::EVERY] if len(group) > 1 else ())
             count += len(group)
-    if not _any_readable([path for path in files if path in chosen], options):
-        last = next((path for path in reversed(files) if path not in chosen and _is_readable(path, options)), None)
-        chosen = chosen or {files[-1]} if last is None else {last}
+    alone = False  # an image held out is the only one of its class
+    if _first_readable([path for path in files if path in chosen], options) is None:
+        spare = [path for group in groups.values() if len(group) > 1 for path in group if path not in chosen]
+        last = _first_readable(spare[::-1], options) or _first_readable(files[::-1], options) or files[-1]
+        chosen = {last}
+        alone = len(groups[_class_name(last, base) if classes else ""]) == 1
     kept = [path for path in files if path not in chosen]
-    if not kept or (not _any_readable(kept, options) and _any_readable(sorted(chosen), options)):
+    if alone or (_first_readable(kept, options) is None and _first_readable(files, options) is not None):
         kept = files
-        note("%s has a single image that can be read: it is trained on and held out", base)
+        note("%s has no image to spare: %s is trained on and held out", base, min(chosen).name)
     return Split(base, kept), Split(base, [path for path in files if path in chosen])
 
 
-def _any_readable(files: Sequence[Path], options: DecodeOptions) -> bool:
-    return any(_is_readable(path, options) for path in files)
-
-
-def _is_readable(path: Path, options: DecodeOptions) -> bool:
-    try:
-        with without_warnings():
+def _first_readable(files: Sequence[Path], options: DecodeOptions) -> Path | None:
+    """Return the first of some files that can be read, if it is among the first ``TRIED``."""
+    for path in files[:TRIED]:
+        with suppress(UnreadableError), without_warnings():
             decode(path, options)
-    except UnreadableError:
-        return False
-    return True
+            return path
+    return None
 
 
 def _class_names(

@@ -149,7 +149,7 @@ def test_few_images_and_unreadable_ones_do_not_stop_a_run(tmp_path, caplog):
     for name in ("00.png", "01.png", "03.png"):
         (tmp_path / "pics" / name).unlink()
     assert both(tmp_path) == ([2], [2])
-    assert "has a single image that can be read: it is trained on and held out" in caplog.text
+    assert "pics has no image to spare: 02.png is trained on and held out" in caplog.text
     (tmp_path / "pics/04.png").unlink()
     assert both(tmp_path) == ([2], [2])
     fill(tmp_path / "pics", numbered(20))
@@ -157,6 +157,14 @@ def test_few_images_and_unreadable_ones_do_not_stop_a_run(tmp_path, caplog):
         (tmp_path / "pics" / name).write_bytes(b"no image")
     training, held_out = both(tmp_path)
     assert held_out == [18] and training == [k for k in range(18) if k != 9]
+
+
+def test_a_class_of_one_image_keeps_it(tmp_path, caplog):
+    fill(tmp_path / "pics", ["a/0.png", "b/0.png", "b/1.png", "c/0.png"])
+    assert both(tmp_path, classes=True, num_classes=3) == ([0, 1, 3], [2])
+    (tmp_path / "pics/b/1.png").unlink()
+    assert both(tmp_path, classes=True, num_classes=3) == ([0, 1, 3], [3])
+    assert "pics has no image to spare: 0.png is trained on and held out" in caplog.text
 
 
 def test_a_run_on_two_images_with_alpha(tmp_path):
@@ -258,7 +266,7 @@ def test_names_of_classes_that_a_configuration_cannot_hold(tmp_path, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr("datasets.folders.LONGEST_NAMES", 3)
         images = load(tmp_path, classes=True, num_classes=6)
-        assert images.class_names == () and sorted(images.labels.tolist()) == [0, 1, 2, 3, 4]
+        assert images.class_names == () and sorted(images.labels.tolist()) == [0, 1, 2, 3, 4, 5]
     names = load(tmp_path, classes=True, num_classes=6).class_names
     again = OmegaConf.create(OmegaConf.to_yaml({"names": list(names)}))
     assert sorted(names) == sorted(path.name for path in (tmp_path / "pics").iterdir()) and again.names == list(names)
@@ -421,6 +429,10 @@ def test_dark_folders_of_16_bits_are_refused_until_white_is_said(tmp_path):
     assert not list((tmp_path / "data/packs").glob("*.safetensors"))
     assert both(tmp_path, white=4000) == ([64, 128, 191], [255])
     assert both(tmp_path, white=65535) == ([3, 7, 11], [15])
+    with pytest.raises(
+        InputError, match=r"none of the 3 images of pics-.* can be read, such as 0.png: its values of 16 "
+    ):
+        load(tmp_path, white=900)
     Image.fromarray(np.full((8, 8), 40000, np.uint16)).save(tmp_path / "pics/00.png")  # one is as bright as they can be
     assert both(tmp_path) == ([3, 156, 7, 11], [15])
 
