@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from checks import did_you_mean, flat, plain
-from errors import CleanError, InputError
+from errors import CleanError, InputError, printable
 from overrides import quote_paths, read_override
 from training.seats import find_seat
 
@@ -99,14 +99,14 @@ def door(
                     raise CompactHydraException(str(error)) from error
                 _Outcome.failed = True
                 if isinstance(error, InputError):
-                    print(_printable(str(error)), file=sys.stderr)
+                    print(printable(str(error)), file=sys.stderr)
                     _leave_no_empty_directory()
                 else:
-                    log.error("%s", _printable(str(error)))
+                    log.error("%s", printable(str(error)))
             except Exception as error:
                 if _is_out_of_memory(error) and cfg.debug is not True and _Outcome.here:
                     _Outcome.failed = True
-                    log.error("out of memory: %s", _printable(str(error).splitlines()[0]))
+                    log.error("out of memory: %s", printable(str(error).splitlines()[0]))
                     return
                 _Outcome.bug = error
                 raise
@@ -128,7 +128,7 @@ def door(
             except Exception as error:
                 if full or error is _Outcome.bug:
                     raise
-                print(_printable(_in_one_line(error, keys, typed)), file=sys.stderr)
+                print(printable(_in_one_line(error, keys, typed)), file=sys.stderr)
                 sys.exit(1)
             if _Outcome.failed:
                 sys.exit(1)
@@ -136,11 +136,6 @@ def door(
         return entry
 
     return decorate
-
-
-def _printable(message: str) -> str:
-    """Without what a file could tell a terminal to do."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", message)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

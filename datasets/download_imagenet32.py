@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))  # the house, before this folder of it
 from datasets.folders import read_arrays  # noqa: E402
 from datasets.prepare import find_images  # noqa: E402
 from downloads import DownloadError, fetch_folder, google_drive  # noqa: E402
-from errors import CleanError, InputError  # noqa: E402
+from errors import CleanError, InputError, printable  # noqa: E402
 
 IDS = {"train_32x32": "1-08kPTbCYHhFcwerMbZpiYFWCbbtWR17", "valid_32x32": "14CNPjwnkYAFXI77YYHSb0qa8HwIohxnh"}
 COUNTS = {"train_32x32": 1_281_149, "valid_32x32": 49_999}  # PNGs
@@ -129,7 +129,7 @@ def main() -> None:
             for split in IDS:
                 fetch_pngs(split, options.to, options.mirror)
     except (CleanError, OSError) as error:
-        sys.exit(str(error))
+        sys.exit(printable(str(error)))
     except KeyboardInterrupt:
         sys.exit("interrupted: run it again to go on")
 

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from checks import plain
-from errors import CleanError, InputError
+from errors import CleanError, InputError, printable
 from models.files import digest, find_checkpoint, load_config, named_checkpoint, read_checkpoint
 from models.pretrained import Weights, build_shapes, read_weights
 from models.published import published_tensors, to_published
@@ -131,7 +131,7 @@ def main() -> None:
     try:
         export(options.run_dir, options.out, options.format, options.ckpt)
     except (CleanError, OSError) as error:
-        sys.exit(str(error))
+        sys.exit(printable(str(error)))
     print(f"wrote {options.out}")
 
 

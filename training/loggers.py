@@ -64,7 +64,7 @@ class TensorBoard:
 
     def image(self, step: int, name: str, path: Path) -> None:
         """As in ``Logger``."""
-        pixels = np.asarray(Image.open(path).convert("RGB"))
+        pixels = np.asarray(Image.open(path, formats=["PNG"]).convert("RGB"))
         with writing(self._folder):
             self._writer.add_image(name, pixels, step, dataformats="HWC")
 
