@@ -23,7 +23,7 @@ from checks import OneOf, plain
 from errors import InputError
 from models.published import from_published, is_published
 from models.restricted_pickle import STAND_INS, what_is_refused
-from schema import DATA, NETWORKS, OF_ALL_NETWORKS, SDE, check_loaded
+from schema import DATA, FOLDER, NETWORKS, OF_ALL_NETWORKS, SDE, check_loaded
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,8 @@ def _without_what_nothing_reads(cfg: dict[str, Any], path: Path) -> dict[str, An
     tensors tell. Other sections than those of a network are of no use here; they may hold what is not a value.
     """
     OneOf(tuple(NETWORKS))("model.name", cfg["model"]["name"])
-    known = {"model": {**OF_ALL_NETWORKS, **NETWORKS[cfg["model"]["name"]]}, "data": DATA, "sde": SDE}
+    network = NETWORKS[cfg["model"]["name"]]
+    known = {"model": {*OF_ALL_NETWORKS, *network}, "data": {*DATA, *FOLDER, "root"}, "sde": {*SDE}}
     kept = {}
     for section, part in cfg.items():
         if section in known:
