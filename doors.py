@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from checks import did_you_mean, flat, plain
-from errors import CleanError, InputError
+from errors import CleanError, InputError, printable
 from training.seats import find_seat
 
 ROOT = Path(__file__).resolve().parent
@@ -93,14 +93,14 @@ def door(config_name: str, keys: Iterable[str]) -> Callable[[Callable[[DictConfi
                     raise CompactHydraException(str(error)) from error
                 _Outcome.failed = True
                 if isinstance(error, InputError):
-                    print(_printable(str(error)), file=sys.stderr)
+                    print(printable(str(error)), file=sys.stderr)
                     _leave_no_empty_directory()
                 else:
-                    log.error("%s", _printable(str(error)))
+                    log.error("%s", printable(str(error)))
             except Exception as error:
                 if _is_out_of_memory(error) and cfg.debug is not True and _Outcome.here:
                     _Outcome.failed = True
-                    log.error("out of memory: %s", _printable(str(error).splitlines()[0]))
+                    log.error("out of memory: %s", printable(str(error).splitlines()[0]))
                     return
                 _Outcome.bug = error
                 raise
@@ -119,7 +119,7 @@ def door(config_name: str, keys: Iterable[str]) -> Callable[[Callable[[DictConfi
             except Exception as error:
                 if full or error is _Outcome.bug:
                     raise
-                print(_printable(_in_one_line(error, keys)), file=sys.stderr)
+                print(printable(_in_one_line(error, keys)), file=sys.stderr)
                 sys.exit(1)
             if _Outcome.failed:
                 sys.exit(1)
@@ -127,11 +127,6 @@ def door(config_name: str, keys: Iterable[str]) -> Callable[[Callable[[DictConfi
         return entry
 
     return decorate
-
-
-def _printable(message: str) -> str:
-    """Without what a file could tell a terminal to do."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", message)
 
 
 def _is_out_of_memory(error: Exception) -> bool:
