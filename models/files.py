@@ -17,8 +17,10 @@ from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from archives import open_zip
 from checks import plain
 from errors import InputError
+from models.pickle_size import LARGEST_PICKLE, check_pickle, check_pickles_of_old_file
 from models.published import from_published
 from schema import check_loaded
 
@@ -27,8 +29,13 @@ DAMAGE = (
     *(OSError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError, MemoryError),
     *(pickle.UnpicklingError, zipfile.BadZipFile, struct.error, AssertionError, OverflowError),
 )
+# Ours have some 3,000 characters and 150 values; the names of many classes may make them longer.
 LONGEST_CONFIG = 2**18  # characters
+LONGEST_VALUE = 2**12  # characters
 DEEPEST_CONFIG = 10  # sections in each other
+MOST_VALUES = 20_000  # and beginnings and ends of sections and lists
+MOST_INTERPOLATIONS = 100
+LARGEST_HEADER = 2**21  # bytes of a safetensors file: 20,000 tensors
 REQUIRED = {
     "model": ("name",),
     "data": ("image_size", "num_channels"),
@@ -47,9 +54,8 @@ def load_config(run_dir: Path) -> DictConfig:
     if not path.is_file():
         raise InputError(f"{path} does not exist: {run_dir} is not a run directory")
     try:
-        if path.stat().st_size > LONGEST_CONFIG:
-            raise InputError(f"{path} is too long for the configuration of a run")
-        text = path.read_text()
+        with path.open() as file:
+            text = file.read(LONGEST_CONFIG + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     return parse_config(text, path)
@@ -94,10 +100,12 @@ def _strings(tree: Any) -> Iterator[str]:
 
 def _check_plain(text: str, path: Path) -> None:
     """Raise InputError for YAML that grows when it is read, or takes long."""
-    if len(text) > LONGEST_CONFIG:
+    if len(text) > LONGEST_CONFIG or text.count("${") > MOST_INTERPOLATIONS:
         raise InputError(f"{path} is too long for the configuration of a run")
     depth = 0
-    for event in yaml.parse(text):
+    for number, event in enumerate(yaml.parse(text)):
+        if number > MOST_VALUES or (isinstance(event, yaml.ScalarEvent) and len(event.value) > LONGEST_VALUE):
+            raise InputError(f"{path} has too many or too long values for the configuration of a run")
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if isinstance(event, yaml.AliasEvent) or depth > DEEPEST_CONFIG:
             raise InputError(f"{path} is not the configuration of a run: it holds YAML aliases, or is nested too deep")
@@ -133,8 +141,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         InputError: if the file is missing, damaged, or holds anything else.
     """
     try:
-        if zipfile.is_zipfile(path):  # else from before PyTorch 1.6, or no checkpoint
-            check_whole(path)
+        check_size(path)
         with warnings.catch_warnings(action="ignore"):  # on what an old pickle is
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except InputError:
@@ -150,13 +157,36 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
+def check_size(path: Path) -> None:
+    """Raise InputError for a checkpoint that is not whole, or that takes long or grows when it is read."""
+    try:
+        if not path.is_file():
+            raise InputError(f"{path} cannot be read as a checkpoint: there is no such file")
+        with path.open("rb") as file:
+            zipped = file.read(4) == b"PK\3\4"  # as PyTorch tells; else from before its version 1.6, or no checkpoint
+            file.seek(0)
+            if not zipped:
+                check_pickles_of_old_file(file.read(LARGEST_PICKLE + 1))
+        if zipped:
+            check_whole(path)
+            with open_zip(path) as archive:
+                for entry in archive.infolist():
+                    if entry.filename.endswith(".pkl"):
+                        with archive.open(entry) as member:
+                            check_pickle(member.read(LARGEST_PICKLE + 1), len(archive.infolist()))
+    except InputError:
+        raise
+    except DAMAGE as error:
+        raise InputError(f"{path} cannot be read as a checkpoint: {error}") from error
+
+
 def check_whole(path: Path) -> None:
     """Raise InputError if a checkpoint is cut short or holds other bytes than were written, which torch overlooks.
 
     Also if it is compressed: no checkpoint is, and one that is may grow without bound.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_zip(path) as archive:
             compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
             damaged = None if compressed else archive.testzip()
     except DAMAGE as error:
@@ -184,6 +214,10 @@ def read_safetensors(path: Path) -> tuple[DictConfig, dict[str, Tensor]]:
         InputError: if it is damaged or has no configuration.
     """
     try:
+        with path.open("rb") as header:
+            length = int.from_bytes(header.read(8), "little")
+        if length > LARGEST_HEADER:
+            raise InputError(f"{path} cannot be read: its header has {length:,} bytes, more than {LARGEST_HEADER:,}")
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             text = metadata.get("config")

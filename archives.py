@@ -1,0 +1,128 @@
+"""ZIP archives and numpy files from elsewhere: what they claim is compared with what they hold before it is read."""
+
+import math
+import os
+import struct
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.lib import format as npy
+
+# The records at the end of a ZIP archive, the first two of them only in one of the 64-bit kind.
+END64, LOCATOR64, END = struct.Struct("<4sQ2H2L4Q"), struct.Struct("<4sLQL"), struct.Struct("<4s4H2LH")
+LARGEST_DIRECTORY = 2**22  # bytes: 60,000 entries, 12 times those of the largest published checkpoint
+
+
+@contextmanager
+def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Open a ZIP archive whose entries have different names and share no bytes, so that it is no larger than it looks.
+
+    Raises:
+        ValueError, BadZipFile, OSError: if it is anything else; the message says what.
+    """
+    with path.open("rb") as file:
+        start, count = _find_directory(file)
+        with zipfile.ZipFile(file) as archive:
+            entries = sorted(archive.infolist(), key=lambda entry: entry.header_offset)
+            if len(entries) != count:
+                raise ValueError(f"its directory names {len(entries)} entries, not {count}")
+            names = {entry.filename for entry in entries}
+            if len(names) != count:
+                raise ValueError("several of its entries have one name")
+            ends = [entry.header_offset for entry in entries[1:]] + [start]
+            for entry, end in zip(entries, ends, strict=True):
+                # The header of an entry is 30 bytes and its name, or more.
+                if entry.header_offset + 30 + len(entry.filename) + entry.compress_size > end:
+                    raise ValueError(f"{entry.filename} in it overlaps what comes after")
+                if entry.compress_type == zipfile.ZIP_STORED and entry.file_size != entry.compress_size:
+                    raise ValueError(f"{entry.filename} in it has two sizes")
+            yield archive
+
+
+def _find_directory(file: IO[bytes]) -> tuple[int, int]:
+    """Find where the directory of a ZIP archive starts, and how many entries it names.
+
+    Only the plain form is taken, in which the last record ends the file: readers agree on where it is.
+    """
+    size = file.seek(0, os.SEEK_END)
+    tail_size = min(size, END64.size + LOCATOR64.size + END.size)
+    file.seek(-tail_size, os.SEEK_END)
+    tail = file.read(tail_size).rjust(END64.size + LOCATOR64.size + END.size, b"\0")
+    signature, *_, count, length, start, _ = END.unpack(tail[-END.size :])
+    if signature != b"PK\5\6":
+        raise ValueError("it is no ZIP archive, or does not end as one")
+    end = size - END.size
+    signature, _, place, _ = LOCATOR64.unpack(tail[END64.size : END64.size + LOCATOR64.size])
+    if signature == b"PK\6\7":
+        end = size - len(tail)
+        signature, *_, count, length, start = END64.unpack(tail[: END64.size])
+        if signature != b"PK\6\6" or place != end:
+            raise ValueError("its directory is not where it says")
+    if start + length != end:
+        raise ValueError("its directory is not where it says")
+    if length > LARGEST_DIRECTORY:
+        raise ValueError(f"its directory has {length:,} bytes, at most {LARGEST_DIRECTORY:,} are read")
+    return start, count
+
+
+class ArrayFile:
+    """The arrays in an .npz or .npy file, whose shapes are known, and compared with its size, before any is read.
+
+    Attributes:
+        path: of the file.
+        arrays: {name: (shape, dtype)}; the one array of an .npy file has the name "".
+
+    Raises:
+        ValueError, BadZipFile, OSError, EOFError: if it is neither; the message says why.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.arrays: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
+        with path.open("rb") as file:
+            self._zipped = file.read(4) == b"PK\3\4"
+            if not self._zipped:
+                file.seek(0)
+                self.arrays[""] = _read_header(file, path.stat().st_size)
+        if self._zipped:
+            with open_zip(path) as archive:
+                for entry in archive.infolist():
+                    with archive.open(entry) as member:
+                        if entry.filename.endswith(".npy"):
+                            self.arrays[entry.filename[:-4]] = _read_header(member, entry.file_size)
+
+    def read(self, name: str) -> np.ndarray:
+        """Read the array ``name``.
+
+        Raises:
+            ValueError: if it holds Python objects, would not fit into the memory of this machine, or is damaged.
+        """
+        shape, dtype = self.arrays[name]
+        size = math.prod(shape) * dtype.itemsize
+        if size > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
+            raise ValueError(f"{name or 'it'} has {size / 1e9:,.1f} GB, more than the memory of this machine")
+        if not self._zipped:
+            with self.path.open("rb") as file:
+                return npy.read_array(file, allow_pickle=False)
+        with open_zip(self.path) as archive, archive.open(f"{name}.npy") as member:
+            return npy.read_array(member, allow_pickle=False)
+
+
+def _read_header(file: IO[bytes], size: int) -> tuple[tuple[int, ...], np.dtype]:
+    """Read the shape and the type of an array from the start of an .npy file of so many bytes."""
+    version = npy.read_magic(file)
+    if version == (1, 0):
+        shape, _, dtype = npy.read_array_header_1_0(file)
+    elif version == (2, 0):
+        shape, _, dtype = npy.read_array_header_2_0(file)
+    else:
+        raise ValueError(f"it is of version {version} of the format, 1.0 and 2.0 are read")
+    if dtype.hasobject:
+        return shape, dtype  # whose size is that of a pickle, which is not read
+    if not all(length >= 0 for length in shape) or math.prod(shape) * dtype.itemsize != size - file.tell():
+        raise ValueError(f"it says that it holds {dtype} {shape}, but has {size - file.tell():,} bytes")
+    return shape, dtype
