@@ -7,7 +7,7 @@ import pickletools
 LARGEST_PICKLE = 2**23  # bytes
 MOST_OPERATIONS = 50_000  # and for each entry of the archive
 OPERATIONS_OF_ENTRY = 50
-MOST_OPERATIONS_OF_OLD_FILE = 500_000
+MOST_OPERATIONS_OF_OLD_FILE = 250_000
 MOST_NAMES = 1000  # of functions and types, each of which is written once
 LARGEST_COPY = 2**22  # values and characters that the calls of a pickle are given
 PICKLES_OF_OLD_FILE = 5  # of the form before PyTorch 1.6, ahead of its numbers
@@ -38,6 +38,8 @@ def check_pickle(data: bytes, entries: int) -> None:
 
 def check_pickles_of_old_file(data: bytes) -> None:
     """Raise ValueError as ``check_pickle`` does, for the pickles that a file from before PyTorch 1.6 starts with.
+
+    Also if they are not whole: the reader would make room for whatever length they claim.
 
     Args:
         data: the first ``LARGEST_PICKLE`` bytes of the file, and one more if it is longer.
@@ -99,3 +101,5 @@ def _check(data: bytes, number: int, most_operations: int) -> None:
     except (ValueError, IndexError, KeyError) as error:
         if len(data) > LARGEST_PICKLE:
             raise ValueError(f"its pickle has more than {LARGEST_PICKLE:,} bytes") from error
+        if number > 1:
+            raise ValueError("it is damaged, or no checkpoint") from error
