@@ -48,8 +48,7 @@ def load_pretrained(
         checkpoint = read_checkpoint(path)
         _check_size(net, path)
         averages = read_weights(net, cfg, checkpoint, path).averages
-    net.load_state_dict(averages, assign=True)
-    return net.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False), cfg
+    return _finish(net, cfg, averages, device), cfg
 
 
 def load_denoiser(run_dir: str | Path, device: torch.device | str = "cpu") -> tuple[ScoreNetwork, DictConfig, bool]:
@@ -73,8 +72,18 @@ def load_denoiser(run_dir: str | Path, device: torch.device | str = "cpu") -> tu
     net = build_shapes(cfg, Path(run_dir) / ".hydra/config.yaml")
     checkpoint = read_checkpoint(path)
     _check_size(net, path)
-    net.load_state_dict(read_weights(net, cfg, checkpoint, path, averaged=False).model, assign=True)
-    return net.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False), cfg, True
+    weights = read_weights(net, cfg, checkpoint, path, averaged=False).model
+    return _finish(net, cfg, weights, device), cfg, True
+
+
+def _finish(
+    net: ScoreNetwork, cfg: DictConfig, weights: Mapping[str, Tensor], device: torch.device | str
+) -> ScoreNetwork:
+    """Give ``net``, of shapes, its ``weights``, and make it ready to evaluate on ``device``."""
+    if any(name not in weights for name, _ in net.named_buffers()):  # which are computed, and not stored
+        net = create_model(cfg.model, cfg.data, cfg.sde)
+    net.load_state_dict(weights, assign=True)
+    return net.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
 def build_shapes(cfg: DictConfig, path: Path) -> ScoreNetwork:
