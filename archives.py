@@ -84,7 +84,10 @@ class ArrayFile:
         self.path = path
         self.arrays: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
         with path.open("rb") as file:
-            self._zipped = file.read(4) == b"PK\3\4"
+            start = file.read(len(npy.MAGIC_PREFIX))
+            self._zipped = start[:2] == b"PK"
+            if not self._zipped and start != npy.MAGIC_PREFIX:
+                raise ValueError("it is neither")
             if not self._zipped:
                 file.seek(0)
                 self.arrays[""] = _read_header(file, path.stat().st_size)
