@@ -33,8 +33,8 @@ def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
             names = {entry.filename for entry in entries}
             if len(names) != count:
                 raise ValueError("several of its entries have one name")
-            ends = [entry.header_offset for entry in entries[1:]] + [start]
-            for entry, end in zip(entries, ends, strict=True):
+            starts = [*(entry.header_offset for entry in entries), start]
+            for entry, end in zip(entries, starts[1:], strict=True):
                 # The header of an entry is 30 bytes and its name, or more.
                 if entry.header_offset + 30 + len(entry.filename) + entry.compress_size > end:
                     raise ValueError(f"{entry.filename} in it overlaps what comes after")
