@@ -22,18 +22,22 @@ from models.layers import (
 )
 
 EPS = 1e-6  # of every group normalisation
+QKV_SCALE = 0.1  # variance scale of the initial maps to queries, keys and values
 
 
 class FourierEmbedding(nn.Module):
-    """Random Fourier features of log sigma, (B,) -> (B, 2 * features); the frequencies are not trained."""
+    """Random Fourier features of log sigma, (B,) -> (B, 2 * features); the frequencies are not trained.
+
+    The angles reach a thousand radians, of which float32 would lose the fourth decimal: they are computed in float64.
+    """
 
     def __init__(self, features: int, scale: float) -> None:
         super().__init__()
         self.frequencies = nn.Parameter(torch.randn(features) * scale, requires_grad=False)
 
-    def forward(self, log_sigma: Tensor) -> Tensor:
-        angle = 2.0 * math.pi * log_sigma[:, None] * self.frequencies[None, :]
-        return torch.cat([angle.sin(), angle.cos()], dim=1)
+    def forward(self, sigma: Tensor) -> Tensor:
+        angle = 2.0 * math.pi * torch.log(sigma.double())[:, None] * self.frequencies.double()
+        return torch.cat([angle.sin(), angle.cos()], dim=1).to(self.frequencies.dtype)
 
 
 class ResidualBlock(Block):
@@ -80,9 +84,9 @@ class Attention(nn.Module):
         super().__init__()
         self.rescale = 1.0 / math.sqrt(2.0) if skip_rescale else 1.0
         self.norm = group_norm(channels, EPS)
-        self.query = init_layer(nn.Linear(channels, channels))
-        self.key = init_layer(nn.Linear(channels, channels))
-        self.value = init_layer(nn.Linear(channels, channels))
+        self.query = init_layer(nn.Linear(channels, channels), QKV_SCALE)
+        self.key = init_layer(nn.Linear(channels, channels), QKV_SCALE)
+        self.value = init_layer(nn.Linear(channels, channels), QKV_SCALE)
         self.out = init_layer(nn.Linear(channels, channels), init_scale)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -219,7 +223,7 @@ class DDPMpp(ScoreNetwork):
         """
         check_labels(labels, self.num_classes)
         with full_precision(x):
-            embedding = self.embed2(F.silu(self.embed1(self.fourier(torch.log(sigma)))))
+            embedding = self.embed2(F.silu(self.embed1(self.fourier(sigma))))
 
         pyramid = 2.0 * x - 1.0
         h = self.conv_in(pyramid)

@@ -1,6 +1,8 @@
 """The files of a model directory, which is treated as untrusted data: nothing in it is executed or looked up."""
 
+import functools
 import hashlib
+import logging
 import pickle
 import re
 import struct
@@ -18,11 +20,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from archives import open_zip
-from checks import plain
+from checks import OneOf, plain
 from errors import InputError
 from models.pickle_size import LARGEST_PICKLE, check_pickle, check_pickles_of_old_file
-from models.published import from_published
-from schema import check_loaded
+from models.published import from_published, is_published
+from models.restricted_pickle import STAND_INS, what_is_refused
+from schema import DATA, NETWORKS, OF_ALL_NETWORKS, SDE, check_loaded
+
+log = logging.getLogger(__name__)
 
 # What zipfile, pickle and torch raise on bytes that are not what they should be.
 DAMAGE = (
@@ -77,15 +82,45 @@ def parse_config(text: str, path: Path) -> DictConfig:
         for key in keys:
             if not isinstance(part, dict) or key not in part:
                 raise InputError(f"{path} has no {section}.{key}: it is not the configuration of a run")
-    for value in _strings(values):  # of what was read, not of the text, where it can be spelt otherwise
-        if "${" in value or value == "???":
-            raise InputError(f"{path} holds an interpolation, ${{...}}, or ???: write the value itself")
     try:
         cfg = from_published(values)
+        if is_published(values):
+            cfg = _without_what_nothing_reads(cfg, path)
+        if any(map(_is_unresolved, _strings(cfg))):  # as read: in the text it can be spelt otherwise
+            raise InputError("holds an interpolation, ${...}, or ???: write the value itself")
         check_loaded(cfg)
         return OmegaConf.create(cfg)
     except (AttributeError, InputError, TypeError) as error:
         raise InputError(f"{path}: {error}") from error
+
+
+def _without_what_nothing_reads(cfg: dict[str, Any], path: Path) -> dict[str, Any]:
+    """A published configuration, translated, without keys that this code does not know, each of which is a warning.
+
+    A released configuration may hold keys that the public code does not have; whether the network is the same, its
+    tensors tell. Other sections than those of a network are of no use here; they may hold what is not a value.
+    """
+    OneOf(tuple(NETWORKS))("model.name", cfg["model"]["name"])
+    known = {"model": {**OF_ALL_NETWORKS, **NETWORKS[cfg["model"]["name"]]}, "data": DATA, "sde": SDE}
+    kept = {}
+    for section, part in cfg.items():
+        if section in known:
+            kept[section] = {key: value for key, value in part.items() if key in known[section]}
+            for key in part:
+                if key not in known[section]:
+                    _warn_once(f"{path}: {section}.{key} is unknown here and ignored")
+        elif not any(map(_is_unresolved, _strings(part))):
+            kept[section] = part
+    return kept
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    log.warning("%s", message)
+
+
+def _is_unresolved(value: str) -> bool:
+    return "${" in value or value == "???"
 
 
 def _strings(tree: Any) -> Iterator[str]:
@@ -137,17 +172,20 @@ def find_checkpoint(run_dir: Path, ckpt: int = -1) -> Path:
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """The contents of a checkpoint, on the CPU: tensors and plain Python, nothing in it is executed.
 
+    Scalars of numpy, which the published code leaves there, come back as Python numbers.
+
     Raises:
-        InputError: if the file is missing, damaged, or holds anything else.
+        InputError: if the file is missing, damaged, or holds anything else, which is then named.
     """
     try:
         check_size(path)
-        with warnings.catch_warnings(action="ignore"):  # on what an old pickle is
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(STAND_INS):  # of old pickles
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except InputError:
         raise
     except pickle.UnpicklingError as error:  # whose message has advice on running what is in the file
-        reason = "it is damaged, or holds more than tensors and plain values"
+        found = what_is_refused(path)
+        reason = f"it holds {found}; only tensors and plain values are read" if found else "its pickle is damaged"
         raise InputError(f"{path} cannot be read as a checkpoint: {reason}") from error
     except DAMAGE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -45,13 +45,18 @@ UNREAD: dict[str, dict[str, Any]] = {
 }
 
 
+def is_published(cfg: Mapping[str, Any]) -> bool:
+    """Tell whether the published code wrote a configuration: it calls its process vesde, and knows no seed."""
+    return cfg["sde"].get("name") == "vesde" or "seed" not in cfg
+
+
 def from_published(cfg: dict[str, Any]) -> dict[str, Any]:
     """A loaded configuration in our keys; one that is in them already comes back as it is.
 
     Raises:
         InputError: naming the key, for a variant of the network that we do not have.
     """
-    published = "name" in cfg["sde"]
+    published = is_published(cfg)
     cfg = {section: dict(part) if isinstance(part, dict) else part for section, part in cfg.items()}
     model, data = cfg["model"], cfg["data"]
     for section, keys in UNREAD.items():

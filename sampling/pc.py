@@ -36,7 +36,8 @@ class PredictorCorrector:
         n_steps_each: Langevin steps for each predictor step.
         snr: size of a Langevin step, see above.
         denoiser: ``none``, or ``mean``: the last predictor step adds no noise.
-        boundary: ``reflect`` at the faces, or ``clip`` to them (the thresholding of the published code).
+        boundary: ``reflect`` at the faces, or ``clip`` to them: the static thresholding of ordinary diffusion models,
+            which Lou & Ermon (2023) compare with; their own sampler reflects.
         trajectory: moments to keep, at most.
 
     Raises:

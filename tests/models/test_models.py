@@ -103,6 +103,78 @@ def test_a_fresh_network_starts_at_zero_and_scales_by_sigma(network):
     assert torch.allclose(scaled * sigma.reshape(-1, 1, 1, 1), unscaled, rtol=1e-6)
 
 
+# What a tensor of the published networks starts from, by its published name: (distribution, standard deviation), or the
+# constant that fills it. W and NIN are of DDPM++ with init_scale 0, which stands for a variance scale of 1e-10.
+def initial_ddpmpp(name, shape, fan_in, last):
+    if name == "all_modules.0.W":
+        return "normal", 16.0  # fourier_scale
+    if len(shape) == 1:
+        return 1.0 if "weight" in name else 0.0
+    fan_avg = 0.5 * (fan_in + shape[0] * np.prod(shape[2:]))
+    if "NIN" in name:
+        return "uniform", ((1e-10 if "NIN_3" in name else 0.1) / fan_avg) ** 0.5
+    starts_at_zero = "Conv_1" in name or name.startswith(f"all_modules.{last}.")
+    return "uniform", ((1e-10 if starts_at_zero else 1.0) / fan_avg) ** 0.5
+
+
+def initial_vdm(name, shape, fan_in, _):
+    if len(shape) == 1:
+        return 1.0 if (name.endswith("weight") and "norm" in name) or name == "out.0.weight" else 0.0
+    if any(part in name for part in ("conv2.", ".cond_map.", "proj_out", "out.2.")):
+        return 0.0
+    return "normal", fan_in**-0.5
+
+
+def initial_adm(name, shape, fan_in, _):
+    if "norm" in name:
+        return 1.0 if name.endswith("weight") else 0.0
+    if any(part in name for part in ("conv1.", "proj.", "out_conv.")):
+        return 0.0
+    if name == "model.map_label.weight":
+        return "normal", 1.0
+    return "uniform", (3 * fan_in) ** -0.5  # U(-1/sqrt(fan_in), 1/sqrt(fan_in)), biases too
+
+
+INITIAL = {
+    "ddpmpp": (
+        initial_ddpmpp,
+        ["model.nf=32", "model.ch_mult=[1,2]", "model.num_res_blocks=1", "model.attn_resolutions=[16]"],
+    ),
+    "vdm": (initial_vdm, ["model.channels=32", "model.num_blocks=1", "model.attention=true"]),
+    "adm": (
+        initial_adm,
+        ["model.model_channels=64", "model.channel_mult=[1,2]", "model.num_blocks=1", "data.classes=true"],
+    ),
+}
+
+
+@pytest.mark.parametrize("network", INITIAL)
+def test_every_tensor_starts_as_the_published_one_does(network):
+    rule, options = INITIAL[network]
+    cfg = composed("data=cifar10", f"model={network}", *options)
+    torch.manual_seed(0)
+    net = create_model(cfg.model, cfg.data, cfg.sde)
+    table = [entry for entry in published_tensors(net, cfg.sde) if entry.ours]
+    tensors = {entry.name: entry.convert(net.get_parameter(entry.ours)).detach().double() for entry in table}
+    last = max((int(name.split(".")[1]) for name in tensors if name.startswith("all_modules")), default=None)
+    drawn = 0
+    for name, tensor in tensors.items():
+        layer = tensors[name.rpartition(".")[0] + ".weight"] if name.endswith("bias") else tensor
+        fan_in = layer[0].numel() if layer.ndim > 1 else None
+        expected, n = rule(name, tensor.shape, fan_in, last), tensor.numel()
+        if not isinstance(expected, tuple):
+            assert (tensor == expected).all(), name
+            continue
+        drawn += 1
+        kind, deviation = expected
+        assert tensor.mean().abs() < 5 * deviation / n**0.5, name
+        of_deviation = {"uniform": 0.2, "normal": 0.5}[kind] ** 0.5 / n**0.5  # relative error, from the fourth moment
+        assert abs(tensor.square().mean().sqrt() / deviation - 1) < 5 * of_deviation, name
+        if kind == "uniform":
+            assert 0.6 < tensor.abs().max() / (3**0.5 * deviation) <= 1 + 1e-6, name
+    assert drawn > 10
+
+
 def test_the_null_label_is_no_label_and_class_zero_is_a_class():
     net = with_published_weights("adm_small")
     x, sigma = torch.rand(3, 3, 16, 16), torch.full((3,), 0.5)

@@ -1,8 +1,13 @@
 """Published model directories, runs of ours, and what is exported from them."""
 
+import collections
+import datetime
+import os
+import pathlib
 import re
 import shutil
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -10,11 +15,13 @@ import torch
 from omegaconf import OmegaConf, open_dict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from errors import InputError
 from models import create_model, load_pretrained
 from models.export import export, main
-from models.files import digest, load_config
+from models.files import digest, load_config, parse_config, read_checkpoint
+from models.pretrained import build_shapes
 from models.published import from_published, published_tensors, to_published
 from tests.conftest import composed
 from tests.models.test_models import GOLDEN, SMALL, published_checkpoint
@@ -97,7 +104,6 @@ def test_a_published_directory_of_any_network_gives_the_published_score(network,
         ("embedding_type", "positional"),
         ("nonlinearity", "relu"),
         ("conditional", False),
-        ("depth", 3),
     ],
 )
 def test_variants_that_we_do_not_have_are_named(run, key, value):
@@ -108,12 +114,156 @@ def test_variants_that_we_do_not_have_are_named(run, key, value):
         load_pretrained(run)
 
 
+@pytest.fixture
+def saved_on_a_gpu_by_numpy_1(monkeypatch, tmp_path):
+    """torch.save as the published code ran it: storages on cuda:0, and names of numpy as they were until numpy 1."""
+
+    def save(contents, path):
+        monkeypatch.setattr("torch.serialization.location_tag", lambda storage: "cuda:0")
+        torch.save(contents, tmp_path / "saved")
+        monkeypatch.undo()
+        with zipfile.ZipFile(tmp_path / "saved") as saved, zipfile.ZipFile(path, "w") as rewritten:
+            for name in saved.namelist():
+                data = saved.read(name)
+                if name.endswith("data.pkl"):
+                    assert b"cuda:0" in data
+                    data = data.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")
+                rewritten.writestr(name, data)
+
+    return save
+
+
+@pytest.mark.parametrize("network", SMALL)
+def test_what_a_published_step_leaves_is_read(network, tmp_path, saved_on_a_gpu_by_numpy_1):
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / "checkpoints").mkdir()
+    shutil.copyfile(GOLDEN / f"{network}.yaml", tmp_path / ".hydra/config.yaml")
+    cfg = load_config(tmp_path)
+    contents, _ = published_checkpoint(create_model(cfg.model, cfg.data, cfg.sde), cfg)
+    params = [nn.Parameter(average.clone()) for average in contents["ema"]["shadow_params"]]
+    optimizer, scaler = torch.optim.Adam(params), torch.amp.GradScaler("cpu")
+    for step in range(3):  # as the published code warms its learning rate up
+        for group in optimizer.param_groups:
+            group["lr"] = 2e-4 * np.minimum(step / 5000, 1.0)
+        scaler.scale(sum((p**2).sum() for p in params)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    contents |= {"optimizer": optimizer.state_dict(), "step": 3, "scaler": scaler.state_dict()}
+    path = tmp_path / "checkpoints/checkpoint_1.pth"
+    saved_on_a_gpu_by_numpy_1(contents, path)
+
+    net, _ = load_pretrained(tmp_path)
+    golden = np.load(GOLDEN / f"{network}.npz")
+    x, sigma, labels = (torch.tensor(golden[key]) for key in ("x", "sigma", "labels"))
+    score = net(x, sigma, labels if net.num_classes else None).numpy()
+    assert np.abs(score - golden["score"]).max() <= 2e-6 * np.abs(golden["score"]).max()
+    read = read_checkpoint(path)
+    (group,) = read["optimizer"]["param_groups"]
+    assert (type(group["lr"]), group["lr"]) == (float, 8e-8)
+    assert read["scaler"] == {**scaler.state_dict(), "scale": 65536.0} and read["step"] == 3
+
+
+def test_a_directory_that_the_published_code_wrote_gives_the_published_score():
+    run_dir = GOLDEN / "published_after_training/ddpmpp"
+    net, cfg = load_pretrained(run_dir)
+    golden = np.load(GOLDEN / "published_after_training/ddpmpp_ema_score.npz")
+    score = net(torch.tensor(golden["x"]), torch.tensor(golden["sigma"])).numpy()
+    assert np.abs(score - golden["score"]).max() <= 2e-6 * np.abs(golden["score"]).max()
+    assert (cfg.model.name, cfg.data.dataset, cfg.optim.warmup) == ("ddpmpp", "cifar10", 5000)
+    for path in (run_dir / "checkpoints/checkpoint_1.pth", run_dir / "checkpoints-meta/checkpoint.pth"):
+        assert b"cnumpy.core.multiarray\nscalar" in path.read_bytes()  # what nothing could read
+        assert type(read_checkpoint(path)["optimizer"]["param_groups"][0]["lr"]) is float
+
+
+NUMBERS = {
+    **{"float64": -1.5, "float32": 0.25, "float16": 2.0, "longdouble": 1.25, "bool_": True, "complex64": 1 + 2j},
+    **{"int8": -3, "int16": -(2**14), "int32": 7, "int64": -(2**40), "uint8": 255, "uint64": 2**63},
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_number_of_numpy_is_read_as_that_of_python(name, tmp_path, saved_on_a_gpu_by_numpy_1):
+    value, scalar = NUMBERS[name], getattr(np, name)(NUMBERS[name])
+    swapped = np.array([value], np.dtype(type(scalar)).newbyteorder(">"))[0]
+    contents = {"weights": torch.ones(2), "here": [scalar, swapped, scalar]}
+    saved_on_a_gpu_by_numpy_1(contents, tmp_path / "numpy1")
+    torch.save(contents, tmp_path / "numpy2")
+    for version in ("numpy1", "numpy2"):
+        here = read_checkpoint(tmp_path / version)["here"]
+        assert here == [value] * 3 and {type(number) for number in here} == {type(value)}
+
+
+class Dangerous:
+    """Runs a command in a reader that runs what it reads."""
+
+    def __reduce__(self):
+        return (os.system, ("touch ran",))
+
+
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [
+        (np.ones(1), "numpy.ndarray"),
+        (np.datetime64("2020-01-01"), "a numpy scalar of type M8"),
+        (np.str_("rate"), "a numpy scalar of type U4"),
+        (np.array([object()], object)[:0], "numpy.ndarray"),
+        (datetime.date(2023, 4, 10), "datetime.date"),
+        (Dangerous(), f"{os.name}.system"),
+        (collections.deque([1]), "collections.deque"),
+        (pathlib.Path.cwd, "builtins.getattr"),
+    ],
+)
+def test_a_refusal_says_what_was_found_and_where(value, named, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    contents = {"step": 1, "optimizer": {"state": {0: (torch.ones(3),)}, "param_groups": [{"lr": value}]}}
+    torch.save(contents, tmp_path / "x.pth")
+    with pytest.raises(InputError, match=rf"x\.pth.*it holds {re.escape(named)}.* in optimizer\.param_groups\[0\]\.lr"):
+        read_checkpoint(tmp_path / "x.pth")
+    assert not (tmp_path / "ran").exists()
+
+
 def test_spelling_and_keys_that_were_never_read_do_not_matter(run):
     cfg = OmegaConf.load(run / ".hydra/config.yaml")
     cfg.model.update({"progressive": "None", "attention_type": "else", "progressive_combine": "cat", "conv_size": 5})
     del cfg.model.fir
     OmegaConf.save(cfg, run / ".hydra/config.yaml")
     assert load_pretrained(run)[0].num_classes == 0
+
+
+def test_a_key_that_the_public_code_does_not_have_is_a_warning(run, caplog):
+    expected, _ = load_pretrained(run)
+    cfg = OmegaConf.load(run / ".hydra/config.yaml")
+    cfg.model.update({"depth": 3, "image_size": "${data.image_size}"})
+    cfg.data.centered = False
+    cfg.sde.beta = [1, 2]
+    cfg.logdir = "${now:%Y}"
+    cfg.slurm = {"partition": "???"}
+    OmegaConf.save(cfg, run / ".hydra/config.yaml")
+    net, ours = load_pretrained(run)
+    assert all(map(torch.equal, net.parameters(), expected.parameters()))
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    keys = ("sde.beta", "model.depth", "model.image_size", "data.centered")
+    assert told == [f"{run / '.hydra/config.yaml'}: {key} is unknown here and ignored" for key in keys]
+    assert not {"depth", "image_size"} & ours.model.keys() and "logdir" not in ours and "slurm" not in ours
+    assert ours.optim.lr == 2e-4
+
+
+def test_a_run_of_ours_whose_process_has_a_name_is_not_taken_for_a_published_one(tmp_path):
+    cfg = composed("data=digits", "data.classes=false", "model=adm", "+sde.name=reflected_ve", "+model.depth=3")
+    with pytest.raises(InputError, match=r"config\.yaml: .*depth"):
+        build_shapes(parse_config(OmegaConf.to_yaml(cfg), tmp_path / "config.yaml"), tmp_path / "config.yaml")
+    del cfg.model.depth
+    ours = parse_config(OmegaConf.to_yaml(cfg), tmp_path / "config.yaml")
+    assert ours.data.classes is False and ours.data.num_classes == 10  # a published ADM would have its ten classes
+
+
+@pytest.mark.parametrize("key", ["model.nf", "data.image_size", "sde.sigma_max"])
+def test_an_interpolation_is_refused_where_it_would_be_read(run, key):
+    cfg = OmegaConf.load(run / ".hydra/config.yaml")
+    OmegaConf.update(cfg, key, "${oc.env:HOME}")
+    OmegaConf.save(cfg, run / ".hydra/config.yaml")
+    with pytest.raises(InputError, match=r"config\.yaml: holds an interpolation"):
+        load_pretrained(run)
 
 
 W = "all_modules.8.NIN_0.W"

@@ -298,7 +298,7 @@ FILE_CASES = {
     "a web page": (raw(lambda b: b"<!DOCTYPE html><html>Sign in</html>"), "checkpoint_1.pth cannot be read"),
     "a compressed checkpoint": (compressed, "it is compressed"),
     "a list of tensors": (checkpoint(lambda c: [torch.zeros(3)]), "it holds a list"),
-    "hostile code": (checkpoint(lambda c: {**c, "model": Hostile()}), "more than tensors and plain values"),
+    "hostile code": (checkpoint(lambda c: {**c, "model": Hostile()}), "in model; only tensors and plain"),
     "hostile code, old format": (raw(lambda b: pickle.dumps(Hostile())), "cannot be read as a checkpoint"),
     "a tensor too few": (checkpoint(lambda c: c["model"].popitem() and None), "which the network"),
     "a tensor too many": (checkpoint(lambda c: c["model"].update(extra=torch.zeros(1))), "has extra"),

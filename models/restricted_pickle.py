@@ -1,0 +1,174 @@
+"""What the pickle of a checkpoint may hold besides tensors and plain values, and what to say of anything else.
+
+PyTorch's restricted reader takes tensors, containers, strings and Python numbers. The published code also leaves
+scalars of numpy there: its step multiplies the learning rate by ``np.minimum(...)``. They are read as Python numbers by
+stand-ins for the names that such a pickle calls, so that nothing of numpy's own pickling code runs.
+"""
+
+import io
+import pickle
+import re
+import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+NUMBER_TYPE = re.compile(r"(b1|[iu][1248]|f[248]|f12|f16|c8|c16|c24|c32)")  # numpy's codes of kind and size in bytes
+
+
+class NumberType:
+    """Stand in for ``numpy.dtype``: the type of one number, with its byte order.
+
+    Raises:
+        UnpicklingError: for any other type, such as one of objects or of records.
+    """
+
+    def __init__(self, code: object, *_: object) -> None:
+        if not isinstance(code, str) or not NUMBER_TYPE.fullmatch(code):
+            raise pickle.UnpicklingError(f"a numpy.dtype of {code!r}, which is not that of a number")
+        self.dtype = np.dtype(code)
+
+    def __setstate__(self, state: object) -> None:
+        """Take the byte order, the second of the values that numpy stores."""
+        order = state[1] if isinstance(state, tuple) and len(state) > 1 else None
+        if order not in ("<", ">", "|", "="):
+            raise pickle.UnpicklingError("a numpy.dtype of an unknown byte order")
+        self.dtype = self.dtype.newbyteorder(order)
+
+
+def number(number_type: object, data: object) -> complex | bool:
+    """Stand in for ``numpy.core.multiarray.scalar``: the Python number that is stored as ``data``, bytes.
+
+    Raises:
+        UnpicklingError: if that is not one number of ``number_type``.
+    """
+    if not isinstance(number_type, NumberType) or not isinstance(data, bytes):
+        raise pickle.UnpicklingError("a numpy scalar that is not a number")
+    if len(data) != number_type.dtype.itemsize:
+        raise pickle.UnpicklingError("a numpy scalar of the wrong size")
+    value = np.frombuffer(data, number_type.dtype)[0]
+    kinds: dict[str, Callable[[Any], complex | bool]] = {"b": bool, "i": int, "u": int, "f": float, "c": complex}
+    return kinds[number_type.dtype.kind](value)  # not item(), which leaves a long double as it is
+
+
+# The same function was numpy.core.multiarray.scalar until numpy 1 and is in numpy._core since numpy 2.
+STAND_INS: list[Callable | tuple[Callable, str]] = [
+    (NumberType, "numpy.dtype"),
+    (number, "numpy.core.multiarray.scalar"),
+    (number, "numpy._core.multiarray.scalar"),
+]
+
+
+def what_is_refused(path: Path) -> str | None:
+    """Name something in a checkpoint that PyTorch's restricted reader does not take, and where it is.
+
+    The structure is read with a placeholder for every name, so that nothing is imported or called.
+
+    Args:
+        path: a checkpoint, a ZIP archive of ``torch.save``.
+
+    Returns:
+        For instance ``"numpy.ndarray in optimizer.param_groups[0].lr"``, or None if no such thing is found.
+    """
+    refused: list[str] = []
+    try:
+        with torch.serialization.safe_globals(STAND_INS):
+            refused = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        with zipfile.ZipFile(path) as archive:
+            inner = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+            tree = _PlaceholderUnpickler(io.BytesIO(archive.read(inner))).load()
+        for place, item in _walk(tree):
+            if name := _refused_name(item, refused):
+                return f"{name} in {place}" if place else name
+    except Exception:  # a damaged pickle raises anything; the names are what is left to tell
+        pass
+    return refused[0] if refused else None
+
+
+class _Placeholder:
+    """Whatever a pickle makes by calling ``called``, MODULE.NAME, with some ``arguments``."""
+
+    called = ""
+    arguments: tuple[Any, ...]
+
+    def __new__(cls, *arguments: object, **_: object) -> "_Placeholder":
+        self = super().__new__(cls)
+        self.arguments = arguments
+        return self
+
+    def __init__(self, *_: object, **__: object) -> None:
+        pass
+
+    def __setstate__(self, _: object) -> None:
+        pass
+
+    def __call__(self, *_: object) -> "_Placeholder":
+        return self
+
+    def __setitem__(self, _: object, __: object) -> None:
+        pass
+
+    def append(self, _: object) -> None:
+        """Take an item of what derives from a list."""
+
+
+def _refused_name(item: object, refused: list[str]) -> str | None:
+    """Name ``item`` if it is not read: made by one of the ``refused`` names, or a numpy scalar but no number."""
+    if not isinstance(item, _Placeholder):
+        return None
+    first = item.arguments[0] if item.arguments else None
+    if item.called in refused:
+        if isinstance(first, type) and issubclass(first, _Placeholder) and item.called.endswith("._reconstruct"):
+            return first.called  # numpy's arrays are made by a function that is given their class
+        return item.called
+    if item.called.endswith(".multiarray.scalar") and isinstance(first, _Placeholder) and first.arguments:
+        code = str(first.arguments[0])
+        return None if NUMBER_TYPE.fullmatch(code) else f"a numpy scalar of type {code}, not a number,"
+    return None
+
+
+class _PlaceholderUnpickler(pickle._Unpickler):
+    """Read the structure of a pickle without looking any name up.
+
+    It derives from the implementation in Python: that in C allocates as much memory as a pickle claims to need.
+    """
+
+    def find_class(self, module: str, name: str) -> type:
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        # Names of Python 2, which protocol 2 has, are told in those of Python 3, as PyTorch does.
+        module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+        return type("_Named", (_Placeholder,), {"called": f"{module}.{name}"})
+
+    def persistent_load(self, _: object) -> None:
+        """Leave the numbers of a tensor out."""
+
+
+def _walk(tree: object) -> Iterator[tuple[str, object]]:
+    """All that is in nested dictionaries, lists and tuples, each with its place, such as ``optimizer.groups[0].lr``."""
+    seen, waiting = set(), [("", tree)]
+    while waiting:
+        place, item = waiting.pop()
+        yield place, item
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, dict):
+            inner = [(_below(place, key), value) for key, value in item.items()]
+            inner += [(f"a key of {place or 'it'}", key) for key in item]
+        elif isinstance(item, list | tuple | set):
+            inner = [(f"{place}[{index}]", value) for index, value in enumerate(item)]
+        else:
+            continue
+        waiting += reversed(inner)
+
+
+def _below(place: str, key: object) -> str:
+    if isinstance(key, str):
+        return f"{place}.{key}" if place else key
+    return f"{place}[{key if isinstance(key, int) else type(key).__name__}]"
