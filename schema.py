@@ -68,6 +68,30 @@ DATA: Schema = {
     "dequantize": flag,
 }
 
+
+def colour(key: str, value: Any) -> None:
+    """A ``Check``: an opaque colour, by a name of CSS or as #rrggbb."""
+    from PIL import ImageColor  # a moment, of folders only
+
+    try:
+        known = isinstance(value, str) and len(ImageColor.getrgb(value)) == 3
+    except ValueError:
+        known = False
+    if not known:
+        raise InputError(f"{key}={value}: need a colour such as white, grey or '#ff8000'")
+
+
+def class_names(key: str, value: Any) -> None:
+    """A ``Check``: a list of different names, or null."""
+    if value is not None:
+        ListOf(text, shortest=1, longest=10**6)(key, value)
+        if len(set(value)) < len(value):
+            raise InputError(f"{key}={value}: need different names")
+
+
+# Of data=folder; a run from before one of these has its default.
+FOLDER: Schema = {"background": colour, "white": Number(0, above=True, optional=True), "class_names": class_names}
+
 SDE: Schema = {
     "sigma_min": LEVEL,
     "sigma_max": LEVEL,
@@ -209,7 +233,7 @@ def keys(schema: Schema, prefix: str = "") -> list[str]:
 def train_keys() -> list[str]:
     """All keys of run_train.py."""
     networks = {name: check for schema in (OF_ALL_NETWORKS, *NETWORKS.values()) for name, check in schema.items()}
-    groups = {"model": networks, "data": {**DATA, "root": text}, "logger": LOGGERS["wandb"]}
+    groups = {"model": networks, "data": {**DATA, "root": text, **FOLDER}, "logger": LOGGERS["wandb"]}
     return keys({**TRAIN, **groups, "resume": text})
 
 
@@ -286,9 +310,10 @@ def check_what_is_modelled(cfg: Mapping[str, Any]) -> None:
     network = {**OF_ALL_NETWORKS, **NETWORKS[cfg["model"]["name"]]}
     missing = [key for key in network if key not in cfg["model"] and key not in OF_ALL_NETWORKS]  # has its default
     check_all(cfg["model"], {key: check for key, check in network.items() if key not in missing}, "model.")
-    check_all(
-        cfg["data"], {**DATA, **({"root": optional_text} if cfg["data"].get("dataset") == "folder" else {})}, "data."
-    )
+    data = DATA
+    if cfg["data"].get("dataset") == "folder":
+        data = {**DATA, "root": optional_text, **{key: check for key, check in FOLDER.items() if key in cfg["data"]}}
+    check_all(cfg["data"], data, "data.")
     check_all(cfg["sde"], SDE, "sde.")
     _check_sizes(cfg)
 
@@ -301,7 +326,7 @@ def check_loaded(cfg: Mapping[str, Any]) -> None:
     """
     OneOf(tuple(NETWORKS))("model.name", cfg["model"].get("name"))
     network = {**OF_ALL_NETWORKS, **NETWORKS[cfg["model"]["name"]]}
-    for section, schema in (("model", network), ("data", DATA), ("sde", SDE)):
+    for section, schema in (("model", network), ("data", {**DATA, **FOLDER}), ("sde", SDE)):
         for key in schema.keys() & cfg[section].keys():
             check = schema[key]
             assert not isinstance(check, Mapping), "these have no sections"

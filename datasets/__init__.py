@@ -2,6 +2,6 @@
 
 from datasets.batches import Batches
 from datasets.images import Images
-from datasets.registry import load_images
+from datasets.registry import load_configured, load_images
 
-__all__ = ["Batches", "Images", "load_images"]
+__all__ = ["Batches", "Images", "load_configured", "load_images"]

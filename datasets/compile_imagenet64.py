@@ -15,7 +15,6 @@ import io
 import json
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the house, before this folder of it
 
 from datasets.prepare import SUFFIXES, UnreadableError, cores, find_images, in_processes, read_image  # noqa: E402
-from errors import CleanError, InputError, writing  # noqa: E402
+from errors import CleanError, InputError, printable, writing  # noqa: E402
 from locks import exclusive  # noqa: E402
 
 CLS_LOC = "ILSVRC/Data/CLS-LOC"
@@ -86,7 +85,7 @@ def find_splits(root: Path, truth: Path | None = None) -> dict[str, Split]:
     else:
         truth = truth or _find_truth(root, source)
         classes = read_truth(truth, files, numbers)
-        print(f"classes of the validation images from {truth}")
+        print(printable(f"classes of the validation images from {truth}"))
     return {"train": train, "valid": Split(source, files, classes)}
 
 
@@ -150,10 +149,10 @@ def compile_split(split: Split, folder: Path, size: int, workers: int) -> None:
     listing.unlink(missing_ok=True)
     if failed:
         names = split.names()
-        lines = [f"{names[number]}\t{reason}\n" for number, reason in failed.items()]
-        _write(listing, "".join(lines).encode(errors="surrogateescape"))
+        lines = [f"{printable(names[number])}\t{printable(reason)}\n" for number, reason in failed.items()]
+        _write(listing, "".join(lines).encode())
         for number, reason in list(failed.items())[:10]:
-            print(f"{split.files[number]} cannot be read and is left out: {reason}", file=sys.stderr)
+            print(printable(f"{split.files[number]} cannot be read and is left out: {reason}"), file=sys.stderr)
         print(f"{len(failed)} of {total} files left out, listed in {listing}", file=sys.stderr)
     if len(failed) == total:
         raise InputError(f"none of the images in {split.source} can be read")
@@ -167,8 +166,7 @@ def make_pngs(folder: Path, size: int, jobs: Sequence[tuple[int, Path]]) -> dict
     failed = {}
     for number, path in jobs:
         try:
-            with warnings.catch_warnings(action="ignore"):  # of decoders, about files that they do read
-                pixels = read_image(path, size)
+            pixels = read_image(path, size)
         except UnreadableError as error:
             failed[number] = str(error)
             continue
@@ -324,7 +322,7 @@ def main() -> None:
         print("interrupted: run it again to go on", file=sys.stderr)
         sys.exit(130)
     except (CleanError, OSError) as error:  # an OSError names its file
-        sys.exit(str(error))
+        sys.exit(printable(str(error)))
 
 
 if __name__ == "__main__":

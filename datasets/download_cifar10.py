@@ -8,7 +8,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the house, before this folder of it
 
 from datasets.images import cifar10  # noqa: E402
-from errors import CleanError  # noqa: E402
+from errors import CleanError, printable  # noqa: E402
 
 
 def main() -> None:
@@ -18,7 +18,7 @@ def main() -> None:
     try:
         counts = [len(cifar10(train, str(folder))) for train in (True, False)]
     except (CleanError, OSError) as error:
-        sys.exit(str(error))
+        sys.exit(printable(str(error)))
     print(f"CIFAR-10 is in {folder}: {counts[0]} images to train on, {counts[1]} held out")
 
 

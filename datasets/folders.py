@@ -2,60 +2,286 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+import logging
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from checks import did_you_mean
+from datasets.decode import WHITE, Look, Seen, UnreadableError, decode, without_warnings
+from datasets.find import Found, find_images, look_through
 from datasets.images import Images
 from datasets.pack import Part, fingerprint, packed
-from datasets.prepare import cores, find_images, read_images
-from errors import InputError
+from datasets.prepare import cores, read_images
+from errors import InputError, printable
 
-HELD_OUT = ("valid", "val", "validation", "test")  # what the folder of held-out images may be called, beside train
-EVERY = 10  # without one, every tenth image is held out
+log = logging.getLogger(__name__)
+
+PROJECT = Path(__file__).resolve().parent.parent
+PIXELS = 2  # version of how files become pixels: packs of another are made anew
+TO_TRAIN_ON = ("train", "training")  # what the folders of the splits may be called, in any case
+HELD_OUT = ("valid", "val", "validation", "test", "testing")  # the first that is there
+EVERY = 10  # without the latter every tenth image is held out
+CHANNELS = {1: "grey", 3: "RGB", 4: "RGB and alpha"}
+DARK = 2**14  # 16-bit images that never reach a quarter of white hold fewer bits
+LONGEST_NAMES = 2**17  # characters of all names of classes, which a configuration has to hold
+
+
+@dataclass(frozen=True)
+class Split:
+    """Image files of one purpose.
+
+    Attributes:
+        base: folder that they lie below; with classes it holds a folder for each.
+        files: sorted by their path.
+    """
+
+    base: Path
+    files: list[Path]
 
 
 def folder(
-    train: bool, root: str | None, image_size: int, num_channels: int, num_classes: int, classes: bool, dataroot: str
+    train: bool,
+    root: str | None,
+    image_size: int,
+    num_channels: int,
+    num_classes: int,
+    classes: bool,
+    dataroot: str,
+    background: str = "white",
+    white: float | None = None,
+    class_names: Sequence[str] | None = None,
+    plain_order: bool = False,
 ) -> Images:
-    """The images in a folder and below, whatever their format and size.
+    """Load the images in a folder and below, whatever their format and size.
 
-    ``root``/train and ``root``/valid (or val, validation, test) are the splits if both are there; otherwise every tenth
-    image in the order of their paths is held out. With ``classes`` the folders in a split are the classes, numbered in
-    the order of the names of those to train on.
+    ``root``/train and ``root``/valid (or val, validation, test, testing; in any case) are the splits; otherwise every
+    tenth image in the order of their paths, with ``classes`` of each class, is held out. With ``classes`` the folders
+    in a split are the classes, in the order of their names, numbers in these counting as numbers.
+
+    Args:
+        train: the training split, or the held-out one.
+        root: the folder.
+        image_size, num_channels: what the images are made into.
+        num_classes: how many folders there are.
+        classes: whether they are classes.
+        dataroot: where packs are kept.
+        background: colour that transparent parts are laid on, unless there are 4 channels.
+        white: value of 16-bit, 32-bit and floating-point images that is white; None: what their format says.
+        class_names: names of the classes in the order of their labels, if that is fixed already.
+        plain_order: the order of names in which numbers do not count as such, for runs that do not record it.
 
     Raises:
         InputError: naming the key or the file at fault.
     """
     if root is None:
         raise InputError("data.root is missing: say data.root=PATH, a folder of images")
+    if num_channels not in CHANNELS:
+        known = ", ".join(f"{number} ({what})" for number, what in CHANNELS.items())
+        raise InputError(f"data.num_channels={num_channels}: the images of a folder can have {known}")
     top = Path(root)
     if not top.is_dir():
         raise InputError(f"data.root={root} is not a folder")
-    held_out = [top / name for name in HELD_OUT if (top / name).is_dir()]
-    if (top / "train").is_dir() and held_out:
-        bases = (top / "train", held_out[0])
-        splits = [find_images(base) for base in bases]
-    else:
-        bases, found = (top, top), find_images(top)
-        splits = [[path for i, path in enumerate(found) if (i % EVERY == EVERY - 1) != part] for part in (True, False)]
-    for files, base, what in zip(splits, bases, ("to train on", "to hold out"), strict=True):
-        if not files:
-            raise InputError(f"data.root={root}: {base} has no images {what} (.png, .jpg, ...; {EVERY} or more)")
-    files, base = (splits[0], bases[0]) if train else (splits[1], bases[1])
-    labels = np.zeros(len(files), np.int64)
+    made = [Path(dataroot) / name for name in ("packs", "ds_imagenet", "imagenet-64x64")]
+    found = look_through(top, without_ours=True, ours=_strictly_below(top, [*made, PROJECT / "docs"]))
+    if train:
+        found.log(top)
+    look = Look(image_size, num_channels, background, white)
+    tell = log.warning if train else log.debug
+    splits = _find_splits(top, found, classes, look, tell)
+    names: tuple[str, ...] = ()
     if classes:
-        names = sorted({_class_name(path, bases[0]) for path in splits[0]})
-        if len(names) != num_classes:
-            raise InputError(f"data.num_classes={num_classes}, but {bases[0]} has {len(names)} folders of images")
-        numbers = {name: number for number, name in enumerate(names)}
-        for path in files:
-            if _class_name(path, base) not in numbers:
-                raise InputError(f"{path} is of a class that {bases[0]} does not have")
-        labels = np.array([numbers[_class_name(path, base)] for path in files])
-    return _pack(top, files, labels, train, image_size, num_channels, num_classes if classes else 1, dataroot)
+        names = _class_names(splits, num_classes, class_names, str if plain_order else natural_order, tell)
+    split = splits[0] if train else splits[1]
+    numbers = {name: number for number, name in enumerate(names)}
+    labels = np.array([numbers[_class_name(path, split.base)] if classes else 0 for path in split.files], np.int64)
+    images = _pack(top, split.files, labels, train, look, num_classes if classes else 1, dataroot)
+    if sum(map(len, names)) > LONGEST_NAMES:
+        tell("the names of the classes are too long to be recorded: label=NUMBER names one")
+        names = ()
+    return replace(images, class_names=names)
+
+
+def _strictly_below(top: Path, folders: Sequence[Path]) -> list[Path]:
+    real = top.resolve()
+    return [path for path in folders if real in path.resolve().parents]
+
+
+def _find_splits(top: Path, found: Found, classes: bool, look: Look, tell: Callable[..., None]) -> tuple[Split, Split]:
+    """Return the images to train on and those held out.
+
+    Args:
+        top: the folder.
+        found: what lies below it.
+        classes: whether the folders in a split are classes.
+        look: how they are read.
+        tell: logs what the user may not expect.
+
+    Raises:
+        InputError: if there are no images, or a folder could be a split as well as a class.
+    """
+    if not found.files:
+        left = sum(map(len, found.left_out.values()))
+        instead = f"{found.others.total()} files of other kinds, {left} left out"
+        raise InputError(f"data.root={top} has no images to train on (.png, .jpg, ...; {instead})")
+    by_folder: dict[str, list[Path]] = {}
+    for path in found.files:
+        parts = path.parts[len(top.parts) :]
+        by_folder.setdefault(parts[0] if len(parts) > 1 else "", []).append(path)
+    to_train = [name for name in by_folder if _kind(name) in TO_TRAIN_ON]
+    held_out = sorted((name for name in by_folder if _kind(name) in HELD_OUT), key=lambda n: HELD_OUT.index(_kind(n)))
+    beside = sorted(by_folder.keys() - {*to_train, *held_out})
+    if len(to_train) > 1:
+        raise InputError(f"data.root={top} has {' and '.join(to_train)}: which is to be trained on? rename the others")
+    if (to_train or held_out) and not (to_train and held_out):
+        lone = (to_train or held_out)[0]
+        others = [name for name in beside if name]
+        if classes and (others or held_out):
+            among = f"beside {', '.join(others[:3])}{', ...' * (len(others) > 3)}" if others else "and no train"
+            raise InputError(
+                f"data.root={top} has {lone} {among}: a class cannot be called like a split, rename it; if it is one, "
+                f"say data.root={top / lone}"
+            )
+        if others or held_out:
+            tell("%s is a folder of images like any other: there is no other split beside it", top / lone)
+            to_train, held_out = [], []
+    if not to_train:
+        _check_below(top, by_folder, tell)
+        return _hold_out(Split(top, found.files), classes, look, tell)
+    training = Split(top / to_train[0], by_folder[to_train[0]])
+    unused = {name: len(by_folder[name]) for name in [*held_out[1:], *beside]}
+    if unused:
+        listed = ", ".join(f"{number} in {name or top}" for name, number in unused.items())
+        tell("images that are not used, beside %s: %s", " and ".join([*to_train, *held_out[:1]]), listed)
+    if held_out:
+        part = Split(top / held_out[0], by_folder[held_out[0]])
+        if _any_readable(part.files, look):
+            return training, part
+        tell("no image of %s can be read: a share of %s is held out instead", part.base, training.base)
+    return _hold_out(training, classes, look, tell)
+
+
+def _check_below(top: Path, by_folder: dict[str, list[Path]], tell: Callable[..., None]) -> None:
+    """Say where splits lie below a folder in ``top`` and not in it, so that they are not taken as such.
+
+    Raises:
+        InputError: if all images lie in one such folder, which then was meant.
+    """
+    depth = len(top.parts) + 1
+    for name, files in by_folder.items():
+        kinds = {_kind(path.parts[depth]) for path in files if name and len(path.parts) > depth + 1}
+        if kinds & set(TO_TRAIN_ON) and kinds & set(HELD_OUT):
+            if len(by_folder) == 1:
+                raise InputError(f"data.root={top} has its splits one folder below: say data.root={top / name}")
+            tell("the splits below %s are not taken as such: they are looked for in %s itself", top / name, top)
+
+
+def _kind(name: str) -> str:
+    """Return the name of a split as in ``TO_TRAIN_ON`` and ``HELD_OUT``: "Training_Set" is training."""
+    return name.lower().removesuffix("set").rstrip("_- ")
+
+
+def _hold_out(split: Split, classes: bool, look: Look, tell: Callable[..., None]) -> tuple[Split, Split]:
+    """Hold out every tenth image: of each class, and of all those together that have fewer than ten.
+
+    A class keeps an image to train on. Where that holds nothing out, or nothing that can be read, it is the last image
+    that can be read, and a single image serves for both.
+    """
+    base, files = split.base, split.files
+    groups: dict[str, list[Path]] = {}
+    for path in files:
+        groups.setdefault(_class_name(path, base) if classes else "", []).append(path)
+    chosen: set[Path] = set()
+    count = 0  # of images in small classes
+    for group in groups.values():
+        if len(group) >= EVERY:
+            chosen.update(group[EVERY - 1 :: EVERY])
+        else:
+            first = -(count + 1) % EVERY
+            chosen.update(group[first::EVERY] if len(group) > 1 else ())
+            count += len(group)
+    if not _any_readable([path for path in files if path in chosen], look):
+        last = next((path for path in reversed(files) if path not in chosen and _is_readable(path, look)), None)
+        chosen = chosen or {files[-1]} if last is None else {last}
+    kept = [path for path in files if path not in chosen]
+    if not kept or (not _any_readable(kept, look) and _any_readable(sorted(chosen), look)):
+        kept = files
+        tell("%s has a single image that can be read: it is trained on and held out", base)
+    return Split(base, kept), Split(base, [path for path in files if path in chosen])
+
+
+def _any_readable(files: Sequence[Path], look: Look) -> bool:
+    return any(_is_readable(path, look) for path in files)
+
+
+def _is_readable(path: Path, look: Look) -> bool:
+    try:
+        with without_warnings():
+            decode(path, look)
+    except UnreadableError:
+        return False
+    return True
+
+
+def _class_names(
+    splits: tuple[Split, Split],
+    num_classes: int,
+    fixed: Sequence[str] | None,
+    order: Callable[[str], Any],
+    tell: Callable[..., None],
+) -> tuple[str, ...]:
+    """Return the names of the classes in the order of their labels.
+
+    Args:
+        splits: the images to train on, and those held out.
+        num_classes: how many there should be.
+        fixed: the names, if their order was fixed before.
+        order: key that they are sorted by, if not.
+        tell: logs what the user may not expect.
+
+    Raises:
+        InputError: if they are others, or not so many, or cannot be names.
+    """
+    training, held_out = splits
+    base = training.base
+    there = {_class_name(path, split.base): path for split in reversed(splits) for path in split.files[::-1]}
+    if fixed is not None:
+        names, given = list(fixed), set(fixed)
+        for name, path in there.items():
+            if name not in given:
+                known = ", ".join(names[:8]) + ", ..." * (len(names) > 8)
+                raise InputError(
+                    f"{path} is of class {name}, but data.class_names has {known}{did_you_mean(name, names)}"
+                )
+        absent = [name for name in names if name not in there]
+        if absent:
+            tell("%s has no images of %s", base, ", ".join(absent))
+    else:
+        names = sorted({_class_name(path, base) for path in training.files}, key=order)
+        if base == held_out.base:
+            names = sorted(there, key=order)
+        for name in sorted(there.keys() - set(names)):
+            raise InputError(f"{there[name]} is of a class that {base} does not have")
+    if len(names) != num_classes:
+        told = ", ".join(names[:8]) + ", ..." * (len(names) > 8)
+        raise InputError(f"data.num_classes={num_classes}, but {base} has {len(names)} folders of images: {told}")
+    for name in names:
+        if "${" in name or name == "???" or any("\ud800" <= c <= "\udfff" for c in name):
+            raise InputError(
+                f"{there.get(name, base)}: its class cannot be called {printable(name)}, rename the folder"
+            )
+    return tuple(names)
+
+
+def natural_order(name: str) -> tuple[list[tuple[int, int, str]], str]:
+    """Return a key that sorts names as people do: numbers in them by their value."""
+    parts = re.findall(r"[0-9]+|[^0-9]+", name)
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts], name
 
 
 def imagenet32(train: bool, image_size: int, num_channels: int, classes: bool, dataroot: str, **_: object) -> Images:
@@ -78,7 +304,7 @@ def imagenet32(train: bool, image_size: int, num_channels: int, classes: bool, d
         return packed(path, made_of, (3, 32, 32), 0, partial(read_arrays, arrays), 1000)
     if classes:
         raise InputError(f"data.classes=True, but the PNGs of {base} have no classes")
-    return _pack(base, files, np.zeros(len(files), np.int64), train, 32, 3, 1, dataroot)
+    return _pack(base, files, np.zeros(len(files), np.int64), train, Look(32), 1, dataroot)
 
 
 def imagenet64c(
@@ -105,31 +331,51 @@ def imagenet64c(
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise InputError(f"{listing} names a file outside of its folder: {name}")
     files = [base / name for name in names]
-    return _pack(base, files, labels, train, image_size, num_channels, num_classes, dataroot)
+    return _pack(base, files, labels, train, Look(image_size, num_channels), num_classes, dataroot)
 
 
 def _pack(
-    root: Path,
-    files: Sequence[Path],
-    labels: np.ndarray,
-    train: bool,
-    image_size: int,
-    num_channels: int,
-    num_classes: int,
-    dataroot: str,
+    root: Path, files: Sequence[Path], labels: np.ndarray, train: bool, look: Look, num_classes: int, dataroot: str
 ) -> Images:
-    """The pack of some files below ``root`` with their labels, (len(files),)."""
+    """Return the pack of some files below ``root`` with their labels, (len(files),)."""
+    size = look.size or 0
 
     def parts() -> Iterator[Part]:
-        for pixels, good, bad in read_images(files, image_size, num_channels, cores()):
+        seen = Seen()
+        for pixels, good, bad, met in read_images(files, look, cores()):
+            seen += met
             yield pixels, labels[good], [(str(path.relative_to(root)), reason) for path, reason in bad]
+        if train:
+            _tell(root, seen, look)
 
     try:
-        made_of = fingerprint(files, root, image_size, num_channels, hashlib.sha256(labels.tobytes()).hexdigest())
+        options = (PIXELS, size, look.num_channels, look.background, look.white)
+        made_of = fingerprint(files, root, *options, hashlib.sha256(labels.tobytes()).hexdigest())
     except OSError as error:
         raise InputError(f"{error.filename} is not there") from error
-    path = _pack_path(root, train, dataroot, image_size, num_channels, num_classes)
-    return packed(path, made_of, (num_channels, image_size, image_size), len(files), parts, num_classes)
+    own = () if look == Look(look.size, look.num_channels) else (look.background, look.white)
+    path = _pack_path(root, train, dataroot, size, look.num_channels, num_classes, *own)
+    return packed(path, made_of, (look.num_channels, size, size), len(files), parts, num_classes)
+
+
+def _tell(root: Path, seen: Seen, look: Look) -> None:
+    """Log what was met in the images that were packed to train on.
+
+    Raises:
+        InputError: if all images of 16 bits would be nearly black.
+    """
+    if seen.transparent and look.num_channels != 4:
+        log.info("%d images have transparent parts, laid on data.background=%s", seen.transparent, look.background)
+    if seen.paged:
+        log.info("%d files have more than one page or frame: the first is taken", seen.paged)
+    if seen.deep and seen.peak < DARK and look.white is None:
+        told = (
+            f"the {seen.deep} images of 16 bits in {root} are nearly black, with no value above {seen.peak} of {WHITE}"
+        )
+        if seen.deep_colour:
+            raise InputError(f"{told}: store them with 8 bits a channel, or say data.white={WHITE} if that is right")
+        full = 2 ** max(8, seen.peak.bit_length()) - 1
+        raise InputError(f"{told}: say which value is white, data.white={full}, or data.white={WHITE} if that is right")
 
 
 def _pack_path(root: Path, train: bool, dataroot: str, *options: object) -> Path:
@@ -138,7 +384,7 @@ def _pack_path(root: Path, train: bool, dataroot: str, *options: object) -> Path
 
 
 def _class_name(path: Path, base: Path) -> str:
-    parts = path.relative_to(base).parts
+    parts = path.parts[len(base.parts) :]
     if len(parts) < 2:
         raise InputError(f"{path} is in no folder of a class below {base}: use data.classes=False, or move it")
     return parts[0]

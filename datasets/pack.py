@@ -1,6 +1,7 @@
 """Packs: a data set as one file of uint8 pixels, made once from its source files and read through a memory map.
 
-A pack is a safetensors file with ``pixels`` (N, C, H, W) and ``labels`` (N,); other programs can read it too.
+A pack is a safetensors file with ``pixels`` (N, C, H, W) and ``labels`` (N,); other programs can read it too. Its
+metadata hold the SHA-256 of both and what the pack was made of.
 """
 
 import hashlib
@@ -19,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from datasets.images import Images
-from errors import InputError, writing
+from errors import InputError, printable, writing
 from locks import in_turn
 
 log = logging.getLogger(__name__)
@@ -33,10 +34,12 @@ def fingerprint(files: Iterable[Path], root: Path, *options: object) -> str:
     """What a pack was made of: the names below ``root``, sizes and times of its source files, and the options."""
     digest = hashlib.sha256(repr(options).encode())
     for path in files:
-        stat = path.stat()
-        digest.update(
-            f"{path.relative_to(root)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode(errors="surrogateescape")
-        )
+        try:
+            status = os.stat(path)
+            told = f"{status.st_size}\0{status.st_mtime_ns}"
+        except PermissionError:  # it will be listed as unreadable
+            told = ""
+        digest.update(f"{path.relative_to(root)}\0{told}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
@@ -68,8 +71,8 @@ def packed(
                 opened = _open_pack(path, made_of, shape)
     if opened is None:
         raise InputError(f"{path} was changed while it was made: run this again")
-    file, pixels, labels = opened
-    return Images(pixels, labels, num_classes, file=file, offset=HEADER)
+    file, pixels, labels, sha256 = opened
+    return Images(pixels, labels, num_classes, fingerprint=sha256, file=file, offset=HEADER)
 
 
 def _make_pack(path: Path, made_of: str, shape: Sequence[int], total: int, parts: Iterator[Part]) -> None:
@@ -81,7 +84,8 @@ def _make_pack(path: Path, made_of: str, shape: Sequence[int], total: int, parts
             count, unreadable = _write_pack(file, made_of, shape, total, parts)
             _list(unreadable, total, path.with_suffix(".unreadable.txt"))
         if not count:
-            raise InputError(f"none of the {total} images of {path.stem} can be read")
+            reason = f", such as {unreadable[0][0]}: {unreadable[0][1]}" if unreadable else ""
+            raise InputError(f"none of the {total} images of {path.stem} can be read{reason}")
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -91,11 +95,13 @@ def _write_pack(
     file: BinaryIO, made_of: str, shape: Sequence[int], total: int, parts: Iterator[Part]
 ) -> tuple[int, list[tuple[str, str]]]:
     """Write pixels, labels and last the header; returns the number of images and the (file, reason) left out."""
-    labels, unreadable = [np.empty(0, np.int64)], []
+    labels, unreadable, digest = [np.empty(0, np.int64)], [], hashlib.sha256()
     file.seek(HEADER)
     with tqdm(total=total, unit="image", disable=None) as bar:
         for part_pixels, part_labels, bad in parts:
-            file.write(np.ascontiguousarray(part_pixels).data)
+            part_pixels = np.ascontiguousarray(part_pixels)
+            file.write(part_pixels.data)
+            digest.update(part_pixels.data)
             labels.append(part_labels.astype(np.int64))
             unreadable += bad
             bar.update(len(part_labels) + len(bad))
@@ -103,8 +109,10 @@ def _write_pack(
     n = len(all_labels)
     size = n * int(np.prod(shape))
     file.write(all_labels.data)
+    digest.update(all_labels.data)
+    digest.update(repr((n, *shape)).encode())
     header = {
-        "__metadata__": {"made_of": made_of},
+        "__metadata__": {"made_of": made_of, "sha256": digest.hexdigest()},
         "pixels": {"dtype": "U8", "shape": [n, *shape], "data_offsets": [0, size]},
         "labels": {"dtype": "I64", "shape": [n], "data_offsets": [size, size + 8 * n]},
     }
@@ -120,21 +128,23 @@ def _list(unreadable: list[tuple[str, str]], total: int, path: Path) -> None:
     path.unlink(missing_ok=True)
     if not unreadable:
         return
-    path.write_text("".join(f"{name}\t{reason}\n" for name, reason in unreadable), errors="surrogateescape")
+    unreadable = [(printable(name), printable(reason)) for name, reason in unreadable]
+    path.write_text("".join(f"{name}\t{reason}\n" for name, reason in unreadable), encoding="utf-8")
     for name, reason in unreadable[:10]:
         log.warning("%s cannot be read and is left out: %s", name, reason)
     log.warning("%d of %d files left out, listed in %s", len(unreadable), total, path)
 
 
-def _open_pack(path: Path, made_of: str, shape: Sequence[int]) -> tuple[BinaryIO, Tensor, Tensor] | None:
-    """A pack, opened, with its pixels mapped and its labels; None if it is not whole, or made of something else."""
+def _open_pack(path: Path, made_of: str, shape: Sequence[int]) -> tuple[BinaryIO, Tensor, Tensor, str] | None:
+    """A pack, opened: its file, pixels (mapped), labels and their SHA-256; None if it is not whole or not of that."""
     with ExitStack() as opening:
         try:
             file = opening.enter_context(open(path, "rb"))
             header = json.loads(file.read(HEADER)[8:])
             (n, *stored), (begin, end) = header["pixels"]["shape"], header["labels"]["data_offsets"]
             whole = os.fstat(file.fileno()).st_size == HEADER + end and end - begin == 8 * n
-            if header["__metadata__"]["made_of"] != made_of or stored != list(shape) or not whole:
+            metadata = header["__metadata__"]
+            if metadata["made_of"] != made_of or not metadata["sha256"] or stored != list(shape) or not whole:
                 return None
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -143,4 +153,4 @@ def _open_pack(path: Path, made_of: str, shape: Sequence[int]) -> tuple[BinaryIO
         pixels = np.frombuffer(mapping, np.uint8, n * int(np.prod(shape)), HEADER).reshape(n, *shape)
         labels = np.frombuffer(mapping, np.int64, n, HEADER + begin).copy()
         opening.pop_all()  # the file stays open as long as it is used, also when another pack takes its name
-        return file, torch.from_numpy(pixels), torch.from_numpy(labels)
+        return file, torch.from_numpy(pixels), torch.from_numpy(labels), str(metadata["sha256"])

@@ -13,63 +13,16 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps
 
-from errors import CleanError, InputError
+from datasets.decode import Look, Seen, UnreadableError, decode, read_image, without_warnings
+from datasets.find import SUFFIXES, find_images
+from errors import CleanError
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
+__all__ = ["SUFFIXES", "UnreadableError", "cores", "find_images", "in_processes", "read_image", "read_images"]
+
 CHUNK = 256  # files that a process prepares at a time
 
 T = TypeVar("T")
-
-
-class UnreadableError(Exception):
-    """An image file that cannot be decoded; the message says why."""
-
-
-def read_image(path: Path, size: int | None, num_channels: int = 3) -> np.ndarray:
-    """An image file as uint8 (size, size, num_channels): the square in its middle, resized with antialiasing (Lanczos).
-
-    Without a ``size`` it is the whole image in its own, (H, W, num_channels). Turned as its EXIF data say, in RGB for 3
-    channels and grey for 1, whatever it is stored as; of an animation the first frame. The format is read from the
-    contents, not from the name.
-
-    Raises:
-        UnreadableError: if the file is damaged, cut short, not an image, or absurdly large.
-    """
-    try:
-        with Image.open(path) as file:
-            file.load()
-            image: Image.Image = file
-            if image.mode.startswith("I;16"):  # PIL would clip it to 255 instead of scaling
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            image = ImageOps.exif_transpose(image).convert("L" if num_channels == 1 else "RGB")
-            if size is not None:
-                side = min(image.size)
-                left, top = ((length - side) // 2 for length in image.size)
-                image = image.crop((left, top, left + side, top + side))
-                if side != size:
-                    image = image.resize((size, size), Image.Resampling.LANCZOS)
-            return np.asarray(image).reshape(image.height, image.width, num_channels)
-    except Exception as error:  # decoders raise all kinds of things on damaged files
-        raise UnreadableError(" ".join(str(error).split()) or type(error).__name__) from error
-
-
-def find_images(folder: Path) -> list[Path]:
-    """The image files in ``folder`` and below, by their suffix, sorted by their path; hidden ones are left out.
-
-    Raises:
-        InputError: naming a folder that cannot be read.
-    """
-
-    def fail(error: OSError) -> None:
-        raise InputError(f"{error.filename} cannot be read: {error.strerror}")
-
-    found = []
-    for root, folders, names in os.walk(folder, onerror=fail, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [os.path.join(root, n) for n in names if n[0] != "." and os.path.splitext(n)[1].lower() in SUFFIXES]
-    return [Path(path) for path in sorted(found)]
 
 
 def in_processes(
@@ -124,32 +77,40 @@ def _end_with_parent() -> None:
 
 
 def read_images(
-    paths: Sequence[Path], size: int, num_channels: int, workers: int
-) -> Iterator[tuple[np.ndarray, np.ndarray, list[tuple[Path, str]]]]:
+    paths: Sequence[Path], look: Look, workers: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, list[tuple[Path, str]], Seen]]:
     """Many image files, some at a time.
 
+    Args:
+        paths: of the files.
+        look: what they are made into, in one size.
+        workers: processes.
+
     Yields:
-        Pixels, uint8 (n, C, size, size); positions in ``paths`` of those that could be read, (n,); and the others, with
-        the reason.
+        Pixels, uint8 (n, C, size, size); positions in ``paths`` of those that could be read, (n,); the others, with
+        the reason; and what was met in the files.
     """
     first = 0
-    for chunk, (pixels, good, bad) in in_processes(partial(_read_chunk, size, num_channels), paths, workers):
-        yield pixels, first + good, [(chunk[k], reason) for k, reason in bad]
+    for chunk, (pixels, good, bad, seen) in in_processes(partial(_read_chunk, look), paths, workers):
+        yield pixels, first + good, [(chunk[k], reason) for k, reason in bad], seen
         first += len(chunk)
 
 
-def _read_chunk(
-    size: int, num_channels: int, paths: Iterable[Path]
-) -> tuple[np.ndarray, np.ndarray, list[tuple[int, str]]]:
-    pixels, good, bad = [], [], []
-    for k, path in enumerate(paths):
-        try:
-            pixels.append(read_image(path, size, num_channels).transpose(2, 0, 1))
-            good.append(k)
-        except UnreadableError as error:
-            bad.append((k, str(error)))
-    shape = (num_channels, size, size)
-    return np.stack(pixels) if pixels else np.empty((0, *shape), np.uint8), np.array(good, dtype=np.int64), bad
+def _read_chunk(look: Look, paths: Iterable[Path]) -> tuple[np.ndarray, np.ndarray, list[tuple[int, str]], Seen]:
+    pixels, good, bad, seen = [], [], [], Seen()
+    with without_warnings():
+        for k, path in enumerate(paths):
+            try:
+                image, met = decode(path, look)
+            except UnreadableError as error:
+                bad.append((k, str(error)))
+            else:
+                pixels.append(image.transpose(2, 0, 1))
+                good.append(k)
+                seen += met
+    size = look.size or 0
+    none = np.empty((0, look.num_channels, size, size), dtype=np.uint8)
+    return np.stack(pixels) if pixels else none, np.array(good, dtype=np.int64), bad, seen
 
 
 def cores() -> int:

@@ -8,7 +8,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from datasets import Images, load_images
+from datasets import Images, load_configured
 from datasets.batches import on_levels, spread
 from evaluation.bound import elbo, time_proposal
 from evaluation.likelihood import log_likelihood
@@ -32,17 +32,7 @@ def load_split(cfg: DictConfig, run: DictConfig, split: str) -> Images:
     Raises:
         InputError: if they are not there.
     """
-    data = run.data
-    return load_images(
-        str(data.get("dataset")),
-        train=split == "train",
-        image_size=data.image_size,
-        num_channels=data.num_channels,
-        num_classes=data.num_classes,
-        classes=data.classes,
-        dataroot=cfg.dataroot,
-        root=cfg.data.root,
-    )
+    return load_configured(run.data, split == "train", cfg.dataroot, cfg.data.root)
 
 
 class _OfData:

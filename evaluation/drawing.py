@@ -57,7 +57,7 @@ class Artist:
             compile_network(self.net)
         self.score_net = in_precision(self.net, cfg.precision)
         self.sde = ReflectedVE(self.run.sde.sigma_min, self.run.sde.sigma_max, self.run.sde.num_scales)
-        self.classes = check_labels(cfg.label, cfg.w, self.net.num_classes)
+        self.classes = check_labels(cfg.label, cfg.w, self.net.num_classes, self.run.data.get("class_names") or ())
         self.denoise = self._denoiser()
         self.num_steps = create_sampler(cfg.sampling, self.sde, self.denoise and (lambda x: x)).num_steps
 

@@ -59,6 +59,11 @@ class Evaluation:
             self.artist = Artist(cfg, first)
             self.run = self.artist.run
             data = self.run.data
+            if data.num_channels not in (1, 3):
+                raise InputError(
+                    f"{cfg.load_dir} has data.num_channels={data.num_channels}: "
+                    f"{', '.join(self.of_quality)} are of images with 1 or 3"
+                )
             self.statistics = self._read_statistics(str(data.dataset))
             compared = self.of_quality.keys() != {"inception_score"} and self.statistics is None
             self.real: Images | None = load_split(cfg, self.run, "train") if compared else None

@@ -46,9 +46,9 @@ def save_grid(pixels: np.ndarray, path: Path, columns: int | None = None) -> Non
 
 
 def save_each(pixels: np.ndarray, folder: Path, first: int) -> None:
-    """Write every image as ``folder``/NUMBER.png, counted from ``first``, in its own size."""
+    """Write every image as ``folder``/NUMBER.png, counted from ``first``, in its own size; 4 channels with alpha."""
     folder.mkdir(exist_ok=True)
-    for number, image in enumerate(_as_rgb(pixels), start=first):
+    for number, image in enumerate(pixels if pixels.shape[-1] == 4 else _as_rgb(pixels), start=first):
         Image.fromarray(image).save(folder / f"{number:06d}.png")
 
 
@@ -62,8 +62,11 @@ def save_trajectory(moments: np.ndarray, path: Path) -> None:
 
 
 def _as_rgb(pixels: np.ndarray) -> np.ndarray:
-    """Three channels as they are; of any other number the mean, in grey."""
+    """Three channels as they are; four are RGB and alpha, laid on white; of any other number the mean, in grey."""
     if pixels.shape[-1] == 3:
         return pixels
+    if pixels.shape[-1] == 4:
+        alpha = pixels[..., 3:] / 255.0
+        return np.rint(pixels[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
     grey = np.rint(pixels.mean(-1, keepdims=True)).astype(np.uint8)
     return grey.repeat(3, -1)

@@ -1,25 +1,30 @@
 """Which classes to draw."""
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from checks import did_you_mean
 from errors import InputError
 from sampling.guidance import NULL_LABEL
 from seeds import Stream, derived_seed
 
-Label = int | Sequence[int] | None
+Label = int | str | Sequence[int | str] | None
+
+log = logging.getLogger(__name__)
 
 
-def check_labels(label: Label, w: float, num_classes: int) -> list[int]:
+def check_labels(label: Label, w: float, num_classes: int, names: Sequence[str] = ()) -> list[int]:
     """The classes that ``label`` names, a class or a list of them; none for None, which means random classes.
 
     Args:
-        label: 0 .. num_classes - 1, -1 for the null label, a list of these, or None.
+        label: 0 .. num_classes - 1, -1 for the null label, the name of a class, a list of these, or None.
         w: guidance weight, which needs classes.
         num_classes: of the network; 0 if it has none.
+        names: of the classes, if they are known.
 
     Raises:
         InputError: if the network has no such class, or none at all.
@@ -31,13 +36,27 @@ def check_labels(label: Label, w: float, num_classes: int) -> list[int]:
             raise InputError(f"w={w}: this network has no classes to guide by, leave w out")
     if label is None:
         return []
-    labels = list(label) if isinstance(label, Sequence) and not isinstance(label, str) else [label]
-    for value in labels:
-        if type(value) is not int or not NULL_LABEL <= value < num_classes:
-            raise InputError(f"label={value}: the classes of this network are 0 to {num_classes - 1}, -1 for none")
-    if not labels:
+    names = names if len(names) == num_classes else ()
+    given = list(label) if isinstance(label, Sequence) and not isinstance(label, str) else [label]
+    if not given:
         raise InputError("label=[]: name at least one class")
-    return labels
+    return [_number(value, num_classes, names) for value in given]
+
+
+def _number(value: object, num_classes: int, names: Sequence[str]) -> int:
+    """The number of one class."""
+    if isinstance(value, str) and value in names:
+        return list(names).index(value)
+    if type(value) is not int or not NULL_LABEL <= value < num_classes:
+        known = f", called {', '.join(names[:20])}{', ...' * (len(names) > 20)}" if names else ""
+        raise InputError(
+            f"label={value}: the classes of this network are 0 to {num_classes - 1}, -1 for none{known}"
+            f"{did_you_mean(value, names)}"
+        )
+    if value >= 0 and names and names[value] != str(value) and str(value) in names:
+        numbers = (value, value, names[value], value)
+        log.warning("label=%d: class number %d is called %s; label='\"%d\"' is the one called so", *numbers)
+    return value
 
 
 def labels_of(images: range, classes: Sequence[int], num_classes: int, seed: int) -> Tensor | None:

@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
-from datasets import Batches, Images, load_images
+from datasets import Batches, Images, load_configured
+from errors import printable
 from sampling.images import save_grid, to_uint8
 from training.processes import World
 
@@ -22,17 +23,7 @@ def load_split(cfg: DictConfig, train: bool, world: World) -> Images:
     """
 
     def load() -> Images:
-        data = cfg.data
-        return load_images(
-            data.dataset,
-            train,
-            image_size=data.image_size,
-            num_channels=data.num_channels,
-            num_classes=data.num_classes,
-            classes=data.classes,
-            dataroot=cfg.dataroot,
-            root=data.get("root"),
-        )
+        return load_configured(cfg.data, train, cfg.dataroot, cfg.data.get("root"))
 
     loaded = []
     world.on_first(lambda: loaded.append(load()))
@@ -53,6 +44,8 @@ def show_data(images: Images, held_out: Images, batches: Batches, folder: Path) 
         "%d images to train on, %d held out, each %s (channels x height x width)", len(images), len(held_out), shape
     )
     classes = f"{len(counts)} classes, of {counts.min()} to {counts.max()} images"
+    for number, name in enumerate(images.class_names):
+        log.info("class %d: %s, %d images to train on", number, printable(name), counts[number])
     log.info("%s; %d levels", classes if len(counts) > 1 else "no classes", images.levels)
     x0, labels = batches(0)
     order = torch.argsort(labels[:SHOWN], stable=True)

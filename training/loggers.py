@@ -56,7 +56,9 @@ class TensorBoard:
 
     def image(self, step: int, name: str, path: Path) -> None:
         """As in ``Logger``."""
-        self._writer.add_image(name, np.asarray(Image.open(path).convert("RGB")), step, dataformats="HWC")
+        self._writer.add_image(
+            name, np.asarray(Image.open(path, formats=["PNG"]).convert("RGB")), step, dataformats="HWC"
+        )
 
     def close(self) -> None:
         """As in ``Logger``."""

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from datasets import Batches
@@ -24,7 +24,7 @@ from training.loggers import check_logger
 from training.logs import Metrics, NoMetrics
 from training.optimizer import create_optimizer, learning_rate
 from training.processes import World
-from training.run_dir import check_same_run, open_run, write_config
+from training.run_dir import check_same_run, keep_class_names, open_run, write_config
 from training.signals import StopSignals
 from training.snapshots import draw_samples
 from training.step import Objective, update
@@ -55,6 +55,7 @@ def train(cfg: DictConfig, run_dir: Path, world: World, stop: StopSignals | None
     sde = ReflectedVE(cfg.sde.sigma_min, cfg.sde.sigma_max, cfg.sde.num_scales)
     create_sampler(cfg.sampling, sde)  # so that a bad option shows now and not at the first snapshot
     check_logger(cfg.logger.name)
+    keep_class_names(run_dir, cfg)
     check_same_run(run_dir, cfg)
     state = create_state(cfg, world.device) if cfg.training.n_iters else None  # else it only looks at the data
     images, images_held_out = (load_split(cfg, part, world) for part in (True, False))
@@ -83,6 +84,9 @@ def train(cfg: DictConfig, run_dir: Path, world: World, stop: StopSignals | None
         if state.step >= cfg.training.n_iters:
             log.info("training.n_iters=%d is reached", cfg.training.n_iters)
         else:
+            if images.class_names:
+                with open_dict(cfg):
+                    cfg.data.class_names = list(images.class_names)
             world.on_first(lambda: write_config(run_dir, cfg))
         signum = run_steps(cfg, run_dir, world, stop or StopSignals(), sde, state, checkpoints, batches, held_out)
         if signum:

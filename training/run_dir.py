@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from errors import InputError, writing
 from locks import exclusive
@@ -54,6 +54,18 @@ def open_run(run_dir: Path, cfg: DictConfig) -> Iterator[None]:
         yield
 
 
+def keep_class_names(run_dir: Path, cfg: DictConfig) -> None:
+    """Number the classes of ``cfg`` as the run in ``run_dir`` does, if there is one and ``cfg`` leaves that open."""
+    if not (run_dir / ".hydra" / "config.yaml").exists() or cfg.data.get("class_names", ()) is not None:
+        return
+    old = load_config(run_dir)
+    with open_dict(cfg):
+        if "class_names" in old.data:
+            cfg.data.class_names = old.data.class_names
+        else:  # which then are in the plain order of their names
+            del cfg.data["class_names"]
+
+
 def check_same_run(run_dir: Path, cfg: DictConfig) -> None:
     """Raise InputError, naming the key, if ``run_dir`` holds another run than ``cfg`` describes."""
     if not (run_dir / ".hydra" / "config.yaml").exists():
@@ -64,6 +76,8 @@ def check_same_run(run_dir: Path, cfg: DictConfig) -> None:
         for key, (was, wanted) in _differences(before, now, group).items():
             if key == "data.root":
                 continue  # the same images may have moved
+            if key == "data.background" and was is None and wanted == "white":
+                continue  # the run is from before this option
             raise InputError(f"{key}={wanted}, but the run in {run_dir} has {was}: start another, or drop the override")
 
 

@@ -1,0 +1,279 @@
+"""Turn an image file, whatever it is stored as, into pixels of 8 bits. Nothing in a file is run."""
+
+import functools
+import os
+import stat
+import warnings
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image, ImageCms, ImageColor, ImageFile, TiffImagePlugin, UnidentifiedImageError
+
+from datasets.find import FORMATS, UNMARKED_FORMATS
+
+WHITE = 65535  # of 16 bits, unless the file or `data.white` says otherwise
+PHOTOMETRIC, SAMPLE_FORMAT = 262, 339  # tags of TIFF
+PAGED = ("TIFF", "GIF", "PNG", "WEBP", "AVIF", "MPO")  # formats that can hold pages or frames
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class UnreadableError(Exception):
+    """An image file that cannot be decoded; the message says why."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What image files are made into.
+
+    Attributes:
+        size: height and width; None: each in its own.
+        num_channels: 1: grey; 3: RGB; 4: RGB and alpha.
+        background: colour that transparent parts are laid on, unless alpha is kept.
+        white: value of 16-bit, 32-bit and floating-point images that is white; None: what their format says.
+    """
+
+    size: int | None
+    num_channels: int = 3
+    background: str = "white"
+    white: float | None = None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was met in some files.
+
+    Attributes:
+        transparent: number of images with parts that are not opaque.
+        paged: number of files with more pages or frames than the one that is taken.
+        deep: number of images with 16 bits a channel whose format does not say which value is white.
+        peak: largest value of those.
+        deep_colour: number of those with colours, which Pillow reads by their upper 8 bits.
+    """
+
+    transparent: int = 0
+    paged: int = 0
+    deep: int = 0
+    peak: int = 0
+    deep_colour: int = 0
+
+    def __add__(self, other: "Seen") -> "Seen":
+        """Return what was met in both."""
+        return Seen(
+            self.transparent + other.transparent,
+            self.paged + other.paged,
+            self.deep + other.deep,
+            max(self.peak, other.peak),
+            self.deep_colour + other.deep_colour,
+        )
+
+
+def without_warnings() -> warnings.catch_warnings:
+    """Return a context without the warnings of decoders, which are about files that they do read."""
+    return warnings.catch_warnings(action="ignore")
+
+
+def read_image(path: Path, size: int | None, num_channels: int = 3) -> np.ndarray:
+    """Read an image file as uint8 (size, size, num_channels), with a white background; see ``decode``.
+
+    Raises:
+        UnreadableError: if the file is damaged, cut short, not an image, or absurdly large.
+    """
+    with without_warnings():
+        return decode(path, Look(size, num_channels))[0]
+
+
+def decode(path: Path, look: Look) -> tuple[np.ndarray, Seen]:
+    """Read an image file as the square in its middle, resized with antialiasing (Lanczos), and say what was met in it.
+
+    Without ``look.size`` it is the whole image in its own size, (H, W, num_channels). Turned as its EXIF data say, in
+    the colours of ``look`` whatever it is stored as; of several pages or frames the first. The format is read from the
+    contents, not from the name.
+
+    Raises:
+        UnreadableError: if the file is damaged, cut short, not an image, absurdly large, or of values whose white is
+            not known.
+    """
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise UnreadableError("not a regular file")
+        return _decode(path, look)
+    except UnreadableError:
+        raise
+    except UnidentifiedImageError as error:  # whose message names the file
+        raise UnreadableError("cannot identify image file") from error
+    except Exception as error:  # decoders raise all kinds of things on damaged files
+        raise UnreadableError(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def _decode(path: Path, look: Look) -> tuple[np.ndarray, Seen]:
+    """Do the work of ``decode``; decoders raise what they like."""
+    mode = "L" if look.num_channels == 1 else "RGB"
+    # From an open file: one that Pillow opened itself it would map into memory, and shear a TIFF that is to be turned.
+    with open(path, "rb") as opened, Image.open(opened, formats=_formats(path.suffix.lower())) as file:
+        rawmodes, stated = _stored_as(file)
+        file.load()
+        orientation = _orientation(file)
+        image, alpha = _split_alpha(file, path, rawmodes)
+        peak = None
+        tags = file.tag_v2 if isinstance(file, TiffImagePlugin.TiffImageFile) else {}
+        if image.mode == "L" and tags.get(SAMPLE_FORMAT) in (2, (2,)):
+            raise UnreadableError("its values are signed integers of 8 bits")
+        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+            image, peak = _scaled(image, file, rawmodes, stated, look.white)
+        elif image.mode in ("L", "LA", "RGB", "RGBA") and any(";16" in rawmode for rawmode in rawmodes):
+            peak = _upper_bits(image, look.white)
+        if image.mode == "LAB":
+            image = _lab_to_srgb().apply(image)
+        deep_colour = peak is not None and image.mode != "L"
+        if image.mode != mode or file.format not in ("JPEG", "PNG"):  # of others a copy: looking for frames moves them
+            image = image.convert(mode)
+        paged = file.format in PAGED and _has_more(file)
+    transparent = alpha is not None and alpha.getextrema()[0] != 255
+    if look.num_channels == 4:
+        image.putalpha(255 if alpha is None else alpha)
+    elif alpha is not None and transparent:
+        background = Image.new(mode, image.size, ImageColor.getcolor(look.background, mode))
+        image = Image.composite(image, background, alpha)
+    if orientation in TURNS:
+        image = image.transpose(TURNS[orientation])
+    if look.size is not None:
+        image = _square(image, look.size)
+    pixels = np.asarray(image).reshape(image.height, image.width, look.num_channels)
+    return pixels, Seen(transparent, paged, peak is not None, peak or 0, deep_colour)
+
+
+@functools.cache
+def _formats(suffix: str) -> tuple[str, ...]:
+    """Return the decoders that may try a file with this suffix, as far as this Pillow was built with them."""
+    Image.init()
+    by_name = [name for name, suffixes in UNMARKED_FORMATS.items() if suffix in suffixes]
+    return tuple(name for name in (*FORMATS, *by_name) if name in Image.OPEN)
+
+
+def _stored_as(file: ImageFile.ImageFile) -> tuple[list[str], bool]:
+    """Return how Pillow unpacks an image that is not loaded yet, and whether it says how many of its bits are used.
+
+    A PGM may name a largest value below that of its bits, and a TIFF may have 12 bits; where 16 bits hold fewer, no
+    other format says so.
+    """
+    parts = [tile[3] if isinstance(tile[3], tuple) else (tile[3],) for tile in file.tile]
+    rawmodes = [part for arguments in parts for part in arguments if isinstance(part, str)]
+    maxval = next((part for arguments in parts for part in arguments[1:2] if file.format == "PPM"), 65535)
+    return rawmodes, maxval not in (0, 65535) or "I;12" in rawmodes
+
+
+def _orientation(file: ImageFile.ImageFile) -> int | None:
+    """Return the EXIF orientation, or None if there is none or the EXIF block is broken."""
+    with suppress(Exception):
+        return file.getexif().get(ExifTags.Base.Orientation)
+    return None
+
+
+def _split_alpha(file: ImageFile.ImageFile, path: Path, rawmodes: list[str]) -> tuple[Image.Image, Image.Image | None]:
+    """Return an image without its alpha, and its alpha, 255 where opaque, if it has any."""
+    if file.mode in ("P", "PA", "RGBa", "RGBA", "La", "LA") and file.has_transparency_data:
+        image = file.convert("LA" if file.mode in ("La", "LA") else "RGBA")
+        alpha = None if file.format == "TGA" and _alpha_is_unused(path) else image.getchannel("A")
+        return image.convert(image.mode[:-1]), alpha
+    transparent = file.info.pop("transparency", None)  # one grey level or colour of a file without alpha
+    if transparent is None:
+        return file, None
+    levels = transparent if isinstance(transparent, tuple) else (transparent,)
+    if file.mode == "RGB" and "RGB;16B" in rawmodes:
+        levels = tuple(level >> 8 for level in levels)
+    scale = {"L;2": 85, "L;4": 17}.get(rawmodes[0] if rawmodes else "", 1)  # Pillow scales the pixels, but not this
+    values = np.asarray(file.convert("L") if file.mode == "1" else file)
+    match = (values.reshape(file.height, file.width, -1) == np.array(levels) * scale).all(-1)
+    return file, Image.fromarray(np.where(match, 0, 255).astype(np.uint8))
+
+
+def _alpha_is_unused(path: Path) -> bool:
+    """Whether a TGA says that the fourth byte of its pixels is no alpha, which Pillow does not heed."""
+    with open(path, "rb") as file:
+        return not file.read(18)[17] & 0x0F
+
+
+def _scaled(
+    image: Image.Image, file: ImageFile.ImageFile, rawmodes: list[str], stated: bool, white: float | None
+) -> tuple[Image.Image, int | None]:
+    """Return an image of 16 or 32 bits or floating point in grey of 8 bits, and its largest value if that matters.
+
+    Args:
+        image: of mode I;16 (in any order of bytes), I or F.
+        file: where it comes from.
+        rawmodes: how Pillow unpacked it.
+        stated: its format says which of its 16 bits are used.
+        white: the value that is white; None: 65535 of 16 bits (4095 of 12), 1 of floating point that lies in [0, 1].
+
+    Raises:
+        UnreadableError: if it is not known which value is white, or a value is above that, or below 0.
+    """
+    values = np.asarray(image)
+    if "I;32N" in rawmodes:  # unsigned
+        values = values.view(np.uint32)
+    low, high = values.min(), values.max()
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise UnreadableError("it has values that are not finite")
+    sixteen = image.mode.startswith("I;16") or (file.format == "PPM" and image.mode == "I")
+    if file.format == "PPM" and stated:
+        white = WHITE  # to which Pillow scaled it
+    elif white is None and sixteen:
+        white = 4095 if "I;12" in rawmodes else WHITE
+    elif white is None and image.mode == "F" and low >= 0 and high <= 1:
+        white = 1.0
+    kind = "of floating point" if image.mode == "F" else "of 16 bits" if sixteen else "of signed or 32-bit integers"
+    if white is None:
+        raise UnreadableError(f"its values {kind} are {low:g} to {high:g}: data.white=VALUE says which value is white")
+    if low < 0 or high > white:
+        raise UnreadableError(f"its values {kind} are {low:g} to {high:g}, not in 0 to {white:g} (data.white)")
+    if isinstance(file, TiffImagePlugin.TiffImageFile) and file.tag_v2.get(PHOTOMETRIC) == 0:  # 0 is white
+        values = (int(white) - values.astype(np.int64)) if white == WHITE and image.mode != "F" else white - values
+    if white == WHITE and values.dtype.kind in "iu":
+        levels = values >> 8  # as Pillow does with colours of 16 bits
+    else:
+        levels = np.rint(values.astype(np.float64) * (255 / white))
+    return Image.fromarray(levels.astype(np.uint8)), int(high) if sixteen and not stated else None
+
+
+def _upper_bits(image: Image.Image, white: float | None) -> int:
+    """Return an upper bound of the values of an image of 16 bits a channel that Pillow read by their upper 8.
+
+    Raises:
+        UnreadableError: if they were to be scaled by another ``white`` than that of 16 bits.
+    """
+    if white not in (None, WHITE):
+        raise UnreadableError(f"colours of 16 bits are read by their upper 8: data.white={white:g} cannot be heeded")
+    ranges = image.getextrema()
+    highest = max(high for _, high in ranges) if isinstance(ranges[0], tuple) else ranges[1]
+    return int(highest) << 8 | 0xFF
+
+
+@functools.cache
+def _lab_to_srgb() -> ImageCms.ImageCmsTransform:
+    return ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
+
+
+def _has_more(file: ImageFile.ImageFile) -> bool:
+    """Whether a file has more pages or frames than the first."""
+    with suppress(Exception):  # of a file that is damaged further on
+        return bool(getattr(file, "is_animated", False))
+    return False
+
+
+def _square(image: Image.Image, size: int) -> Image.Image:
+    """Return the square in the middle of an image, resized with antialiasing."""
+    side = min(image.size)
+    if image.width != image.height:
+        left, top = ((length - side) // 2 for length in image.size)
+        image = image.crop((left, top, left + side, top + side))
+    return image if side == size else image.resize((size, size), Image.Resampling.LANCZOS)

@@ -1,0 +1,282 @@
+"""Find the image files below a folder: each once, in a fixed order, whatever else lies there."""
+
+import glob
+import logging
+import os
+import re
+import stat
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from errors import InputError, printable
+
+log = logging.getLogger(__name__)
+
+# The decoders of Pillow that are used, and the suffixes of their files. Its others are left out: EPS runs Ghostscript,
+# IPTC opens what it holds by any decoder, WMF, EMF, BUFR, GRIB and HDF5 wait for a program, MPEG decodes nothing, FITS
+# does not say which value is white, IM is to be removed, and IMT, MCIDAS, SPIDER and XVTHUMB have no suffix.
+FORMATS: dict[str, tuple[str, ...]] = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "PNG": (".png", ".apng"),
+    "GIF": (".gif",),
+    "WEBP": (".webp",),
+    "TIFF": (".tif", ".tiff"),
+    "BMP": (".bmp",),
+    "AVIF": (".avif", ".avifs"),
+    "JPEG2000": (".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
+    "QOI": (".qoi",),
+    "DDS": (".dds",),
+    "ICO": (".ico",),
+    "CUR": (".cur",),
+    "ICNS": (".icns",),
+    "PSD": (".psd",),
+    "SGI": (".sgi", ".bw", ".rgb", ".rgba"),
+    "SUN": (".ras",),
+    "XBM": (".xbm",),
+    "XPM": (".xpm",),
+    "MSP": (".msp",),
+    "BLP": (".blp",),
+    "FTEX": (".ftc", ".ftu"),
+    "PIXAR": (".pxr",),
+}
+# The same, of formats without a mark that tells them from any other file: tried only if the name says so.
+UNMARKED_FORMATS: dict[str, tuple[str, ...]] = {
+    "TGA": (".tga", ".icb", ".vda", ".vst"),
+    "PCX": (".pcx",),
+    "DCX": (".dcx",),
+    "DIB": (".dib",),
+    "FLI": (".fli", ".flc"),
+    "GBR": (".gbr",),
+    "PCD": (".pcd",),
+}
+SUFFIXES = frozenset(s for formats in (FORMATS, UNMARKED_FORMATS) for suffixes in formats.values() for s in suffixes)
+
+DANGLING = "links that lead nowhere"
+AGAIN = "links to what is there already or to a folder above"
+SPECIAL = "pipes, sockets or devices"
+UNREADABLE = "folders that cannot be read"
+HIDDEN = "hidden images"
+OURS = "folders or files that this project wrote"
+
+
+@dataclass
+class Found:
+    """What lies below a folder.
+
+    Attributes:
+        files: paths of the image files, by their suffix, sorted.
+        left_out: what else could have been images, {what: paths}.
+        others: number of files of other kinds, {suffix: number}.
+    """
+
+    files: list[Path] = field(default_factory=list)
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+    others: Counter[str] = field(default_factory=Counter)
+
+    def leave_out(self, what: str, path: str) -> None:
+        """Record a ``path`` that is left out, and ``what`` it is one of."""
+        self.left_out.setdefault(what, []).append(path)
+
+    def log(self, folder: Path) -> None:
+        """Say what was left out of ``folder``, if anything was."""
+        parts = []
+        for what, paths in self.left_out.items():
+            names = [printable(os.path.relpath(path, folder)) for path in sorted(paths)[:3]]
+            parts.append(f"{len(paths)} {what} ({', '.join(names)}{', ...' * (len(paths) > 3)})")
+        if parts:
+            log.warning("left out of %s: %s", folder, "; ".join(parts))
+        if self.others:
+            common = self.others.most_common(8)
+            kinds = [f"{number} {printable(suffix) or 'without a suffix'}" for suffix, number in common]
+            more = ", ..." * (len(self.others) > 8)
+            log.info("%d files of other kinds not looked at: %s%s", self.others.total(), ", ".join(kinds), more)
+
+
+def find_images(folder: Path) -> list[Path]:
+    """Return the image files in ``folder`` and below, sorted by their path; see ``look_through``.
+
+    Raises:
+        InputError: if the folder cannot be read.
+    """
+    found = look_through(folder)
+    found.log(folder)
+    return found.files
+
+
+def look_through(folder: Path, without_ours: bool = False, ours: Iterable[Path] = ()) -> Found:
+    """Look for image files, by their suffix, in ``folder`` and below.
+
+    Links are followed. What is reached twice counts once, under its real path if that lies below ``folder``; a link to
+    a folder above is not followed, nor one that leads nowhere. Only regular files count; names that begin with a dot
+    do not, and a folder that cannot be read is left out.
+
+    Args:
+        folder: where to look.
+        without_ours: leave out what the scripts of this project wrote: runs, drawn images, evaluations.
+        ours: further folders to leave out as such.
+
+    Raises:
+        InputError: if ``folder`` itself cannot be read.
+    """
+    return _Search(folder, without_ours, ours).found
+
+
+class _Search:
+    """Real folders and files first, then what links lead to, so that a link never takes the place of what it names."""
+
+    def __init__(self, folder: Path, without_ours: bool, ours: Iterable[Path]) -> None:
+        self.found = Found()
+        self.without_ours = without_ours
+        self.left = {os.path.realpath(path) for path in ours}  # real paths of folders that are left out as ours
+        self.above: set[str] = set()  # real paths of the folders above those where a search began
+        self.folders: set[tuple[int, int]] = set()
+        self.paths: list[str] = []
+        self.links: list[str] = []
+        self.file_links: list[str] = []
+        try:
+            os.listdir(folder)
+        except OSError as error:
+            raise InputError(f"{folder} cannot be read: {error.strerror}") from error
+        self._walk(str(folder), at_top=True)
+        while self.links:
+            links, self.links = sorted((os.path.realpath(link), link) for link in self.links), []
+            for target, link in links:  # a folder above comes before those below
+                self._follow(link, target)
+        self._take_file_links()
+        self.found.files = [Path(path) for path in sorted(self.paths)]
+
+    def _take_file_links(self) -> None:
+        """Add the images that links lead to, as far as they are not there yet."""
+        targets: set[str] = set()
+        for link in sorted(self.file_links):
+            target = os.path.realpath(link)
+            folder, name = os.path.split(target)
+            status = os.stat(folder)
+            searched = (status.st_dev, status.st_ino) in self.folders
+            if self._is_ours(target):
+                self.found.leave_out(OURS, link)
+            elif target in targets or (searched and _is_image(name) and not name.startswith(".")):
+                self.found.leave_out(AGAIN, link)
+            else:
+                targets.add(target)
+                self.paths.append(link)
+
+    def _follow(self, link: str, target: str) -> None:
+        """Search the folder ``target`` of a link, unless that was done or would include where a search began."""
+        if self._is_ours(target):
+            self.found.leave_out(OURS, link)
+        elif target in self.above or not self._walk(link):
+            self.found.leave_out(AGAIN, link)
+
+    def _is_ours(self, target: str) -> bool:
+        """Whether a real path is or lies below what is left out as ours."""
+        return not self.left.isdisjoint((target, *map(str, Path(target).parents)))
+
+    def _walk(self, start: str, at_top: bool = False) -> bool:
+        """Search ``start`` and the real folders below; returns whether it had not been searched before.
+
+        Where it begins ``at_top``, what a script of ours wrote into that folder is told from what else is there.
+        """
+        new, pending = False, [start]
+        real_start = os.path.realpath(start)
+        self.above.update(map(str, Path(real_start).parents))
+        while pending:
+            folder = pending.pop()
+            try:
+                status = os.stat(folder)
+                if (status.st_dev, status.st_ino) in self.folders:  # by a link, or mounted twice
+                    if folder != start:
+                        self.found.leave_out(AGAIN, folder)
+                    continue
+                self.folders.add((status.st_dev, status.st_ino))
+                with os.scandir(folder) as listing:
+                    entries = list(listing)
+            except OSError:
+                self.found.leave_out(UNREADABLE, folder)
+                new = True
+                continue
+            new = True
+            real = real_start + folder[len(start) :]
+            names = {entry.name for entry in entries} if self.without_ours else set()
+            ours: set[str] = set()
+            if real in self.left or _wrote_this(folder, names):
+                if not (at_top and folder == start):
+                    self.left.add(real)
+                    self.found.leave_out(OURS, folder)
+                    continue
+                ours = _written_here(folder, names)
+            for entry in entries:
+                if entry.name in ours:
+                    self.found.leave_out(OURS, entry.path)
+                    self.left.add(os.path.join(real, entry.name))
+                else:
+                    self._take(entry, pending)
+        return new
+
+    def _take(self, entry: os.DirEntry[str], pending: list[str]) -> None:
+        """Sort an ``entry`` of a folder into what it is."""
+        is_image = _is_image(entry.name)
+        try:
+            if entry.name.startswith("."):
+                if is_image and entry.is_file():
+                    self.found.leave_out(HIDDEN, entry.path)
+                return
+            link = entry.is_symlink()
+            if entry.is_dir(follow_symlinks=False):
+                pending.append(entry.path)
+                return
+            # of a regular file known from the listing, without asking for each
+            mode = stat.S_IFREG if not link and entry.is_file() else os.stat(entry.path).st_mode
+        except OSError:
+            self.found.leave_out(DANGLING, entry.path)
+            return
+        if stat.S_ISDIR(mode):
+            self.links.append(entry.path)
+        elif not stat.S_ISREG(mode):
+            self.found.leave_out(SPECIAL, entry.path)
+        elif not is_image:
+            self.found.others[os.path.splitext(entry.name)[1].lower()] += 1
+        elif link:
+            self.file_links.append(entry.path)
+        else:
+            self.paths.append(entry.path)
+
+
+def _is_image(name: str) -> bool:
+    """Whether a file of this name is taken for an image."""
+    return os.path.splitext(name)[1].lower() in SUFFIXES
+
+
+def _wrote_this(folder: str, names: set[str]) -> bool:
+    """Whether run_train.py, run_vis.py or run_eval.py wrote the ``folder`` with these names in it."""
+    if ".hydra" in names and names & {"checkpoints", "checkpoints-meta", "metrics.jsonl", "samples", "logs"}:
+        return os.path.isfile(os.path.join(folder, ".hydra", "config.yaml"))
+    if {"data.png", "logs"} <= names:  # training.n_iters=0
+        return os.path.isfile(os.path.join(folder, "logs"))
+    return any(_names_a_run(os.path.join(folder, name)) for name in ("vis.yaml", "eval.yaml") if name in names)
+
+
+def _written_here(folder: str, names: set[str]) -> set[str]:
+    """Return which of the ``names`` in a ``folder`` that is also a directory of ours are pictures, or hold some."""
+    ours = names & {"checkpoints", "checkpoints-meta", "tensorboard", "wandb", "data.png", "loss.png"}
+    if "samples" in names and glob.glob(os.path.join(glob.escape(folder), "samples", "iter_*")):
+        ours.add("samples")
+    if "eval.yaml" in names and _names_a_run(os.path.join(folder, "eval.yaml")):
+        ours |= names & {"images"}
+    if "vis.yaml" in names and _names_a_run(os.path.join(folder, "vis.yaml")):
+        ours |= {name for name in names if re.fullmatch(r"(samples_\d+|trajectory)\.\w+|single", name)}
+    return ours
+
+
+def _names_a_run(path: str) -> bool:
+    """Whether ``path`` is the configuration of run_vis.py or run_eval.py, and no file of a user's by that name."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return False
+        with open(path, "rb") as file:
+            return re.search(rb"^load_dir:", file.read(2**16), re.MULTILINE) is not None
+    except OSError:
+        return False
