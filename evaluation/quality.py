@@ -135,9 +135,13 @@ def read_samples(path: Path, size: int, num_channels: int) -> np.ndarray:
         raise InputError(f"metrics.samples={path} does not exist")
     if path.is_dir():
         found = sorted([*path.glob("*.npz"), *path.glob("*.npy")])
-        files = [file for file in found if file.is_file()]
+        once: dict[Path, Path] = {}
+        for file in found:
+            if file.is_file():
+                once.setdefault(file.resolve(), file)
+        files = list(once.values())
         if len(files) < len(found):
-            log.warning("%d of the arrays in %s left out: they are not files", len(found) - len(files), path)
+            log.warning("%d of the arrays in %s left out: no files, or links to others", len(found) - len(files), path)
     else:
         files = [path]
     parts = [_read_images(file, size, num_channels) for file in files]

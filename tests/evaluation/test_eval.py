@@ -325,8 +325,26 @@ def test_images_that_other_programs_drew(tmp_path, caplog):
     os.mkfifo(tmp_path / "d.npz")
     (tmp_path / "e.npy").symlink_to(tmp_path / "nowhere")
     (tmp_path / "f.npy").symlink_to("/dev/zero")
+    (tmp_path / "g.npz").symlink_to("b.npz")
     assert np.array_equal(quality.read_samples(tmp_path, 8, 1), pixels)
-    assert f"3 of the arrays in {tmp_path} left out" in caplog.text
+    assert f"4 of the arrays in {tmp_path} left out" in caplog.text
+
+
+def test_a_folder_of_images_with_links_that_loop_pipes_and_devices(tmp_path, caplog):
+    pixels = to_pixels(digits(False).pixels, 17)[:9]
+    folder = tmp_path / "drawn"
+    (folder / "more").mkdir(parents=True)
+    for i, image in enumerate(pixels):
+        Image.fromarray(image[..., 0]).save(folder / "more" / f"{i}.png")
+    (folder / "more/up").symlink_to(folder)
+    (folder / "more/around").symlink_to(folder / "more")
+    (folder / "again").symlink_to("more")
+    (folder / "gone.png").symlink_to(folder / "nowhere.png")
+    (folder / "zero.png").symlink_to("/dev/zero")
+    os.mkfifo(folder / "pipe.png")
+    assert np.array_equal(quality.read_samples(folder, 8, 1), pixels)
+    for told in ("1 links that lead nowhere", "2 pipes, sockets or devices", "3 links to what is there already"):
+        assert told in caplog.text
 
 
 def test_statistics_of_other_programs(run_dir, tmp_path):

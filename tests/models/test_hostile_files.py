@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from errors import InputError
-from models.files import parse_config, read_checkpoint, read_safetensors
+from models.files import _check_plain, parse_config, read_checkpoint, read_safetensors
 from models.pickle_size import LARGEST_PICKLE
 from tests.conftest import ROOT
 from tests.models.test_models import GOLDEN
@@ -192,15 +192,18 @@ CONFIG = (ROOT / "tests/golden/ddpmpp_small.yaml").read_text()
 LONG = 250_000
 YAML = {
     "a flow": "a: [" + "1," * (LONG // 2) + "1]",
-    "a flow of flows": "a: [" + "[]," * (LONG // 3) + "1]",
-    "a flow of pairs": "a: [" + "b: 1," * (LONG // 5) + "1]",
-    "empty keys": "a: [" + "? ," * (LONG // 3) + "1]",
-    "a mapping": "a: {" + ",".join(f"k{i}: 1" for i in range(LONG // 10)) + "}",
+    "a flow in lines": "a: [" + "1,1,1,1,1,1,1,1,1,1,1,1,\n  " * (LONG // 27) + "1]",
+    "a flow of flows": "a: [" + "[],[],[],[],[],[],[],[],\n  " * (LONG // 27) + "1]",
+    "a flow of pairs": "a: [" + "b: 1,b: 1,b: 1,b: 1,b: 1,\n  " * (LONG // 28) + "1]",
+    "empty keys": "a: [" + "? ,? ,? ,? ,? ,? ,? ,? ,? ,\n  " * (LONG // 30) + "1]",
+    "a mapping": "a: {" + ",\n  ".join(f"k{i}: 1, l{i}: 1, m{i}: 1" for i in range(LONG // 30)) + "}",
     "lines": "\n".join(f"k{i}: 1" for i in range(LONG // 10)),
     "dates": "a: [" + "2001-01-01," * (LONG // 11) + "1]",
-    "tags": "a: [" + "!!str 1," * (LONG // 9) + "1]",
+    "tags": "a: [" + "!!str 1,!!str 1,!!str 1,\n  " * (LONG // 20) + "1]",
+    "comments": "#\n" * (LONG // 2),
+    "a long text": 'a: "' + "\n".join(["x " * 4000] * 100) + '"',
     "a number of base 60": "a: " + "1:" * (LONG // 2) + "1",
-    "a number": "a: " + "1" * LONG,
+    "a number": "a: " + "1" * 8000,
     "interpolations": 'a: ["' + "${b:1,2}" * 400 + '"]',
     "interpolations in each other": 'a: "' + "${b:" * 1000 + '"',
 }
@@ -213,9 +216,12 @@ def test_a_configuration_that_takes_long(case):
 
 
 def test_a_configuration_with_many_classes_is_read():
-    names = OmegaConf.create({"class_names": [f"n{i:08d} a class of ImageNet" for i in range(1000)]})
-    cfg = parse_config(f"{CONFIG}\n{OmegaConf.to_yaml(names)}", Path("config.yaml"))
-    assert len(cfg.class_names) == 1000
+    """10,000 species with their whole names: the longest that a data set of images by classes has."""
+    name = "05733_Plantae_Tracheophyta_Magnoliopsida_Caryophyllales_Cactaceae_Echinocactus_horizontha"
+    names = OmegaConf.to_yaml(OmegaConf.create({"class_names": [f"{i} {name}" for i in range(10_000)]}))
+    _check_plain(f"{CONFIG}\n{names}", Path("config.yaml"))
+    few = OmegaConf.to_yaml(OmegaConf.create({"class_names": [f"{i} {name}" for i in range(1000)]}))
+    assert len(parse_config(f"{CONFIG}\n{few}", Path("config.yaml")).class_names) == 1000
 
 
 def test_what_is_logged_of_a_file_moves_no_cursor(tmp_path, capsys):
