@@ -1,9 +1,11 @@
 """ZIP archives and numpy files from elsewhere: what they claim is compared with what they hold before it is read."""
 
+import lzma
 import math
 import os
 import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +14,11 @@ from typing import IO
 import numpy as np
 from numpy.lib import format as npy
 
+# What is raised on bytes that are not what they should be, here and by zipfile, numpy and what they decompress with.
+BROKEN = (
+    *(OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError, MemoryError, OverflowError),
+    *(zipfile.BadZipFile, struct.error, zlib.error, lzma.LZMAError),
+)
 # The records at the end of a ZIP archive, the first two of them only in one of the 64-bit kind.
 END64, LOCATOR64, END = struct.Struct("<4sQ2H2L4Q"), struct.Struct("<4sLQL"), struct.Struct("<4s4H2LH")
 LARGEST_DIRECTORY = 2**22  # bytes: 60,000 entries, 12 times those of the largest published checkpoint
@@ -22,7 +29,7 @@ def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
     """Open a ZIP archive whose entries have different names and share no bytes, so that it is no larger than it looks.
 
     Raises:
-        ValueError, BadZipFile, OSError: if it is anything else; the message says what.
+        BROKEN: if it is anything else; the message says what.
     """
     with path.open("rb") as file:
         start, count = _find_directory(file)
@@ -77,7 +84,7 @@ class ArrayFile:
         arrays: {name: (shape, dtype)}; the one array of an .npy file has the name "".
 
     Raises:
-        ValueError, BadZipFile, OSError, EOFError: if it is neither; the message says why.
+        BROKEN: if it is neither; the message says why.
     """
 
     def __init__(self, path: Path) -> None:
@@ -102,7 +109,7 @@ class ArrayFile:
         """Read the array ``name``.
 
         Raises:
-            ValueError: if it holds Python objects, would not fit into the memory of this machine, or is damaged.
+            BROKEN: if it holds Python objects, would not fit into the memory of this machine, or is damaged.
         """
         shape, dtype = self.arrays[name]
         size = math.prod(shape) * dtype.itemsize

@@ -7,18 +7,16 @@ npz files, or a folder of either.
 """
 
 import argparse
-import lzma
 import shutil
 import sys
 import zipfile
-import zlib
 from contextlib import ExitStack
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the house, before this folder of it
 
-from archives import open_zip  # noqa: E402
+from archives import BROKEN  # noqa: E402
 from datasets.folders import read_arrays  # noqa: E402
 from datasets.prepare import find_images  # noqa: E402
 from downloads import DownloadError, fetch_folder, google_drive  # noqa: E402
@@ -68,9 +66,9 @@ def find_arrays(paths: list[Path]) -> dict[str, list[tuple[str, Path, str | None
         arrays: list[tuple[str, Path, str | None]]
         if path.suffix == ".zip":
             try:
-                with open_zip(path) as archive:
+                with zipfile.ZipFile(path) as archive:
                     members = [name for name in archive.namelist() if name.endswith(".npz")]
-            except (zipfile.BadZipFile, ValueError) as error:
+            except BROKEN as error:
                 raise InputError(f"{path} is not a whole zip archive: {error}") from error
             arrays = [(Path(member).name, path, member) for member in members]
         else:
@@ -100,7 +98,7 @@ def take_arrays(split: str, arrays: list[tuple[str, Path, str | None]], folder: 
         temporary = target / f".{name}.tmp"
         try:
             with ExitStack() as files:
-                archive = files.enter_context(open_zip(path)) if member else None
+                archive = files.enter_context(zipfile.ZipFile(path)) if member else None
                 size = archive.getinfo(member).file_size if archive and member else path.stat().st_size
                 if size > shutil.disk_usage(target).free:
                     raise InputError(
@@ -118,7 +116,7 @@ def take_arrays(split: str, arrays: list[tuple[str, Path, str | None]], folder: 
             temporary.rename(target / name)
         except InputError:
             raise
-        except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, EOFError, zlib.error, lzma.LZMAError) as error:
+        except BROKEN as error:
             raise InputError(f"{path} cannot be copied to {target}: {error}") from error
         finally:
             temporary.unlink(missing_ok=True)

@@ -3,9 +3,7 @@
 import hashlib
 import json
 import logging
-import lzma
 import os
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +16,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from archives import ArrayFile
+from archives import BROKEN, ArrayFile
 from datasets import Images
 from datasets.prepare import UnreadableError, find_images, read_image
 from errors import InputError
 from evaluation.features import Features, to_pixels
-from models.files import DAMAGE, digest
+from models.files import digest
 
 log = logging.getLogger(__name__)
 
@@ -246,14 +244,14 @@ def _look_into(path: Path, what: str) -> ArrayFile:
         return ArrayFile(path)
     except InputError:
         raise
-    except (*DAMAGE, zlib.error, lzma.LZMAError) as error:
+    except BROKEN as error:
         raise InputError(f"{path} cannot be read as {what}, an .npz or .npy file: {error}") from error
 
 
 def _read_array(stored: ArrayFile, name: str) -> np.ndarray:
     try:
         return stored.read(name)
-    except (*DAMAGE, zlib.error, lzma.LZMAError) as error:
+    except BROKEN as error:
         raise InputError(f"{stored.path} cannot be read: {error}") from error
 
 
