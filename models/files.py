@@ -212,10 +212,13 @@ def check_size(path: Path) -> None:
         if zipped:
             check_whole(path)
             with open_zip(path) as archive:
-                for entry in archive.infolist():
-                    if entry.filename.endswith(".pkl"):
+                entries = archive.infolist()
+                if len({entry.filename.lower() for entry in entries}) < len(entries):  # one and the same to PyTorch
+                    raise ValueError("the names of several of its entries differ in case alone")
+                for entry in entries:
+                    if entry.filename.lower().endswith(".pkl"):
                         with archive.open(entry) as member:
-                            check_pickle(member.read(LARGEST_PICKLE + 1), len(archive.infolist()))
+                            check_pickle(member.read(LARGEST_PICKLE + 1), len(entries))
     except InputError:
         raise
     except DAMAGE as error:

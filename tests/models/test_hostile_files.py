@@ -100,6 +100,13 @@ def something_after(path):
     path.write_bytes(GOOD.read_bytes() + b"PK")
 
 
+def name_in_capitals(path):
+    """A second pickle, which PyTorch may take for the first: it finds entries whatever the case of their names."""
+    pickled(P + b"}.", True)(path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("a/DATA.PKL", P + b"N" * LARGEST_PICKLE + b".")
+
+
 def pickled(data, zipped):
     """A checkpoint of either form with the pickle ``data``."""
 
@@ -152,6 +159,7 @@ CHECKPOINTS = {
     "entries in each other": (quoted, "in it overlaps what comes after"),
     "a giant directory": (giant_directory, "its directory has 9,400,000 bytes"),
     "two directories": (two_directories, "its directory is not where it says"),
+    "a name in capitals": (name_in_capitals, "differ in case alone"),
     "something after the end": (something_after, "does not end as one"),
     **{f"{name}, zipped": (pickled(data, True), message) for name, (data, message) in PICKLES.items()},
     **{f"{name}, old": (pickled(data, False), message) for name, (data, message) in PICKLES.items()},
