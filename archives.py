@@ -105,21 +105,29 @@ class ArrayFile:
                         if entry.filename.endswith(".npy"):
                             self.arrays[entry.filename[:-4]] = _read_header(member, entry.file_size)
 
+    def size(self, name: str) -> int:
+        """Return the bytes of the array ``name`` in memory."""
+        shape, dtype = self.arrays[name]
+        return math.prod(shape) * dtype.itemsize
+
     def read(self, name: str) -> np.ndarray:
         """Read the array ``name``.
 
         Raises:
             BROKEN: if it holds Python objects, would not fit into the memory of this machine, or is damaged.
         """
-        shape, dtype = self.arrays[name]
-        size = math.prod(shape) * dtype.itemsize
-        if size > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
-            raise ValueError(f"{name or 'it'} has {size / 1e9:,.1f} GB, more than the memory of this machine")
+        check_memory(self.size(name))
         if not self._zipped:
             with self.path.open("rb") as file:
                 return npy.read_array(file, allow_pickle=False)
         with open_zip(self.path) as archive, archive.open(f"{name}.npy") as member:
             return npy.read_array(member, allow_pickle=False)
+
+
+def check_memory(size: int) -> None:
+    """Raise ValueError if so many bytes are more than this machine has memory."""
+    if size > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
+        raise ValueError(f"{size / 1e9:,.1f} GB are more than the memory of this machine")
 
 
 def _read_header(file: IO[bytes], size: int) -> tuple[tuple[int, ...], np.dtype]:

@@ -76,7 +76,7 @@ class Evaluation:
             self._check_numbers()
 
     def _read_statistics(self, dataset: str) -> quality.Reference | None:
-        """The statistics that ``metrics.reference`` names, in place of the training images."""
+        """Read the statistics that ``metrics.reference`` names, in place of the training images."""
         metrics = self.cfg.metrics
         if metrics.reference is None:
             return None

@@ -39,7 +39,7 @@ class Features(ABC):
 
 
 def features_of(dataset: str, weights: str | None) -> "type[DigitFeatures] | type[Inception]":
-    """Which map ``create_features`` makes of the same arguments."""
+    """Tell which map ``create_features`` makes of the same arguments."""
     return DigitFeatures if dataset == "digits" and weights is None else Inception
 
 
@@ -71,12 +71,8 @@ class Inception(Features):
     def __init__(self, weights: Path, device: torch.device) -> None:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3  # heavy, where used
 
-        stored = read_checkpoint(weights)
-        for key, tensor in stored.items():
-            if isinstance(tensor, Tensor):
-                check_finite(tensor, str(key), weights)
         safe = BytesIO()  # torch-fidelity would run what is in the file
-        torch.save(stored, safe)
+        torch.save(read_checkpoint(weights), safe)
         safe.seek(0)
         try:
             layers = ["2048", "logits_unbiased"]
@@ -84,6 +80,8 @@ class Inception(Features):
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"{weights} does not hold the weights of torch-fidelity's Inception: {reason}") from error
+        for name, tensor in net.state_dict().items():
+            check_finite(tensor, name, weights)
         self.net, self.device = net.to(device), device
         with weights.open("rb") as file:
             self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()

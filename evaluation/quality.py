@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from archives import BROKEN, ArrayFile
+from archives import BROKEN, ArrayFile, check_memory
 from datasets import Images
 from datasets.prepare import UnreadableError, find_images, read_image
 from errors import InputError
@@ -142,7 +142,12 @@ def read_samples(path: Path, size: int, num_channels: int) -> np.ndarray:
             log.warning("%d of the arrays in %s left out: no files, or links to others", len(found) - len(files), path)
     else:
         files = [path]
-    parts = [_read_images(file, size, num_channels) for file in files]
+    chosen = [_find_images_in(file, size, num_channels) for file in files]
+    try:
+        check_memory(sum(stored.size(name) for stored, name in chosen))
+    except ValueError as error:
+        raise InputError(f"metrics.samples={path} cannot be read: {error}") from error
+    parts = [_read_array(stored, name) for stored, name in chosen]
     if not files:
         files = find_images(path)
         for file in files:
@@ -158,8 +163,11 @@ def read_samples(path: Path, size: int, num_channels: int) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _read_images(path: Path, size: int, num_channels: int) -> np.ndarray:
-    """The images in an array file, which are looked at before they are read.
+def _find_images_in(path: Path, size: int, num_channels: int) -> tuple[ArrayFile, str]:
+    """Find the images in an array file, and check what they are before they are read.
+
+    Returns:
+        The file, and the name of the array.
 
     Raises:
         InputError: naming the file, and what it holds instead.
@@ -180,11 +188,11 @@ def _read_images(path: Path, size: int, num_channels: int) -> np.ndarray:
         elif dtype != np.uint8:
             hint = ": need whole numbers of type uint8, 0 for black to 255 for white"
         raise InputError(f"{path} holds {dtype} {shape[1:]}, the run has uint8 {wanted}{hint}")
-    return _read_array(stored, name)
+    return stored, name
 
 
 def read_labels(path: Path, number: int) -> np.ndarray:
-    """The labels beside so many images in a file, int64 (number,); -1 for each if there are none.
+    """Read the labels beside so many images in a file, int64 (number,); -1 for each if there are none.
 
     Args:
         path: as for ``read_samples``; only an .npz file has labels.
@@ -202,7 +210,7 @@ def read_labels(path: Path, number: int) -> np.ndarray:
 
 
 def read_statistics(path: Path, dimension: int) -> Reference:
-    """Mean and covariance of the features of real images, as EDM and pytorch-fid store them: ``mu`` and ``sigma``.
+    """Read the mean and covariance of the features of real images, as EDM and pytorch-fid store them: mu and sigma.
 
     Args:
         path: an .npz file.
@@ -237,7 +245,7 @@ def read_statistics(path: Path, dimension: int) -> Reference:
 
 
 def _look_into(path: Path, what: str) -> ArrayFile:
-    """The arrays of a file that should hold ``what``, none of them read."""
+    """Find the arrays of a file that should hold ``what``, none of which is read."""
     try:
         if not path.is_file():
             raise InputError(f"{path} is neither a file nor a folder")
@@ -256,7 +264,7 @@ def _read_array(stored: ArrayFile, name: str) -> np.ndarray:
 
 
 def _names(stored: ArrayFile) -> str:
-    """The names of the arrays in a file, the first of them."""
+    """Name the arrays in a file, the first of them."""
     names = [name or "one without a name" for name in stored.arrays]
     return f"{', '.join(names[:8])}{', ...' * (len(names) > 8)}" if names else "none"
 
