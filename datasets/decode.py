@@ -32,7 +32,7 @@ class UnreadableError(Exception):
 
 
 @dataclass(frozen=True)
-class Look:
+class DecodeOptions:
     """What image files are made into.
 
     Attributes:
@@ -49,7 +49,7 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Seen:
+class DecodeStats:
     """What was met in some files.
 
     Attributes:
@@ -66,9 +66,9 @@ class Seen:
     peak: int = 0
     deep_colour: int = 0
 
-    def __add__(self, other: "Seen") -> "Seen":
+    def __add__(self, other: "DecodeStats") -> "DecodeStats":
         """Return what was met in both."""
-        return Seen(
+        return DecodeStats(
             self.transparent + other.transparent,
             self.paged + other.paged,
             self.deep + other.deep,
@@ -89,15 +89,19 @@ def read_image(path: Path, size: int | None, num_channels: int = 3) -> np.ndarra
         UnreadableError: if the file is damaged, cut short, not an image, or absurdly large.
     """
     with without_warnings():
-        return decode(path, Look(size, num_channels))[0]
+        return decode(path, DecodeOptions(size, num_channels))[0]
 
 
-def decode(path: Path, look: Look) -> tuple[np.ndarray, Seen]:
+def decode(path: Path, options: DecodeOptions) -> tuple[np.ndarray, DecodeStats]:
     """Read an image file as the square in its middle, resized with antialiasing (Lanczos), and say what was met in it.
 
-    Without ``look.size`` it is the whole image in its own size, (H, W, num_channels). Turned as its EXIF data say, in
-    the colours of ``look`` whatever it is stored as; of several pages or frames the first. The format is read from the
-    contents, not from the name.
+    Without a size in ``options`` it is the whole image in its own, (H, W, num_channels). It is turned as its EXIF data
+    say and has the colours of ``options``, whatever it is stored as; of several pages or frames it is the first. The
+    format is read from the contents, not from the name.
+
+    Args:
+        path: of the file.
+        options: what it is made into.
 
     Raises:
         UnreadableError: if the file is damaged, cut short, not an image, absurdly large, or of values whose white is
@@ -106,7 +110,7 @@ def decode(path: Path, look: Look) -> tuple[np.ndarray, Seen]:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise UnreadableError("not a regular file")
-        return _decode(path, look)
+        return _decode(path, options)
     except UnreadableError:
         raise
     except UnidentifiedImageError as error:  # whose message names the file
@@ -115,9 +119,9 @@ def decode(path: Path, look: Look) -> tuple[np.ndarray, Seen]:
         raise UnreadableError(" ".join(str(error).split()) or type(error).__name__) from error
 
 
-def _decode(path: Path, look: Look) -> tuple[np.ndarray, Seen]:
-    """Do the work of ``decode``; decoders raise what they like."""
-    mode = "L" if look.num_channels == 1 else "RGB"
+def _decode(path: Path, options: DecodeOptions) -> tuple[np.ndarray, DecodeStats]:
+    """Do the work of ``decode``; raises whatever a decoder raises."""
+    mode = "L" if options.num_channels == 1 else "RGB"
     # From an open file: one that Pillow opened itself it would map into memory, and shear a TIFF that is to be turned.
     with open(path, "rb") as opened, Image.open(opened, formats=_formats(path.suffix.lower())) as file:
         rawmodes, stated = _stored_as(file)
@@ -129,9 +133,9 @@ def _decode(path: Path, look: Look) -> tuple[np.ndarray, Seen]:
         if image.mode == "L" and tags.get(SAMPLE_FORMAT) in (2, (2,)):
             raise UnreadableError("its values are signed integers of 8 bits")
         if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-            image, peak = _scaled(image, file, rawmodes, stated, look.white)
+            image, peak = _scaled(image, file, rawmodes, stated, options.white)
         elif image.mode in ("L", "LA", "RGB", "RGBA") and any(";16" in rawmode for rawmode in rawmodes):
-            peak = _upper_bits(image, look.white)
+            peak = _upper_bits(image, options.white)
         if image.mode == "LAB":
             image = _lab_to_srgb().apply(image)
         deep_colour = peak is not None and image.mode != "L"
@@ -139,17 +143,17 @@ def _decode(path: Path, look: Look) -> tuple[np.ndarray, Seen]:
             image = image.convert(mode)
         paged = file.format in PAGED and _has_more(file)
     transparent = alpha is not None and alpha.getextrema()[0] != 255
-    if look.num_channels == 4:
+    if options.num_channels == 4:
         image.putalpha(255 if alpha is None else alpha)
     elif alpha is not None and transparent:
-        background = Image.new(mode, image.size, ImageColor.getcolor(look.background, mode))
+        background = Image.new(mode, image.size, ImageColor.getcolor(options.background, mode))
         image = Image.composite(image, background, alpha)
     if orientation in TURNS:
         image = image.transpose(TURNS[orientation])
-    if look.size is not None:
-        image = _square(image, look.size)
-    pixels = np.asarray(image).reshape(image.height, image.width, look.num_channels)
-    return pixels, Seen(transparent, paged, peak is not None, peak or 0, deep_colour)
+    if options.size is not None:
+        image = _square(image, options.size)
+    pixels = np.asarray(image).reshape(image.height, image.width, options.num_channels)
+    return pixels, DecodeStats(transparent, paged, peak is not None, peak or 0, deep_colour)
 
 
 @functools.cache
@@ -198,7 +202,7 @@ def _split_alpha(file: ImageFile.ImageFile, path: Path, rawmodes: list[str]) -> 
 
 
 def _alpha_is_unused(path: Path) -> bool:
-    """Whether a TGA says that the fourth byte of its pixels is no alpha, which Pillow does not heed."""
+    """Return whether a TGA says that the fourth byte of its pixels is no alpha, which Pillow does not heed."""
     with open(path, "rb") as file:
         return not file.read(18)[17] & 0x0F
 
@@ -260,11 +264,12 @@ def _upper_bits(image: Image.Image, white: float | None) -> int:
 
 @functools.cache
 def _lab_to_srgb() -> ImageCms.ImageCmsTransform:
+    """Return the conversion of CIELAB to RGB."""
     return ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
 
 
 def _has_more(file: ImageFile.ImageFile) -> bool:
-    """Whether a file has more pages or frames than the first."""
+    """Return whether a file has more pages or frames than the first."""
     with suppress(Exception):  # of a file that is damaged further on
         return bool(getattr(file, "is_animated", False))
     return False

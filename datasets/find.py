@@ -63,7 +63,7 @@ OURS = "folders or files that this project wrote"
 
 
 @dataclass
-class Found:
+class Scan:
     """What lies below a folder.
 
     Attributes:
@@ -84,29 +84,31 @@ class Found:
         """Say what was left out of ``folder``, if anything was."""
         parts = []
         for what, paths in self.left_out.items():
-            names = [printable(os.path.relpath(path, folder)) for path in sorted(paths)[:3]]
+            names = [_shown(os.path.relpath(path, folder)) for path in sorted(paths)[:3]]
             parts.append(f"{len(paths)} {what} ({', '.join(names)}{', ...' * (len(paths) > 3)})")
         if parts:
             log.warning("left out of %s: %s", folder, "; ".join(parts))
         if self.others:
-            common = self.others.most_common(8)
-            kinds = [f"{number} {printable(suffix) or 'without a suffix'}" for suffix, number in common]
-            more = ", ..." * (len(self.others) > 8)
-            log.info("%d files of other kinds not looked at: %s%s", self.others.total(), ", ".join(kinds), more)
+            log.info("%d files of other kinds not looked at: %s", self.others.total(), self.kinds())
+
+    def kinds(self) -> str:
+        """Return the numbers of files of other kinds by suffix, the most common ones."""
+        kinds = [f"{number} {printable(suffix) or 'without a suffix'}" for suffix, number in self.others.most_common(8)]
+        return ", ".join([*kinds, *["..."] * (len(self.others) > 8)])
 
 
 def find_images(folder: Path) -> list[Path]:
-    """Return the image files in ``folder`` and below, sorted by their path; see ``look_through``.
+    """Return the image files in ``folder`` and below, sorted by their path; see ``scan_folder``.
 
     Raises:
         InputError: if the folder cannot be read.
     """
-    found = look_through(folder)
+    found = scan_folder(folder)
     found.log(folder)
     return found.files
 
 
-def look_through(folder: Path, without_ours: bool = False, ours: Iterable[Path] = ()) -> Found:
+def scan_folder(folder: Path, without_ours: bool = False, ours: Iterable[Path] = ()) -> Scan:
     """Look for image files, by their suffix, in ``folder`` and below.
 
     Links are followed. What is reached twice counts once, under its real path if that lies below ``folder``; a link to
@@ -125,10 +127,10 @@ def look_through(folder: Path, without_ours: bool = False, ours: Iterable[Path] 
 
 
 class _Search:
-    """Real folders and files first, then what links lead to, so that a link never takes the place of what it names."""
+    """Search real folders first, then what links lead to, so that a link never takes the place of what it names."""
 
     def __init__(self, folder: Path, without_ours: bool, ours: Iterable[Path]) -> None:
-        self.found = Found()
+        self.found = Scan()
         self.without_ours = without_ours
         self.left = {os.path.realpath(path) for path in ours}  # real paths of folders that are left out as ours
         self.above: set[str] = set()  # real paths of the folders above those where a search began
@@ -172,7 +174,7 @@ class _Search:
             self.found.leave_out(AGAIN, link)
 
     def _is_ours(self, target: str) -> bool:
-        """Whether a real path is or lies below what is left out as ours."""
+        """Return whether a real path is or lies below what is left out as ours."""
         return not self.left.isdisjoint((target, *map(str, Path(target).parents)))
 
     def _walk(self, start: str, at_top: bool = False) -> bool:
@@ -245,13 +247,19 @@ class _Search:
             self.paths.append(entry.path)
 
 
+def _shown(path: str) -> str:
+    """Return a path for a line of text: printable, and the end of a long one."""
+    text = printable(path)
+    return text if len(text) <= 200 else f"...{text[-200:]}"
+
+
 def _is_image(name: str) -> bool:
-    """Whether a file of this name is taken for an image."""
+    """Return whether a file of this name is taken for an image."""
     return os.path.splitext(name)[1].lower() in SUFFIXES
 
 
 def _wrote_this(folder: str, names: set[str]) -> bool:
-    """Whether run_train.py, run_vis.py or run_eval.py wrote the ``folder`` with these names in it."""
+    """Return whether run_train.py, run_vis.py or run_eval.py wrote the ``folder`` with these names in it."""
     if ".hydra" in names and names & {"checkpoints", "checkpoints-meta", "metrics.jsonl", "samples", "logs"}:
         return os.path.isfile(os.path.join(folder, ".hydra", "config.yaml"))
     if {"data.png", "logs"} <= names:  # training.n_iters=0
@@ -272,7 +280,7 @@ def _written_here(folder: str, names: set[str]) -> set[str]:
 
 
 def _names_a_run(path: str) -> bool:
-    """Whether ``path`` is the configuration of run_vis.py or run_eval.py, and no file of a user's by that name."""
+    """Return whether ``path`` is the configuration of run_vis.py or run_eval.py, and no other file of that name."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             return False

@@ -5,6 +5,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,8 +15,8 @@ import numpy as np
 
 from archives import BROKEN, ArrayFile
 from checks import did_you_mean
-from datasets.decode import WHITE, Look, Seen, UnreadableError, decode, without_warnings
-from datasets.find import Found, find_images, look_through
+from datasets.decode import WHITE, DecodeOptions, DecodeStats, UnreadableError, decode, without_warnings
+from datasets.find import Scan, find_images, scan_folder
 from datasets.images import Images
 from datasets.pack import Part, fingerprint, packed
 from datasets.prepare import cores, read_images
@@ -28,6 +29,7 @@ PIXELS = 2  # version of how files become pixels: packs of another are made anew
 TO_TRAIN_ON = ("train", "training")  # what the folders of the splits may be called, in any case
 HELD_OUT = ("valid", "val", "validation", "test", "testing")  # the first that is there
 EVERY = 10  # without the latter every tenth image is held out
+TRIED = 100  # images, in looking for one that can be read
 CHANNELS = {1: "grey", 3: "RGB", 4: "RGB and alpha"}
 DARK = 2**14  # 16-bit images that never reach a quarter of white hold fewer bits
 LONGEST_NAMES = 2**17  # characters of all names of classes, which a configuration has to hold
@@ -89,21 +91,27 @@ def folder(
     if not top.is_dir():
         raise InputError(f"data.root={root} is not a folder")
     made = [Path(dataroot) / name for name in ("packs", "ds_imagenet", "imagenet-64x64")]
-    found = look_through(top, without_ours=True, ours=_strictly_below(top, [*made, PROJECT / "docs"]))
-    if train:
-        found.log(top)
-    look = Look(image_size, num_channels, background, white)
-    tell = log.warning if train else log.debug
-    splits = _find_splits(top, found, classes, look, tell)
+    found = scan_folder(top, without_ours=True, ours=_strictly_below(top, [*made, PROJECT / "docs"]))
+    options = DecodeOptions(image_size, num_channels, background, white)
+    notes: list[str] = []  # said when all is as it should be, so that a refusal is one line
+
+    def note(text: str, *args: object) -> None:
+        notes.append(text % args)
+
+    splits = _find_splits(top, found, classes, options, note)
     names: tuple[str, ...] = ()
     if classes:
-        names = _class_names(splits, num_classes, class_names, str if plain_order else natural_order, tell)
+        names = _class_names(splits, num_classes, class_names, str if plain_order else natural_order, note)
     split = splits[0] if train else splits[1]
+    if train:
+        found.log(top)
+        for line in notes:
+            log.warning("%s", printable(line))
     numbers = {name: number for number, name in enumerate(names)}
     labels = np.array([numbers[_class_name(path, split.base)] if classes else 0 for path in split.files], np.int64)
-    images = _pack(top, split.files, labels, train, look, num_classes if classes else 1, dataroot)
+    images = _pack(top, split.files, labels, train, options, num_classes if classes else 1, dataroot)
     if sum(map(len, names)) > LONGEST_NAMES:
-        tell("the names of the classes are too long to be recorded: label=NUMBER names one")
+        log.warning("the names of the classes are too long to be recorded: label=NUMBER names one")
         names = ()
     return replace(images, class_names=names)
 
@@ -113,22 +121,24 @@ def _strictly_below(top: Path, folders: Sequence[Path]) -> list[Path]:
     return [path for path in folders if real in path.resolve().parents]
 
 
-def _find_splits(top: Path, found: Found, classes: bool, look: Look, tell: Callable[..., None]) -> tuple[Split, Split]:
+def _find_splits(
+    top: Path, found: Scan, classes: bool, options: DecodeOptions, note: Callable[..., None]
+) -> tuple[Split, Split]:
     """Return the images to train on and those held out.
 
     Args:
         top: the folder.
         found: what lies below it.
         classes: whether the folders in a split are classes.
-        look: how they are read.
-        tell: logs what the user may not expect.
+        options: how they are read.
+        note: logs what the user may not expect.
 
     Raises:
         InputError: if there are no images, or a folder could be a split as well as a class.
     """
     if not found.files:
         left = sum(map(len, found.left_out.values()))
-        instead = f"{found.others.total()} files of other kinds, {left} left out"
+        instead = f"{left} left out, other kinds of files: {found.kinds() or 'none'}"
         raise InputError(f"data.root={top} has no images to train on (.png, .jpg, ...; {instead})")
     by_folder: dict[str, list[Path]] = {}
     for path in found.files:
@@ -149,25 +159,25 @@ def _find_splits(top: Path, found: Found, classes: bool, look: Look, tell: Calla
                 f"say data.root={top / lone}"
             )
         if others or held_out:
-            tell("%s is a folder of images like any other: there is no other split beside it", top / lone)
+            note("%s is a folder of images like any other: there is no other split beside it", top / lone)
             to_train, held_out = [], []
     if not to_train:
-        _check_below(top, by_folder, tell)
-        return _hold_out(Split(top, found.files), classes, look, tell)
+        _check_below(top, by_folder, note)
+        return _hold_out(Split(top, found.files), classes, options, note)
     training = Split(top / to_train[0], by_folder[to_train[0]])
     unused = {name: len(by_folder[name]) for name in [*held_out[1:], *beside]}
     if unused:
         listed = ", ".join(f"{number} in {name or top}" for name, number in unused.items())
-        tell("images that are not used, beside %s: %s", " and ".join([*to_train, *held_out[:1]]), listed)
+        note("images that are not used, beside %s: %s", " and ".join([*to_train, *held_out[:1]]), listed)
     if held_out:
         part = Split(top / held_out[0], by_folder[held_out[0]])
-        if _any_readable(part.files, look):
+        if _first_readable(part.files, options):
             return training, part
-        tell("no image of %s can be read: a share of %s is held out instead", part.base, training.base)
-    return _hold_out(training, classes, look, tell)
+        note("no image of %s can be read: a share of %s is held out instead", part.base, training.base)
+    return _hold_out(training, classes, options, note)
 
 
-def _check_below(top: Path, by_folder: dict[str, list[Path]], tell: Callable[..., None]) -> None:
+def _check_below(top: Path, by_folder: dict[str, list[Path]], note: Callable[..., None]) -> None:
     """Say where splits lie below a folder in ``top`` and not in it, so that they are not taken as such.
 
     Raises:
@@ -179,7 +189,7 @@ def _check_below(top: Path, by_folder: dict[str, list[Path]], tell: Callable[...
         if kinds & set(TO_TRAIN_ON) and kinds & set(HELD_OUT):
             if len(by_folder) == 1:
                 raise InputError(f"data.root={top} has its splits one folder below: say data.root={top / name}")
-            tell("the splits below %s are not taken as such: they are looked for in %s itself", top / name, top)
+            note("the splits below %s are not taken as such: they are looked for in %s itself", top / name, top)
 
 
 def _kind(name: str) -> str:
@@ -187,11 +197,11 @@ def _kind(name: str) -> str:
     return name.lower().removesuffix("set").rstrip("_- ")
 
 
-def _hold_out(split: Split, classes: bool, look: Look, tell: Callable[..., None]) -> tuple[Split, Split]:
+def _hold_out(split: Split, classes: bool, options: DecodeOptions, note: Callable[..., None]) -> tuple[Split, Split]:
     """Hold out every tenth image: of each class, and of all those together that have fewer than ten.
 
     A class keeps an image to train on. Where that holds nothing out, or nothing that can be read, it is the last image
-    that can be read, and a single image serves for both.
+    that can be read of a class that has another; where none has, an image serves for both.
     """
     base, files = split.base, split.files
     groups: dict[str, list[Path]] = {}
@@ -206,27 +216,26 @@ def _hold_out(split: Split, classes: bool, look: Look, tell: Callable[..., None]
             first = -(count + 1) % EVERY
             chosen.update(group[first::EVERY] if len(group) > 1 else ())
             count += len(group)
-    if not _any_readable([path for path in files if path in chosen], look):
-        last = next((path for path in reversed(files) if path not in chosen and _is_readable(path, look)), None)
-        chosen = chosen or {files[-1]} if last is None else {last}
+    alone = False  # an image held out is the only one of its class
+    if _first_readable([path for path in files if path in chosen], options) is None:
+        spare = [path for group in groups.values() if len(group) > 1 for path in group if path not in chosen]
+        last = _first_readable(spare[::-1], options) or _first_readable(files[::-1], options) or files[-1]
+        chosen = {last}
+        alone = len(groups[_class_name(last, base) if classes else ""]) == 1
     kept = [path for path in files if path not in chosen]
-    if not kept or (not _any_readable(kept, look) and _any_readable(sorted(chosen), look)):
+    if alone or (_first_readable(kept, options) is None and _first_readable(files, options) is not None):
         kept = files
-        tell("%s has a single image that can be read: it is trained on and held out", base)
+        note("%s has no image to spare: %s is trained on and held out", base, min(chosen).name)
     return Split(base, kept), Split(base, [path for path in files if path in chosen])
 
 
-def _any_readable(files: Sequence[Path], look: Look) -> bool:
-    return any(_is_readable(path, look) for path in files)
-
-
-def _is_readable(path: Path, look: Look) -> bool:
-    try:
-        with without_warnings():
-            decode(path, look)
-    except UnreadableError:
-        return False
-    return True
+def _first_readable(files: Sequence[Path], options: DecodeOptions) -> Path | None:
+    """Return the first of some files that can be read, if it is among the first ``TRIED``."""
+    for path in files[:TRIED]:
+        with suppress(UnreadableError), without_warnings():
+            decode(path, options)
+            return path
+    return None
 
 
 def _class_names(
@@ -234,7 +243,7 @@ def _class_names(
     num_classes: int,
     fixed: Sequence[str] | None,
     order: Callable[[str], Any],
-    tell: Callable[..., None],
+    note: Callable[..., None],
 ) -> tuple[str, ...]:
     """Return the names of the classes in the order of their labels.
 
@@ -243,7 +252,7 @@ def _class_names(
         num_classes: how many there should be.
         fixed: the names, if their order was fixed before.
         order: key that they are sorted by, if not.
-        tell: logs what the user may not expect.
+        note: logs what the user may not expect.
 
     Raises:
         InputError: if they are others, or not so many, or cannot be names.
@@ -261,7 +270,7 @@ def _class_names(
                 )
         absent = [name for name in names if name not in there]
         if absent:
-            tell("%s has no images of %s", base, ", ".join(absent))
+            note("%s has no images of %s", base, ", ".join(absent))
     else:
         names = sorted({_class_name(path, base) for path in training.files}, key=order)
         if base == held_out.base:
@@ -305,7 +314,7 @@ def imagenet32(train: bool, image_size: int, num_channels: int, classes: bool, d
         return packed(path, made_of, (3, 32, 32), 0, partial(read_arrays, arrays), 1000)
     if classes:
         raise InputError(f"data.classes=True, but the PNGs of {base} have no classes")
-    return _pack(base, files, np.zeros(len(files), np.int64), train, Look(32), 1, dataroot)
+    return _pack(base, files, np.zeros(len(files), np.int64), train, DecodeOptions(32), 1, dataroot)
 
 
 def imagenet64c(
@@ -332,51 +341,57 @@ def imagenet64c(
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise InputError(f"{listing} names a file outside of its folder: {name}")
     files = [base / name for name in names]
-    return _pack(base, files, labels, train, Look(image_size, num_channels), num_classes, dataroot)
+    return _pack(base, files, labels, train, DecodeOptions(image_size, num_channels), num_classes, dataroot)
 
 
 def _pack(
-    root: Path, files: Sequence[Path], labels: np.ndarray, train: bool, look: Look, num_classes: int, dataroot: str
+    root: Path,
+    files: Sequence[Path],
+    labels: np.ndarray,
+    train: bool,
+    options: DecodeOptions,
+    num_classes: int,
+    dataroot: str,
 ) -> Images:
     """Return the pack of some files below ``root`` with their labels, (len(files),)."""
-    size = look.size or 0
+    size = options.size or 0
 
     def parts() -> Iterator[Part]:
-        seen = Seen()
-        for pixels, good, bad, met in read_images(files, look, cores()):
-            seen += met
+        stats = DecodeStats()
+        for pixels, good, bad, of_chunk in read_images(files, options, cores()):
+            stats += of_chunk
             yield pixels, labels[good], [(str(path.relative_to(root)), reason) for path, reason in bad]
         if train:
-            _tell(root, seen, look)
+            _report(root, stats, options)
 
     try:
-        options = (PIXELS, size, look.num_channels, look.background, look.white)
-        made_of = fingerprint(files, root, *options, hashlib.sha256(labels.tobytes()).hexdigest())
+        made_with = (PIXELS, size, options.num_channels, options.background, options.white)
+        made_of = fingerprint(files, root, *made_with, hashlib.sha256(labels.tobytes()).hexdigest())
     except OSError as error:
         raise InputError(f"{error.filename} is not there") from error
-    own = () if look == Look(look.size, look.num_channels) else (look.background, look.white)
-    path = _pack_path(root, train, dataroot, size, look.num_channels, num_classes, *own)
-    return packed(path, made_of, (look.num_channels, size, size), len(files), parts, num_classes)
+    own = () if options == DecodeOptions(options.size, options.num_channels) else (options.background, options.white)
+    path = _pack_path(root, train, dataroot, size, options.num_channels, num_classes, *own)
+    return packed(path, made_of, (options.num_channels, size, size), len(files), parts, num_classes)
 
 
-def _tell(root: Path, seen: Seen, look: Look) -> None:
+def _report(root: Path, stats: DecodeStats, options: DecodeOptions) -> None:
     """Log what was met in the images that were packed to train on.
 
     Raises:
         InputError: if all images of 16 bits would be nearly black.
     """
-    if seen.transparent and look.num_channels != 4:
-        log.info("%d images have transparent parts, laid on data.background=%s", seen.transparent, look.background)
-    if seen.paged:
-        log.info("%d files have more than one page or frame: the first is taken", seen.paged)
-    if seen.deep and seen.peak < DARK and look.white is None:
+    if stats.transparent and options.num_channels != 4:
+        log.info("%d images have transparent parts, laid on data.background=%s", stats.transparent, options.background)
+    if stats.paged:
+        log.info("%d files have more than one page or frame: the first is taken", stats.paged)
+    if stats.deep and stats.peak < DARK and options.white is None:
         told = (
-            f"the {seen.deep} images of 16 bits in {root} are nearly black, with no value above {seen.peak} of {WHITE}"
+            f"the {stats.deep} images of 16 bits in {root} are nearly black: no value is above {stats.peak} of {WHITE}"
         )
-        if seen.deep_colour:
-            raise InputError(f"{told}: store them with 8 bits a channel, or say data.white={WHITE} if that is right")
-        full = 2 ** max(8, seen.peak.bit_length()) - 1
-        raise InputError(f"{told}: say which value is white, data.white={full}, or data.white={WHITE} if that is right")
+        if stats.deep_colour:
+            raise InputError(f"{told}; store them with 8 bits a channel, or say data.white={WHITE} if that is right")
+        full = 2 ** max(8, stats.peak.bit_length()) - 1
+        raise InputError(f"{told}; say which value is white, data.white={full}, or data.white={WHITE} if that is right")
 
 
 def _pack_path(root: Path, train: bool, dataroot: str, *options: object) -> Path:

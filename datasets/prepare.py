@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from datasets.decode import Look, Seen, UnreadableError, decode, read_image, without_warnings
+from datasets.decode import DecodeOptions, DecodeStats, UnreadableError, decode, read_image, without_warnings
 from datasets.find import SUFFIXES, find_images
 from errors import CleanError
 
@@ -77,13 +77,13 @@ def _end_with_parent() -> None:
 
 
 def read_images(
-    paths: Sequence[Path], look: Look, workers: int
-) -> Iterator[tuple[np.ndarray, np.ndarray, list[tuple[Path, str]], Seen]]:
+    paths: Sequence[Path], options: DecodeOptions, workers: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, list[tuple[Path, str]], DecodeStats]]:
     """Many image files, some at a time.
 
     Args:
         paths: of the files.
-        look: what they are made into, in one size.
+        options: what they are made into, in one size.
         workers: processes.
 
     Yields:
@@ -91,26 +91,28 @@ def read_images(
         the reason; and what was met in the files.
     """
     first = 0
-    for chunk, (pixels, good, bad, seen) in in_processes(partial(_read_chunk, look), paths, workers):
-        yield pixels, first + good, [(chunk[k], reason) for k, reason in bad], seen
+    for chunk, (pixels, good, bad, stats) in in_processes(partial(_read_chunk, options), paths, workers):
+        yield pixels, first + good, [(chunk[k], reason) for k, reason in bad], stats
         first += len(chunk)
 
 
-def _read_chunk(look: Look, paths: Iterable[Path]) -> tuple[np.ndarray, np.ndarray, list[tuple[int, str]], Seen]:
-    pixels, good, bad, seen = [], [], [], Seen()
+def _read_chunk(
+    options: DecodeOptions, paths: Iterable[Path]
+) -> tuple[np.ndarray, np.ndarray, list[tuple[int, str]], DecodeStats]:
+    pixels, good, bad, stats = [], [], [], DecodeStats()
     with without_warnings():
         for k, path in enumerate(paths):
             try:
-                image, met = decode(path, look)
+                image, of_file = decode(path, options)
             except UnreadableError as error:
                 bad.append((k, str(error)))
             else:
                 pixels.append(image.transpose(2, 0, 1))
                 good.append(k)
-                seen += met
-    size = look.size or 0
-    none = np.empty((0, look.num_channels, size, size), dtype=np.uint8)
-    return np.stack(pixels) if pixels else none, np.array(good, dtype=np.int64), bad, seen
+                stats += of_file
+    size = options.size or 0
+    none = np.empty((0, options.num_channels, size, size), dtype=np.uint8)
+    return np.stack(pixels) if pixels else none, np.array(good, dtype=np.int64), bad, stats
 
 
 def cores() -> int:

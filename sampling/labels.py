@@ -44,14 +44,14 @@ def check_labels(label: Label, w: float, num_classes: int, names: Sequence[str] 
 
 
 def _number(value: object, num_classes: int, names: Sequence[str]) -> int:
-    """The number of one class."""
+    """Return the number of the class that ``value`` names, see ``check_labels``."""
     if isinstance(value, str) and value in names:
         return list(names).index(value)
     if type(value) is not int or not NULL_LABEL <= value < num_classes:
         known = f", called {', '.join(names[:20])}{', ...' * (len(names) > 20)}" if names else ""
         raise InputError(
             f"label={value}: the classes of this network are 0 to {num_classes - 1}, -1 for none{known}"
-            f"{did_you_mean(value, names)}"
+            + (f"; label='\"{value}\"' is the one called so" if str(value) in names else did_you_mean(value, names))
         )
     if value >= 0 and names and names[value] != str(value) and str(value) in names:
         numbers = (value, value, names[value], value)

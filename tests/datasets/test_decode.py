@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import EpsImagePlugin, ExifTags, Image, ImageCms
 
-from datasets.decode import Look, UnreadableError, decode, read_image
+from datasets.decode import DecodeOptions, UnreadableError, decode, read_image
 from datasets.find import FORMATS, SUFFIXES, UNMARKED_FORMATS
 
 RNG = np.random.default_rng(0)
-WHOLE = Look(None)
-GREY = Look(None, 1)
+WHOLE = DecodeOptions(None)
+GREY = DecodeOptions(None, 1)
 
 # A black drawing on a transparent ground, whose hidden colours are of a red that nobody has ever seen.
 ALPHA = np.zeros((8, 8), np.uint8)
@@ -68,9 +68,9 @@ def test_transparent_parts_are_laid_on_the_background(tmp_path, suffix):
         np.abs(got.astype(int) - expected).max() <= (2 if suffix in ("avif", "webp") else 1) and seen.transparent == 1
     )
     assert np.abs(pixels(path, GREY)[..., 0] - expected[..., 0]).max() <= 2
-    black = pixels(path, Look(None, background="black"))
+    black = pixels(path, DecodeOptions(None, background="black"))
     assert black.max() <= 1
-    blue = pixels(path, Look(None, background="#0000ff"))
+    blue = pixels(path, DecodeOptions(None, background="#0000ff"))
     assert np.abs(blue[7, 7] - [0, 0, 255]).max() <= 2
 
 
@@ -127,10 +127,10 @@ def test_transparency_of_pngs_that_pillow_does_not_scale(tmp_path):
 def test_four_channels_are_colours_and_alpha(tmp_path):
     Image.fromarray(DRAWING).save(tmp_path / "a.png")
     Image.fromarray(DRAWING[..., :3]).save(tmp_path / "b.png")
-    four = Look(None, 4)
+    four = DecodeOptions(None, 4)
     assert np.array_equal(pixels(tmp_path / "a.png", four), DRAWING)
     assert np.array_equal(pixels(tmp_path / "b.png", four)[..., 3], np.full((8, 8), 255))
-    small = pixels(tmp_path / "a.png", Look(4, 4))  # hidden red does not leak into what is seen
+    small = pixels(tmp_path / "a.png", DecodeOptions(4, 4))  # hidden red does not leak into what is seen
     assert small.shape == (4, 4, 4) and small[1:3, 1:3, :3].max() == 0 and small[1:3, 1:3, 3].min() > 200
 
 
@@ -194,14 +194,14 @@ def test_data_white_scales_what_does_not_fill_its_bits(tmp_path):
     Image.fromarray(twelve).save(tmp_path / "x.png")
     got, seen = decode(tmp_path / "x.png", GREY)
     assert got.max() == 15 and seen.peak == 4095
-    assert pixels(tmp_path / "x.png", Look(None, 1, white=4095))[0, :, 0].tolist() == [0, 62, 249, 255]
+    assert pixels(tmp_path / "x.png", DecodeOptions(None, 1, white=4095))[0, :, 0].tolist() == [0, 62, 249, 255]
     with pytest.raises(UnreadableError, match=r"values of 16 bits are 0 to 4095, not in 0 to 4000 \(data.white\)"):
-        decode(tmp_path / "x.png", Look(None, 1, white=4000))
+        decode(tmp_path / "x.png", DecodeOptions(None, 1, white=4000))
     (tmp_path / "rgb.png").write_bytes(png(1, 1, 16, 2, [struct.pack(">3H", 0, 1000, 4095)]))
     with pytest.raises(UnreadableError, match=r"read by their upper 8: data\.white=4095 cannot be heeded"):
-        decode(tmp_path / "rgb.png", Look(None, white=4095))
+        decode(tmp_path / "rgb.png", DecodeOptions(None, white=4095))
     Image.fromarray(np.array([[0, 128, 255]], np.uint8)).save(tmp_path / "eight.png")
-    assert pixels(tmp_path / "eight.png", Look(None, 1, white=4095))[0, :, 0].tolist() == [0, 128, 255]
+    assert pixels(tmp_path / "eight.png", DecodeOptions(None, 1, white=4095))[0, :, 0].tolist() == [0, 128, 255]
 
 
 @pytest.mark.parametrize(
@@ -232,9 +232,9 @@ def test_floating_point_and_32_bits_whose_white_is_known(tmp_path):
         assert pixels(tmp_path / name, GREY)[0, :, 0].tolist() == [0, 64, 128, 255]
     for dtype, sample_format in ((np.uint32, 1), (np.int32, 2), (np.int16, 2), (np.float32, 3)):
         path = tiff(tmp_path / "x.tif", np.array([[0, 1000, 2000]], dtype), sample_format=sample_format)
-        assert pixels(path, Look(None, 1, white=2000))[0, :, 0].tolist() == [0, 128, 255]
+        assert pixels(path, DecodeOptions(None, 1, white=2000))[0, :, 0].tolist() == [0, 128, 255]
     path = tiff(tmp_path / "x.tif", np.array([[0, 2**31, 2**32 - 1]], np.uint32))
-    assert pixels(path, Look(None, 1, white=2**32 - 1))[0, :, 0].tolist() == [0, 128, 255]
+    assert pixels(path, DecodeOptions(None, 1, white=2**32 - 1))[0, :, 0].tolist() == [0, 128, 255]
 
 
 def test_colours_of_all_modes_are_right(tmp_path):
@@ -421,5 +421,5 @@ def test_a_grey_animation_keeps_its_first_frame(tmp_path):
     frames = [Image.fromarray(np.full((8, 12), value, np.uint8)) for value in (40, 120)]
     for suffix in ("gif", "png", "tif"):
         frames[0].save(tmp_path / f"x.{suffix}", save_all=True, append_images=frames[1:])
-        got, seen = decode(tmp_path / f"x.{suffix}", Look(4, 1))
+        got, seen = decode(tmp_path / f"x.{suffix}", DecodeOptions(4, 1))
         assert (got == 40).all() and seen.paged == 1
