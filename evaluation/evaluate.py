@@ -82,7 +82,7 @@ class Evaluation:
             return None
         dimension = features_of(dataset, metrics.features).dimension
         statistics = quality.read_statistics(Path(metrics.reference), dimension)
-        self.inputs["reference_sha256"] = statistics.protocol["sha256"]
+        self.inputs["reference_sha256"] = statistics.protocol["statistics_sha256"]
         return statistics
 
     def _check_numbers(self) -> None:

@@ -241,7 +241,13 @@ def read_statistics(path: Path, dimension: int) -> Reference:
         raise InputError(f"{path}: sigma is no covariance: it is not symmetric, or has a negative variance")
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return Reference(mean, covariance, None, {"file": str(path), "sha256": sha256, "holds": "mean and covariance"})
+    protocol = {
+        "images": "not said by the file",
+        "statistics": str(path),
+        "statistics_sha256": sha256,
+        "features": "not said by the file, taken for those of the drawn images",
+    }
+    return Reference(mean, covariance, None, protocol)
 
 
 def _look_into(path: Path, what: str) -> ArrayFile:

@@ -364,8 +364,8 @@ def test_statistics_of_other_programs(run_dir, tmp_path):
         assert results["metrics"]["fid"]["value"] == pytest.approx(expected, rel=1e-4)
         assert results["metrics"]["inception_score"]["value"] > 5
         sha256 = hashlib.sha256((tmp_path / f"{name}.npz").read_bytes()).hexdigest()
-        assert results["reference"]["file"] == str(tmp_path / f"{name}.npz")
-        assert results["reference"]["sha256"] == evaluation.inputs["reference_sha256"] == sha256
+        assert results["reference"]["statistics"] == str(tmp_path / f"{name}.npz")
+        assert results["reference"]["statistics_sha256"] == evaluation.inputs["reference_sha256"] == sha256
         assert json.loads((tmp_path / f"out_{name}/results.json").read_text())["reference"] == results["reference"]
 
 
@@ -456,8 +456,10 @@ def test_inception_weights_that_are_not(tmp_path, monkeypatch):
         with pytest.raises(InputError, match=rf"weights\.pth {message}"):
             Inception(tmp_path / "weights.pth", CPU)
     assert not (tmp_path / "ran").exists()
-    with pytest.raises(InputError, match=r"gone\.pth cannot be read"):
-        Inception(tmp_path / "gone.pth", CPU)
+    os.mkfifo(tmp_path / "pipe.pth")
+    for name in ("gone.pth", "pipe.pth"):
+        with pytest.raises(InputError, match=f"{name} cannot be read"):
+            Inception(tmp_path / name, CPU)
 
     def no_network(url, *_, **__):
         raise OSError("no route to host")
