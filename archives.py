@@ -4,6 +4,7 @@ import lzma
 import math
 import os
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from numpy.lib import format as npy
 # What is raised on bytes that are not what they should be, here and by zipfile, numpy and what they decompress with.
 BROKEN = (
     *(OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError, MemoryError, OverflowError),
-    *(zipfile.BadZipFile, struct.error, zlib.error, lzma.LZMAError),
+    *(zipfile.BadZipFile, struct.error, zlib.error, lzma.LZMAError, tokenize.TokenError, SyntaxError),
 )
 # The records at the end of a ZIP archive, the first two of them only in one of the 64-bit kind.
 END64, LOCATOR64, END = struct.Struct("<4sQ2H2L4Q"), struct.Struct("<4sLQL"), struct.Struct("<4s4H2LH")

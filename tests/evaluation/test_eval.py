@@ -290,6 +290,8 @@ def test_images_drawn_before(tmp_path, run_dir):
             "it says that it holds uint8 .* but has 64 bytes",
         ),
         (lambda path: path.write_bytes(saved(shape=(-1, 8, 8, 1))), "it says that it holds uint8"),
+        (lambda path: path.write_bytes(saved(shape=(1, 8, 8, 1)).replace(b"}", b"(")), "drawn cannot be read"),
+        (lambda path: path.write_bytes(saved(shape=(1, 8, 8, 1)).replace(b"(1,", b"(01")), "drawn cannot be read"),
         (lambda path: entries_of_one_name(path), "several of its entries have one name"),
         (lambda path: np.savez(path.open("wb"), samples=np.zeros((3, 9, 9, 1), np.uint8)), r"drawn holds uint8 \(9, 9"),
         (lambda path: np.savez(path.open("wb"), samples=np.zeros((3, 8, 8, 1))), "drawn holds float64"),
