@@ -14,15 +14,18 @@ import sys
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from pathlib import Path
+from shlex import quote
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import CompactHydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from checks import did_you_mean, flat, plain
 from errors import CleanError, InputError, printable
+from overrides import quote_paths, read_override
 from training.seats import find_seat
 
 ROOT = Path(__file__).resolve().parent
@@ -68,7 +71,9 @@ class _Outcome:
     bug: BaseException | None = None
 
 
-def door(config_name: str, keys: Iterable[str]) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
+def door(
+    config_name: str, keys: Iterable[str], check: Callable[[list[str]], None] = lambda _: None
+) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
     """Make ``main(cfg)`` an entry script on configs/``config_name``.yaml.
 
     A CleanError or OSError, and what Hydra or a launcher find wrong, show as one line without a traceback, unless
@@ -77,6 +82,7 @@ def door(config_name: str, keys: Iterable[str]) -> Callable[[Callable[[DictConfi
     Args:
         config_name: of the configuration.
         keys: of all options, of which the nearest is suggested for one that does not exist.
+        check: of the arguments as they were typed, before Hydra makes a directory; raises InputError.
     """
 
     def decorate(main: Callable[[DictConfig], None]) -> Callable[[], None]:
@@ -111,7 +117,10 @@ def door(config_name: str, keys: Iterable[str]) -> Callable[[Callable[[DictConfi
             full = os.environ.get("HYDRA_FULL_ERROR") == "1"
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra leaves what it finds wrong to us
             _Outcome.here = True
+            typed = sys.argv[1:]
             try:
+                check(typed)
+                sys.argv[1:] = quote_paths(typed)
                 run()
             except KeyboardInterrupt:
                 print("interrupted", file=sys.stderr)
@@ -119,7 +128,7 @@ def door(config_name: str, keys: Iterable[str]) -> Callable[[Callable[[DictConfi
             except Exception as error:
                 if full or error is _Outcome.bug:
                     raise
-                print(printable(_in_one_line(error, keys)), file=sys.stderr)
+                print(printable(_in_one_line(error, keys, typed)), file=sys.stderr)
                 sys.exit(1)
             if _Outcome.failed:
                 sys.exit(1)
@@ -151,7 +160,7 @@ def _resolve(cfg: DictConfig) -> None:
     raise InputError(reason)
 
 
-def _in_one_line(error: Exception, keys: Iterable[str]) -> str:
+def _in_one_line(error: Exception, keys: Iterable[str], typed: list[str]) -> str:
     """What Hydra, OmegaConf or a launcher find wrong, without their advice on other programs."""
     message = str(error)
     if unknown := re.match(r"Could not override '([^']+)'", message):
@@ -161,10 +170,23 @@ def _in_one_line(error: Exception, keys: Iterable[str]) -> str:
         known = sorted(path.stem for path in (ROOT / "configs").glob(f"**/{group}/*.yaml"))
         return f"{group}={name}: known are {', '.join(known)}{did_you_mean(name, known)}"
     if isinstance(error, OverrideParseException):
-        message = f"{error.override}: {message}"
+        return f"{error.override}: {_unreadable(error.override or '', message.splitlines()[0], typed)}"
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     told = [line for line in lines if not line.startswith(("See https", "full_key", "object_type", "reference_type"))]
     return " ".join(told) or type(error).__name__
+
+
+def _unreadable(argument: str, reason: str, typed: list[str]) -> str:
+    """What is wrong with an argument, one of those ``typed``, that Hydra's grammar cannot read, and what to do."""
+    prefix, key, value = read_override(argument)
+    if key:
+        whole = QuotedString(value, Quote.double).with_quotes()
+        told = "in quotes, and these in the shell's, it is taken as it stands"
+        return f"{reason}; {told}: {quote(f'{prefix}{key}={whole}')}"
+    before = typed[typed.index(argument) - 1] if argument in typed[1:] else ""
+    if read_override(before)[1]:
+        return f"not KEY=VALUE; if it belongs to what is before it, quote the whole: {quote(f'{before} {argument}')}"
+    return "not KEY=VALUE"
 
 
 def _leave_no_empty_directory() -> None:

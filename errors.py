@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import re
 import unicodedata
 from collections.abc import Iterator
@@ -36,6 +37,22 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise CleanError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write, which takes the name ``path`` at the end, whole; after an exception it is removed.
+
+    Raises:
+        CleanError: for an OSError inside, naming ``path``.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")  # of one process at a time
+    with writing(path):
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def printable(text: str) -> str:

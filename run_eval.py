@@ -29,12 +29,13 @@ def main(cfg: DictConfig) -> None:
     from evaluation.evaluate import Evaluation
     from evaluation.output_dir import open_output
     from evaluation.report import protocol, table
-    from models.files import find_checkpoint
+    from models.files import find_checkpoint, named_checkpoint
 
     interrupts.raise_from_here()
     devices = choose_devices(cfg.device, cfg.ngpus)
     cfg.device = devices[0].type
-    checkpoint = Path(cfg.load_dir)
+    checkpoint, cfg.eval.ckpt = named_checkpoint(cfg.load_dir, cfg.eval.ckpt)
+    cfg.load_dir = str(checkpoint)
     if not checkpoint.is_file():
         checkpoint = find_checkpoint(checkpoint, cfg.eval.ckpt)
         cfg.eval.ckpt = int(checkpoint.stem.split("_")[1])

@@ -1,19 +1,59 @@
 """Train a score network: python run_train.py [overrides]; see configs/train.yaml."""
 
 import interrupts  # noqa: I001  (before what takes a moment to import)
-import sys
 from pathlib import Path
+from shlex import quote
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
 from checks import plain
 from doors import door
-from schema import check_train, train_keys
+from errors import InputError
+from overrides import is_multirun, meant_path, read_override
+from schema import NETWORKS, OF_ALL_NETWORKS, check_train, train_keys
 from training.seats import find_seat
 
 
-@door("train", train_keys())
+def check_resume(arguments: list[str]) -> None:
+    """Check what the command line says of ``resume``, before Hydra makes a directory of that name.
+
+    Raises:
+        InputError: if it is not a run, or does not go with another argument.
+    """
+    read = [(argument, *read_override(argument)[1:]) for argument in arguments]
+    for _, key, value in read:
+        run_dir = meant_path(value) if key == "resume" else None
+        if run_dir is None:
+            continue
+        try:
+            found = bool(run_dir) and (Path(run_dir) / ".hydra/config.yaml").is_file()
+        except OSError as error:
+            raise InputError(f"resume={run_dir} cannot be read: {error.strerror}: {error.filename}") from error
+        if not found:
+            raise InputError(f"resume={run_dir} is not a run directory: it has no .hydra/config.yaml")
+        for argument, other, _ in read:
+            if is_multirun([argument]) or other == "hydra.run.dir":
+                raise InputError(f"{argument} does not go with resume={run_dir}, which says where the run is")
+
+
+def check_experiment(cfg: DictConfig) -> None:
+    """Raise InputError if an experiment sets keys of the network of another ``model`` than the one chosen."""
+    hydra, name = HydraConfig.get(), cfg.model.get("name")
+    experiment = hydra.runtime.choices.get("experiment")
+    typed = {read_override(override)[1] for override in hydra.overrides.task}
+    own = {*OF_ALL_NETWORKS, *NETWORKS.get(name, cfg.model)}
+    foreign = [str(key) for key in cfg.model if key not in own and f"model.{key}" not in typed]
+    of = [other for other, keys in NETWORKS.items() if keys.keys() >= set(foreign)]
+    if experiment is not None and foreign and of:
+        raise InputError(
+            f"experiment={experiment} sets {', '.join(f'model.{key}' for key in foreign)} of model={' or '.join(of)}, "
+            f"not of model={name}: take them out, {' '.join(quote(f'~model.{key}') for key in foreign)}, "
+            f"or leave out model={name}"
+        )
+
+
+@door("train", train_keys(), check_resume)
 def main(cfg: DictConfig) -> None:
     """Train in Hydra's output directory, or go on in the directory ``resume``."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
@@ -21,6 +61,7 @@ def main(cfg: DictConfig) -> None:
         resume = cfg.pop("resume")  # says how this process was started, not what the run is
     seat = find_seat()
     if resume is None:
+        check_experiment(cfg)
         check_train(cfg, cfg.ngpus if seat is None else seat.size)  # before the imports, which take a moment
 
     from devices import choose_device, choose_devices
@@ -31,7 +72,7 @@ def main(cfg: DictConfig) -> None:
 
     interrupts.raise_from_here()
     if resume is not None:
-        overrides = [o for o in HydraConfig.get().overrides.task if not o.startswith("resume=")]
+        overrides = [o for o in HydraConfig.get().overrides.task if read_override(o)[1] != "resume"]
         cfg = resumed_config(cfg, run_dir, overrides)
         check_train(cfg, cfg.ngpus if seat is None else seat.size)
     if seat is None:
@@ -44,17 +85,5 @@ def main(cfg: DictConfig) -> None:
         train_in_seat(train, cfg, run_dir, seat, seat_device(seat, choose_device(cfg.device)))
 
 
-def check_resume(arguments: list[str]) -> None:
-    """Exit with one line if ``resume=`` cannot be, before Hydra makes a directory of that name."""
-    resumed = [Path(argument.removeprefix("resume=")) for argument in arguments if argument.startswith("resume=")]
-    for run_dir in resumed:
-        if not (run_dir / ".hydra/config.yaml").is_file():
-            sys.exit(f"resume={run_dir} is not a run directory: it has no .hydra/config.yaml")
-        for argument in arguments:
-            if argument in ("-m", "--multirun") or argument.startswith("hydra.run.dir="):
-                sys.exit(f"{argument} does not go with resume={run_dir}, which says where the run is")
-
-
 if __name__ == "__main__":
-    check_resume(sys.argv[1:])
     main()

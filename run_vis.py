@@ -30,13 +30,15 @@ def main(cfg: DictConfig) -> None:
     from evaluation.drawing import Artist, draw_rounds
     from evaluation.images_dir import missing_rounds, save_round
     from evaluation.output_dir import open_output
-    from models.files import find_checkpoint
+    from models.files import find_checkpoint, named_checkpoint
 
     interrupts.raise_from_here()
     devices = choose_devices(cfg.device, cfg.ngpus)
     cfg.device = devices[0].type
-    if (Path(cfg.load_dir) / "checkpoints").is_dir():
-        cfg.eval.ckpt = int(find_checkpoint(cfg.load_dir, cfg.eval.ckpt).stem.split("_")[1])
+    run_dir, cfg.eval.ckpt = named_checkpoint(cfg.load_dir, cfg.eval.ckpt)
+    cfg.load_dir = str(run_dir)
+    if (run_dir / "checkpoints").is_dir():
+        cfg.eval.ckpt = int(find_checkpoint(run_dir, cfg.eval.ckpt).stem.split("_")[1])
     # with several processes this one only looks whether everything is as it should be
     artist = Artist(cfg, devices[0] if len(devices) == 1 else torch.device("cpu"))
 

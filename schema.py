@@ -153,6 +153,7 @@ TRAIN: Schema = {
         "drop_label": RATE,
         "startup_timeout": TIMEOUT,
         "step_timeout": TIMEOUT,
+        "allow_data_change": flag,
     },
     "eval": {"batch_size": IMAGES},
     "optim": {

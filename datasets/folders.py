@@ -266,7 +266,8 @@ def _class_names(
             if name not in given:
                 known = ", ".join(names[:8]) + ", ..." * (len(names) > 8)
                 raise InputError(
-                    f"{path} is of class {name}, but data.class_names has {known}{did_you_mean(name, names)}"
+                    f"{path} is of class {name}, but data.class_names has {known}{did_you_mean(name, names)}; if a class "
+                    "was renamed, give data.class_names anew, in the order of the labels"
                 )
         absent = [name for name in names if name not in there]
         if absent:

@@ -1,6 +1,5 @@
 """A directory that results go to: held by one process, of one configuration, filled part by part."""
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +10,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from checks import flat, plain
-from errors import InputError, writing
+from errors import InputError, replacing, writing
 from locks import exclusive
 
 
@@ -52,18 +51,14 @@ def open_output(folder: Path, cfg: DictConfig, name: str, free: Sequence[str]) -
 
 def write_text(path: Path, text: str) -> None:
     """Write a file, which appears whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with writing(path):
+    with replacing(path) as temporary:
         temporary.write_text(text)
-        os.replace(temporary, path)
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Write an .npz file, which appears whole."""
     named: dict[str, Any] = {**arrays}  # not allow_pickle=False: numpy before 2.2 stores that as an array
-    temporary = path.with_name(f".{path.stem}.tmp")
     with writing(path):
         path.parent.mkdir(exist_ok=True)
-        with open(temporary, "wb") as file:
-            np.savez_compressed(file, **named)
-        os.replace(temporary, path)
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **named)

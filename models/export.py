@@ -19,7 +19,7 @@ from torch import nn
 
 from checks import plain
 from errors import ArgumentParser, CleanError, InputError, printable
-from models.files import digest, find_checkpoint, load_config, read_checkpoint
+from models.files import digest, find_checkpoint, load_config, named_checkpoint, read_checkpoint
 from models.pretrained import Weights, build_shapes, read_weights
 from models.published import published_tensors, to_published
 
@@ -37,7 +37,7 @@ def export(run_dir: Path, out: Path, layout: str = "published", ckpt: int = -1) 
     """Write a checkpoint of ``run_dir`` to ``out``, a directory (``published``) or a file (``safetensors``).
 
     Args:
-        run_dir: a run of this project; for ``safetensors`` also a published model directory.
+        run_dir: a run of this project, or one of its checkpoints; for ``safetensors`` also a published model directory.
         out: must not exist; appears when it is complete.
         layout: ``published`` or ``safetensors``.
         ckpt: number of the checkpoint; -1 for the highest.
@@ -49,6 +49,7 @@ def export(run_dir: Path, out: Path, layout: str = "published", ckpt: int = -1) 
         raise InputError(f"{out} exists: choose another name, nothing is overwritten")
     if layout == "safetensors" and out.suffix != ".safetensors":
         raise InputError(f"{out}: the name of such a file ends in .safetensors")
+    run_dir, ckpt = named_checkpoint(run_dir, ckpt)
     cfg = load_config(run_dir)
     net = build_shapes(cfg, run_dir / ".hydra/config.yaml")
     if layout == "published" and not published_tensors(net, cfg.sde):
@@ -128,7 +129,7 @@ def published_checkpoint(
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run_dir", type=Path, help="directory of the run")
+    parser.add_argument("run_dir", type=Path, help="directory of the run, or RUN/checkpoints/checkpoint_N.pth")
     parser.add_argument("out", type=Path, help="directory (published) or file (safetensors) to write")
     parser.add_argument("--format", choices=("published", "safetensors"), default="published")
     parser.add_argument("--ckpt", type=int, default=-1, help="number of the checkpoint; -1, the default: the highest")

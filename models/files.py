@@ -34,6 +34,7 @@ DAMAGE = (
     *(OSError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError, MemoryError),
     *(pickle.UnpicklingError, zipfile.BadZipFile, struct.error, AssertionError, OverflowError),
 )
+CHECKPOINT = r"checkpoint_(0|[1-9][0-9]*)\.pth"  # names of those to keep
 # Ours have some 3,000 characters and 150 values, and the names of the classes besides, of which data sets have 21,841.
 LONGEST_CONFIG = 2**20  # characters
 LONGEST_LINE = 2**16
@@ -153,7 +154,7 @@ def _check_plain(text: str, path: Path) -> None:
 def checkpoint_numbers(folder: Path) -> list[int]:
     """The numbers of the files checkpoint_N.pth in ``folder``, rising; other files are ignored."""
     names = [p.name for p in folder.iterdir() if p.is_file()] if folder.is_dir() else []
-    matches = (re.fullmatch(r"checkpoint_(0|[1-9][0-9]*)\.pth", name) for name in names)
+    matches = (re.fullmatch(CHECKPOINT, name) for name in names)
     return sorted(int(match[1]) for match in matches if match)
 
 
@@ -171,6 +172,28 @@ def find_checkpoint(run_dir: Path, ckpt: int = -1) -> Path:
     if number not in numbers:
         raise InputError(f"{folder} has no checkpoint_{number}.pth: eval.ckpt can be {', '.join(map(str, numbers))}")
     return folder / f"checkpoint_{number}.pth"
+
+
+def named_checkpoint(path: str | Path, ckpt: int = -1) -> tuple[Path, int]:
+    """The run and the number of the checkpoint that ``path`` is a file of, RUN/checkpoints/checkpoint_N.pth.
+
+    Args:
+        path: that, or something else, which comes back as it is, with ``ckpt``.
+        ckpt: number asked for besides; -1 for none.
+
+    Raises:
+        InputError: if another number is asked for besides, or no run is around the file.
+    """
+    path = Path(path)
+    match = re.fullmatch(CHECKPOINT, path.name)
+    if not match or not path.is_file():
+        return path, ckpt
+    folder, number = path.absolute().parent, int(match[1])
+    if folder.name != "checkpoints":
+        raise InputError(f"{path} is not below the checkpoints/ of a run, whose .hydra/config.yaml says what it is of")
+    if ckpt not in (-1, number):
+        raise InputError(f"eval.ckpt={ckpt}, but {path} is checkpoint {number}: leave one of them out")
+    return path.parent.parent if path.parent.name == "checkpoints" else folder.parent, number
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

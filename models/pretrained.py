@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from errors import InputError
 from models.create import create_model
-from models.files import find_checkpoint, load_config, read_checkpoint, read_safetensors
+from models.files import find_checkpoint, load_config, named_checkpoint, read_checkpoint, read_safetensors
 from models.layers import ScoreNetwork
 from models.published import StoredTensor, published_tensors
 
@@ -23,7 +23,8 @@ def load_pretrained(
 
     Args:
         run_dir: folder with ``.hydra/config.yaml`` and ``checkpoints/checkpoint_*.pth``, of this project or of the
-            published code, whose configuration comes back in our keys; or a ``.safetensors`` file of models.export.
+            published code, whose configuration comes back in our keys; or one of these checkpoints; or a
+            ``.safetensors`` file of models.export.
         ckpt: number of the checkpoint; -1 for the highest.
         device: where the network goes.
 
@@ -31,7 +32,7 @@ def load_pretrained(
         InputError: naming the file, if one is missing, damaged, or does not fit the configuration; every tensor of the
             network must be there, once, in its shape, and finite.
     """
-    run_dir = Path(run_dir)
+    run_dir, ckpt = named_checkpoint(run_dir, ckpt)
     if run_dir.suffix == ".safetensors" and run_dir.is_file():
         path = run_dir
         cfg, averages = read_safetensors(path)

@@ -47,7 +47,7 @@ UNREAD: dict[str, dict[str, Any]] = {
 
 def is_published(cfg: Mapping[str, Any]) -> bool:
     """Tell whether the published code wrote a configuration: it calls its process vesde, and knows no seed."""
-    return cfg["sde"].get("name") == "vesde" or "seed" not in cfg
+    return cfg["sde"].get("name") == UNREAD["sde"]["name"] or "seed" not in cfg
 
 
 def from_published(cfg: dict[str, Any]) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def from_published(cfg: dict[str, Any]) -> dict[str, Any]:
     model, data = cfg["model"], cfg["data"]
     for section, keys in UNREAD.items():
         for key in keys:
-            if isinstance(cfg.get(section), dict):
+            if isinstance(cfg.get(section), dict) and (section != "sde" or published):
                 cfg[section].pop(key, None)
     if model["name"] == "ncsnpp":
         model["name"] = "ddpmpp"

@@ -1,13 +1,14 @@
 """Checkpoints of a run: what is in them, and how they reach the disk."""
 
 import logging
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from errors import InputError, TrainingError
 from models import ScoreNetwork
@@ -62,7 +63,8 @@ class TrainState:
 class Checkpoints:
     """The files of a run: ``checkpoints/checkpoint_N.pth`` to keep, and two in ``checkpoints-meta/`` to resume from.
 
-    ``checkpoint.pth`` is the newest, ``checkpoint_previous.pth`` the one before, should that be damaged.
+    ``checkpoint.pth`` is the newest, ``checkpoint_previous.pth`` the one before, should that be damaged. Those to keep
+    are never written over, whoever made them.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -73,9 +75,16 @@ class Checkpoints:
         self._newest_damaged = False
 
     def save_snapshot(self, state: TrainState) -> Path:
-        """Write the next checkpoint to keep; returns its path."""
-        path = self.folder / f"checkpoint_{self._next}.pth"
-        save_atomically(state.state_dict(), path)
+        """Write the next checkpoint to keep, under a number that is free; returns its path.
+
+        After a kill it may be there already, with the same numbers, bit for bit; then it stays.
+        """
+        contents = state.state_dict()
+        while (path := self._kept(self._next)).exists():
+            self._next += 1
+            if _holds(path, contents):
+                return path
+        save_atomically(contents, path)
         self._next += 1
         return path
 
@@ -93,13 +102,15 @@ class Checkpoints:
     def find(self) -> Path | None:
         """The checkpoint to resume from: the newest that is whole; None if the run has not begun.
 
+        Without those to resume from, as in a copy of a run, it is one of those to keep, which hold the same.
+
         Raises:
             InputError: if there are some, all of them damaged.
         """
         damaged = None
-        for path in (self.resume_path, self.previous_path):
-            if not path.exists():
-                continue  # a kill between the two moves of a save leaves the previous one alone
+        # a kill between the two moves of a save leaves the previous one alone
+        paths = [path for path in (self.resume_path, self.previous_path) if path.exists()]
+        for path in paths or [self._kept(number) for number in reversed(checkpoint_numbers(self.folder))]:
             try:
                 check_whole(path)
             except InputError as error:
@@ -108,7 +119,7 @@ class Checkpoints:
                 continue
             if damaged:
                 log.warning("going on from the one before, %s", path)
-                self._newest_damaged = True
+                self._newest_damaged = bool(paths)
             return path
         if damaged:
             raise damaged
@@ -121,6 +132,14 @@ class Checkpoints:
             InputError: if the checkpoint is of another network.
         """
         checkpoint = read_checkpoint(path)
+        names = state.model.state_dict().keys()
+        stored = checkpoint.get("model")
+        if isinstance(stored, dict) and len(names & stored.keys()) < len(names) / 2:
+            absent = next(name for name in names if name not in stored)
+            raise InputError(
+                f"{path} does not fit this run: it has no {absent}. What the published code wrote or reads, such as an "
+                "export, can be drawn from but not resumed"
+            )
         try:
             state.load_state_dict(checkpoint)
         except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
@@ -128,9 +147,40 @@ class Checkpoints:
             raise InputError(f"{path} does not fit this run: {reason}") from error
         # Numbers go on after what is older than this state; a newer one was made before a kill and comes again.
         for number in reversed(checkpoint_numbers(self.folder)):
-            if read_checkpoint(self.folder / f"checkpoint_{number}.pth")["step"] <= state.step:
+            if path == self._kept(number) or _step_of(self._kept(number)) <= state.step:
                 self._next = number + 1
                 break
+
+    def _kept(self, number: int) -> Path:
+        return self.folder / f"checkpoint_{number}.pth"
+
+
+def _step_of(path: Path) -> float:
+    """The step at which a checkpoint was written; infinity, and a warning, if it cannot be read."""
+    try:
+        step = read_checkpoint(path).get("step")
+    except InputError as error:
+        log.warning("%s; it stays as it is", error)
+        return math.inf
+    return step if isinstance(step, int) else math.inf
+
+
+def _holds(path: Path, contents: dict[str, Any]) -> bool:
+    """Whether a checkpoint holds the same numbers as ``contents``, bit for bit."""
+    try:
+        return _same(read_checkpoint(path), contents)
+    except InputError:
+        return False
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b.cpu())
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return type(a) is type(b) and a == b
 
 
 def save_atomically(contents: dict[str, Any], path: Path, previous: Path | None = None) -> None:

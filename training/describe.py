@@ -1,6 +1,7 @@
 """What a run is, said once when it starts."""
 
 from pathlib import Path
+from shlex import quote
 
 import torch
 from omegaconf import DictConfig
@@ -10,6 +11,8 @@ from datasets import Images
 from training.checkpoint import TrainState
 from training.loggers import watched_by
 from training.processes import World
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def describe(
@@ -24,6 +27,7 @@ def describe(
     switches = [key for key, on in (("compiled", cfg.compile), ("recomputing", options.recompute_activations)) if on]
     parts = f", in {options.accumulate} parts" if options.accumulate > 1 else ""
     watched = watched_by(cfg, run_dir)
+    script = "run_train.py" if Path.cwd() == ROOT else quote(str(ROOT / "run_train.py"))
     lines = {
         "model": f"{cfg.model.name}, {parameters:,} parameters",
         "data": f"{cfg.data.dataset}, {len(images):,} images {shape} to train on, {len(held_out):,} held out{classes}",
@@ -32,7 +36,7 @@ def describe(
         "steps": f"{state.step:,} of {options.n_iters:,} done; a checkpoint to keep every {options.snapshot_freq:,}, "
         f"one to resume from every {options.snapshot_freq_for_preemption:,}",
         "output": str(run_dir),
-        "resume": f"python run_train.py resume={run_dir}",
+        "resume": f"python {script} {quote(f'resume={run_dir}')}",
         **({"watch": watched} if watched else {}),
     }
     return [f"{key:9}  {value}" for key, value in lines.items()]

@@ -2,8 +2,11 @@
 
 import importlib.util
 import secrets
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Protocol
 
 import numpy as np
@@ -46,23 +49,34 @@ class TensorBoard:
     def __init__(self, run_dir: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter  # a moment, of processes that write only
 
-        with writing(run_dir / "tensorboard"):
-            self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else None)
+        shown = threading.excepthook
+        if not (isinstance(shown, partial) and shown.func is _show_failed_thread):
+            threading.excepthook = partial(_show_failed_thread, shown)
+        self._folder = run_dir / "tensorboard"
+        with writing(self._folder):
+            self._writer = SummaryWriter(str(self._folder), purge_step=step + 1)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """As in ``Logger``."""
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+        with writing(self._folder):
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
 
     def image(self, step: int, name: str, path: Path) -> None:
         """As in ``Logger``."""
-        self._writer.add_image(
-            name, np.asarray(Image.open(path, formats=["PNG"]).convert("RGB")), step, dataformats="HWC"
-        )
+        pixels = np.asarray(Image.open(path, formats=["PNG"]).convert("RGB"))
+        with writing(self._folder):
+            self._writer.add_image(name, pixels, step, dataformats="HWC")
 
     def close(self) -> None:
         """As in ``Logger``."""
         self._writer.close()
+
+
+def _show_failed_thread(shown: Callable[[threading.ExceptHookArgs], object], args: threading.ExceptHookArgs) -> None:
+    """Show what ended a thread, unless it is a write of TensorBoard, which raises it again in the run's next call."""
+    if not (isinstance(args.exc_value, OSError) and type(args.thread).__module__.startswith("tensorboard.")):
+        shown(args)
 
 
 class WandB:
@@ -128,5 +142,5 @@ def watched_by(cfg: DictConfig, run_dir: Path) -> str | None:
     """How a user watches the run, or None."""
     name = cfg.logger.name
     if name == "tensorboard":
-        return f"tensorboard --logdir {run_dir}"
+        return f"tensorboard --logdir {quote(str(run_dir))}"
     return f"wandb, project {cfg.logger.project} ({cfg.logger.mode})" if name == "wandb" else None

@@ -9,7 +9,7 @@ from typing import Any, Self
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from errors import writing
+from errors import replacing, writing
 from training.loggers import open_logger
 from training.plots import draw_losses
 
@@ -36,10 +36,9 @@ class Metrics:
         self._folder, self._path = run_dir, run_dir / "metrics.jsonl"
         self._logger = open_logger(cfg, run_dir, step)
         kept = [entry for entry in read_entries(self._path) if entry["step"] <= step]
-        temporary = self._path.with_suffix(".tmp")
-        with writing(self._path):
+        with replacing(self._path) as temporary:
             temporary.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
-            temporary.replace(self._path)
+        with writing(self._path):
             self._file = self._path.open("a")
         self._total = cfg.training.n_iters
         self._bar = tqdm(total=self._total, initial=step, unit="step", disable=None, dynamic_ncols=True)
@@ -73,12 +72,14 @@ class Metrics:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._bar.close()
-        with suppress(OSError):  # what a full disk did not take is written once more, in vain
-            self._file.close()
-        with suppress(OSError):
-            self._logger.close()
+        for close in (self._file.close, self._logger.close):
+            try:
+                close()
+            except OSError as error:  # what a full disk did not take is written once more, in vain
+                if kind is None:
+                    log.warning("not all that %s shows was written: %s", self._folder, error)
 
 
 class NoMetrics:

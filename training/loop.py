@@ -18,6 +18,7 @@ from sde import ReflectedVE
 from seeds import Stream, seed_torch
 from training.checkpoint import Checkpoints, TrainState
 from training.data import load_split, show_data
+from training.data_record import check_same_data, describe_data, write_record
 from training.describe import describe
 from training.ema import EMA
 from training.loggers import check_logger
@@ -47,7 +48,7 @@ def train(cfg: DictConfig, run_dir: Path, world: World, stop: StopSignals | None
         The number of the signal that stopped the run, or 0 if it came to its end.
 
     Raises:
-        InputError: for a bad configuration, before anything is written.
+        InputError: for a bad configuration, or other data than the run had so far, before anything is written.
         TrainingError: if the loss, the gradient or a weight is not finite, or the disk is full; checkpoints are left
             as they are.
     """
@@ -67,19 +68,26 @@ def train(cfg: DictConfig, run_dir: Path, world: World, stop: StopSignals | None
             show_data(images, images_held_out, batches, run_dir)
         return 0
 
-    checkpoints = Checkpoints(run_dir)
+    checkpoints, record = Checkpoints(run_dir), describe_data(images, images_held_out)
     with ExitStack() as held, logging_redirect_tqdm():
 
         def open_here() -> str | None:
             held.enter_context(open_run(run_dir, cfg))
             checkpoints.clear()
             path = checkpoints.find()
+            if path is not None:
+                check_same_data(run_dir, record, cfg.training.allow_data_change)
             return None if path is None else str(path)
+
+        def record_start() -> None:
+            write_config(run_dir, cfg)
+            if path is None or cfg.training.allow_data_change or not (run_dir / "data.json").exists():
+                write_record(run_dir, record)
 
         path = world.on_first(open_here)
         if path is not None:
             checkpoints.restore(state, Path(path))
-        log.info("%s at step %d", "starting" if path is None else "going on", state.step)
+        log.info(*("starting at step 0",) if path is None else ("going on at step %d, from %s", state.step, path))
         log.info("\n".join(describe(cfg, run_dir, world, state, images, images_held_out)))
         if state.step >= cfg.training.n_iters:
             log.info("training.n_iters=%d is reached", cfg.training.n_iters)
@@ -87,7 +95,7 @@ def train(cfg: DictConfig, run_dir: Path, world: World, stop: StopSignals | None
             if images.class_names:
                 with open_dict(cfg):
                     cfg.data.class_names = list(images.class_names)
-            world.on_first(lambda: write_config(run_dir, cfg))
+            world.on_first(record_start)
         signum = run_steps(cfg, run_dir, world, stop or StopSignals(), sde, state, checkpoints, batches, held_out)
         if signum:
             log.info("interrupted by %s: saved at step %d in %s", signal.Signals(signum).name, state.step, run_dir)

@@ -1,11 +1,10 @@
 """A run in one picture."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from errors import writing
+from errors import replacing
 
 
 def draw_losses(entries: Sequence[dict[str, Any]], path: Path) -> None:
@@ -25,10 +24,8 @@ def draw_losses(entries: Sequence[dict[str, Any]], path: Path) -> None:
     axes.set_ylim(bottom=max(bottom, 1e-4 * min((e["loss"] for e in entries), default=0.0)))
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
-    temporary = path.with_name(f".{path.name}.tmp")
-    with writing(path):
+    with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
-        os.replace(temporary, path)
 
 
 def _columns(pairs: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:

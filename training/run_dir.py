@@ -1,6 +1,5 @@
 """The directory of a run: its configuration, and whether it may be continued."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,11 +7,13 @@ from typing import cast
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from errors import InputError, writing
+from errors import InputError, replacing
 from locks import exclusive
 from models.files import load_config
 
 IDENTITY = ("model", "data", "sde", "seed", "optim.optimizer")  # a change of these would make it another run
+# What a run writes after its configuration: without one it is of something else, over which nothing may be written.
+WRITTEN = ("checkpoints", "checkpoints-meta", "samples", "metrics.jsonl", "data.json")
 
 
 def resumed_config(composed: DictConfig, run_dir: Path, overrides: list[str]) -> DictConfig:
@@ -69,26 +70,32 @@ def keep_class_names(run_dir: Path, cfg: DictConfig) -> None:
 def check_same_run(run_dir: Path, cfg: DictConfig) -> None:
     """Raise InputError, naming the key, if ``run_dir`` holds another run than ``cfg`` describes."""
     if not (run_dir / ".hydra" / "config.yaml").exists():
+        for name in WRITTEN:
+            path = run_dir / name
+            if path.is_file() or (path.is_dir() and any(path.iterdir())):
+                raise InputError(f"{path} is there, but no {run_dir}/.hydra/config.yaml: choose another hydra.run.dir")
         return
     old = load_config(run_dir)
     for group in IDENTITY:
         before, now = OmegaConf.select(old, group), OmegaConf.select(cfg, group)
         for key, (was, wanted) in _differences(before, now, group).items():
-            if key == "data.root":
-                continue  # the same images may have moved
+            if key in ("data.root", "data.class_names"):
+                continue  # the same images may have moved; data_record.py compares what they are
             if key == "data.background" and was is None and wanted == "white":
                 continue  # the run is from before this option
             raise InputError(f"{key}={wanted}, but the run in {run_dir} has {was}: start another, or drop the override")
 
 
 def write_config(run_dir: Path, cfg: DictConfig) -> None:
-    """Record ``cfg`` as the configuration that the run goes on with."""
+    """Record ``cfg`` as the configuration that the run goes on with.
+
+    But for ``training.allow_data_change``, which is about the data set of this start alone.
+    """
     path = run_dir / ".hydra" / "config.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".config.{os.getpid()}.tmp")
-    with writing(path):
-        temporary.write_text(OmegaConf.to_yaml(cfg))
-        os.replace(temporary, path)
+    kept = OmegaConf.merge(cfg, {"training": {"allow_data_change": False}})
+    with replacing(path) as temporary:
+        temporary.write_text(OmegaConf.to_yaml(kept))
 
 
 def _differences(old: object, new: object, key: str) -> dict[str, tuple[object, object]]:

@@ -1,13 +1,12 @@
 """The grid of samples that a run draws at each checkpoint it keeps."""
 
-import os
 from pathlib import Path
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from errors import writing
+from errors import replacing, writing
 from models import ScoreNetwork, in_precision
 from sampling import create_sampler, guided_score
 from sampling.images import save_grid, save_trajectory, to_uint8
@@ -39,9 +38,8 @@ def draw_samples(
         save_grid(pixels, folder / "sample_0.png")
         if trajectory is not None:
             save_trajectory(trajectory, folder / "trajectory")
-        with open(folder / ".sample_0.tmp", "wb") as file:  # the array comes last and whole: its presence says done
-            np.save(file, pixels)
-        os.replace(folder / ".sample_0.tmp", folder / "sample_0.npy")
+    with replacing(folder / "sample_0.npy") as temporary, open(temporary, "wb") as file:
+        np.save(file, pixels)  # the array comes last and whole: its presence says done
 
 
 def _draw(

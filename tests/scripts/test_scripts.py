@@ -230,11 +230,11 @@ def test_a_failing_job_fails_a_multirun_and_the_others_finish(script, tmp_path):
     assert done == ["1", "2"]
 
 
-@pytest.mark.parametrize("argument", ["-m", "--multirun", "hydra.run.dir=elsewhere"])
+@pytest.mark.parametrize("argument", ["-m", "--multirun", "hydra.mode=MULTIRUN", "hydra.run.dir=elsewhere"])
 def test_what_does_not_go_with_resume_is_named(tmp_path, argument):
     (tmp_path / ".hydra").mkdir()
     (tmp_path / ".hydra/config.yaml").touch()
-    with pytest.raises(SystemExit, match=f"^{argument} does not go with resume="):
+    with pytest.raises(InputError, match=f"^{argument} does not go with resume="):
         check_resume([argument, f"resume={tmp_path}"])
     check_resume([f"resume={tmp_path}", "training.n_iters=3"])
 

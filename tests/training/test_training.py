@@ -528,6 +528,7 @@ def test_the_published_defaults():
         "recompute_activations": False,
         "startup_timeout": 600,
         "step_timeout": 600,
+        "allow_data_change": False,
     }
     assert OmegaConf.to_container(cfg.sde) == {"sigma_min": 0.01, "sigma_max": 5, "num_scales": 1000}
     assert OmegaConf.to_container(cfg.optim) == {

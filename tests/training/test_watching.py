@@ -4,7 +4,10 @@ import importlib.util
 import json
 import math
 import re
+import resource
 import shutil
+import threading
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -12,9 +15,11 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from errors import InputError
+import training.loop
+from errors import CleanError, InputError
 from sde import ReflectedVE
 from tests.conftest import TINY, metrics, tiny_config
+from training.loggers import TensorBoard
 from training.logs import read_entries
 from training.loop import train
 from training.processes import World
@@ -53,6 +58,43 @@ def test_tensorboard_shows_the_metrics_and_samples_each_step_once_also_after_a_k
             for entry in entries
             if entry["loss_by_sigma"][k] is not None
         )
+
+
+def test_a_run_killed_before_its_first_checkpoint_leaves_one_history(tmp_path, monkeypatch):
+    cfg, honest = tiny_config("training.n_iters=6"), training.loop.update
+
+    def killed(objective, net, state, *rest):
+        if state.step == 4:
+            raise KeyboardInterrupt
+        return honest(objective, net, state, *rest)
+
+    with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+        patch.setattr(training.loop, "update", killed)
+        train(cfg, tmp_path, CPU)
+    assert [entry["step"] for entry in metrics(tmp_path)] == [1, 2, 3, 4] and not list(tmp_path.rglob("*.pth"))
+    train(cfg, tmp_path, CPU)
+    scalars, pictures = events(tmp_path)  # in which no step comes twice
+    assert scalars["loss"].keys() == {1, 2, 3, 4, 5, 6} and pictures == {6}
+
+
+def test_a_disk_that_is_full_is_no_traceback_of_a_thread(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(threading, "excepthook", shown.append)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+        with pytest.raises(CleanError, match="tensorboard cannot be written: File too large"):
+            TensorBoard(tmp_path, 0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    for thread in threading.enumerate():
+        if type(thread).__module__.startswith("tensorboard."):
+            thread.join(30)
+    assert not shown
+    other = threading.Thread(target=lambda: 1 / 0)  # of which the traceback is wanted
+    other.start()
+    other.join()
+    assert [args.exc_type for args in shown] == [ZeroDivisionError]
 
 
 def test_the_loss_by_quarters_of_the_noise_levels():

@@ -1,0 +1,101 @@
+"""What a run was trained on, in RUN/data.json, so that it does not go on with something else unnoticed."""
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from datasets import Images
+from errors import InputError, replacing
+
+log = logging.getLogger(__name__)
+
+SPLITS = {"training": "to train on", "held_out": "held out"}
+NAMED = 5  # differences between classes that a message lists
+LARGEST = 2**24  # bytes of a record
+
+
+def describe_data(images: Images, held_out: Images) -> dict[str, Any]:
+    """What is remembered of a data set: its classes, and of each split how many images and which.
+
+    Args:
+        images: the training split.
+        held_out: the other one.
+    """
+    splits = zip(SPLITS, (images, held_out), strict=True)
+    return {
+        "num_classes": images.num_classes,
+        "class_names": list(images.class_names),
+        **{name: {"images": len(part), "fingerprint": part.fingerprint} for name, part in splits},
+    }
+
+
+def write_record(run_dir: Path, record: dict[str, Any]) -> None:
+    """Keep ``record`` in the directory of the run."""
+    with replacing(run_dir / "data.json") as temporary:
+        temporary.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def check_same_data(run_dir: Path, record: dict[str, Any], allow_change: bool) -> None:
+    """Compare the data set at hand with what the run in ``run_dir`` was trained on, if that was recorded.
+
+    Args:
+        run_dir: of the run that goes on.
+        record: of the data set, from ``describe_data``.
+        allow_change: whether differences are a warning.
+
+    Raises:
+        InputError: naming the differences, unless they are allowed; or if what was recorded cannot be read.
+    """
+    path = run_dir / "data.json"
+    if not path.exists():
+        return  # of a version that kept none
+    try:
+        if not path.is_file() or path.stat().st_size > LARGEST:
+            raise ValueError("it is not a file, or too long")
+        differences = list(_differences(json.loads(path.read_text()), record))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if allow_change:
+            return
+        raise InputError(
+            f"{path} cannot be read as what the run was trained on ({error}): "
+            "training.allow_data_change=true records the data set anew"
+        ) from error
+    if not differences:
+        return
+    changed = f"the data set is not the one that the run in {run_dir} was trained on: {'; '.join(differences)}"
+    if not allow_change:
+        raise InputError(f"{changed}. Bring that one back, or use this one by training.allow_data_change=true")
+    log.warning("%s; going on with this one", changed)
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
+    """What changed, in words."""
+    yield from _class_differences(old["class_names"], new["class_names"])
+    if old["num_classes"] != new["num_classes"]:
+        yield f"it had {old['num_classes']} classes, now {new['num_classes']}"
+    for split, what in SPLITS.items():
+        was, now = old[split], new[split]
+        if was["images"] != now["images"]:
+            yield f"it had {was['images']:,} images {what}, now {now['images']:,}"
+        elif was["fingerprint"] and now["fingerprint"] and was["fingerprint"] != now["fingerprint"]:
+            yield f"the {now['images']:,} images {what}, or their classes, are others"
+
+
+def _class_differences(old: list[str], new: list[str]) -> Iterator[str]:
+    if not old or not new or old == new:
+        return
+    if len(old) == len(new):
+        pairs = enumerate(zip(old, new, strict=True))
+        yield _listed([f"class {label} was {was}, now {now}" for label, (was, now) in pairs if was != now])
+        return
+    if gone := [name for name in old if name not in new]:
+        yield f"no longer a class: {_listed(gone)}"
+    if come := [name for name in new if name not in old]:
+        yield f"a class now: {_listed(come)}"
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
