@@ -1,12 +1,14 @@
 """Errors with a message for the user; the doors show it as one line, without a traceback."""
 
+import argparse
 import logging
 import os
 import re
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import NoReturn
 
 # Control, formatting (also of the direction of text) and surrogate characters, separators of lines and paragraphs.
 UNPRINTABLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
@@ -69,5 +71,16 @@ class PrintableFormatter(logging.Formatter):
     """Formats a record as ``logging.Formatter`` does, each of its lines being ``printable``."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the text of ``record``."""
+        """Return the text of ``record``; what it says of a path or an error stays in one line."""
+        if isinstance(record.args, tuple):
+            one_line = [printable(str(a)) if isinstance(a, PurePath | BaseException) else a for a in record.args]
+            record = logging.makeLogRecord({**record.__dict__, "args": tuple(one_line)})
         return "\n".join(map(printable, super().format(record).split("\n")))
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """A parser whose errors, which repeat what was typed, are ``printable``."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and how to use the program, and exit."""
+        super().error(printable(message))

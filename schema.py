@@ -189,6 +189,7 @@ VIS: Schema = {
     "eval": {"ckpt": Number(-1, 10**12, integer=True), "batch_size": IMAGES, "rounds": COUNT, "save_images": flag},
 }
 
+OF_EACH_REAL_IMAGE = ("kid", "precision_recall")  # need its features, and not only their mean and covariance
 METRICS: dict[str, Schema] = {
     "bpd": {
         "divergence": OneOf(("hutchinson", "exact")),
@@ -218,6 +219,7 @@ CHOSEN_METRICS: Schema = {
     "drawn": Number(2, 10**8, integer=True),
     "samples": optional_text,
     "features": optional_text,
+    "reference": optional_text,
 }
 
 
@@ -280,6 +282,18 @@ def check_eval(cfg: DictConfig) -> None:
     check_all(cfg, {**EVAL, "metrics": {**CHOSEN_METRICS, **chosen}})
     if not chosen:
         raise InputError(f"metrics=[]: choose some of {', '.join(METRICS)}")
+    if cfg.metrics.reference is not None:
+        key, more = (
+            f"metrics.reference={cfg.metrics.reference}",
+            [name for name in OF_EACH_REAL_IMAGE if name in chosen],
+        )
+        if more:
+            raise InputError(
+                f"{key} is a mean and covariance, from which {' and '.join(more)} cannot be computed: choose "
+                "metrics=[fid], or leave metrics.reference out to compare with the training images"
+            )
+        if "fid" not in chosen:
+            raise InputError(f"{key} is for fid, which is not among the chosen metrics: {', '.join(chosen)}")
     if "precision_recall" in chosen and cfg.metrics.drawn <= cfg.metrics.precision_recall.neighborhood:
         raise InputError(
             f"metrics.drawn={cfg.metrics.drawn}: need more images than metrics.precision_recall.neighborhood="

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the house, before this folder of it
 
 from datasets.prepare import SUFFIXES, UnreadableError, cores, find_images, in_processes, read_image  # noqa: E402
-from errors import CleanError, InputError, printable, writing  # noqa: E402
+from errors import ArgumentParser, CleanError, InputError, printable, writing  # noqa: E402
 from locks import exclusive  # noqa: E402
 
 CLS_LOC = "ILSVRC/Data/CLS-LOC"
@@ -134,13 +134,13 @@ def compile_split(split: Split, folder: Path, size: int, workers: int) -> None:
     """Make the PNGs and dataset.json of a split in ``folder``; nothing if that is done."""
     _claim(folder, _fingerprint(split, size))
     if (folder / "dataset.json").exists():
-        print(f"{folder} is done already")
+        print(printable(f"{folder} is done already"))
         return
     missing, total = _missing(folder, len(split.files)), len(split.files)
     failed: dict[int, str] = {}
     jobs = [(number, split.files[number]) for number in missing]
     make = partial(make_pngs, folder, size)
-    bar = tqdm(total=total, initial=total - len(jobs), desc=folder.name, unit="image", disable=None)
+    bar = tqdm(total=total, initial=total - len(jobs), desc=printable(folder.name), unit="image", disable=None)
     with bar, closing(in_processes(make, jobs, workers)) as parts:
         for chunk, bad in parts:
             failed |= bad
@@ -153,12 +153,12 @@ def compile_split(split: Split, folder: Path, size: int, workers: int) -> None:
         _write(listing, "".join(lines).encode())
         for number, reason in list(failed.items())[:10]:
             print(printable(f"{split.files[number]} cannot be read and is left out: {reason}"), file=sys.stderr)
-        print(f"{len(failed)} of {total} files left out, listed in {listing}", file=sys.stderr)
+        print(printable(f"{len(failed)} of {total} files left out, listed in {listing}"), file=sys.stderr)
     if len(failed) == total:
         raise InputError(f"none of the images in {split.source} can be read")
     labels = [[png_name(number), split.classes[number]] for number in range(total) if number not in failed]
     _write(folder / "dataset.json", json.dumps({"labels": labels}).encode())
-    print(f"{folder} is ready: {len(labels)} images, {total - len(jobs)} of them from before")
+    print(printable(f"{folder} is ready: {len(labels)} images, {total - len(jobs)} of them from before"))
 
 
 def make_pngs(folder: Path, size: int, jobs: Sequence[tuple[int, Path]]) -> dict[int, str]:
@@ -218,7 +218,9 @@ def _by_name(path: Path, rows: list[list[str]], files: Sequence[Path]) -> list[s
     if missing:
         raise InputError(f"{path} has no line for {missing[0]}, {len(missing)} of {len(files)} images are without")
     if len(found) > len(files):
-        print(f"{path} names {len(found)} images, {files[0].parent} has {len(files)} of them", file=sys.stderr)
+        print(
+            printable(f"{path} names {len(found)} images, {files[0].parent} has {len(files)} of them"), file=sys.stderr
+        )
     return [found[_stem(file.name)] for file in files]
 
 
@@ -305,7 +307,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("imagenet", type=Path, help="folder of ImageNet")
     parser.add_argument("--out", type=Path, help="folder to make (default: imagenet-64x64 beside this script)")
     parser.add_argument("--workers", type=int, default=cores(), help="processes (default: %(default)s, the cores)")

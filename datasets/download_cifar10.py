@@ -1,6 +1,5 @@
 """CIFAR-10 ahead of its first use: python download_cifar10.py [--to DATAROOT], by default this folder."""
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -8,18 +7,18 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the house, before this folder of it
 
 from datasets.images import cifar10  # noqa: E402
-from errors import CleanError, printable  # noqa: E402
+from errors import ArgumentParser, CleanError, printable  # noqa: E402
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("--to", type=Path, default=ROOT / "datasets", help="what dataroot is for run_train.py")
     folder = parser.parse_args().to
     try:
         counts = [len(cifar10(train, str(folder))) for train in (True, False)]
     except (CleanError, OSError) as error:
         sys.exit(printable(str(error)))
-    print(f"CIFAR-10 is in {folder}: {counts[0]} images to train on, {counts[1]} held out")
+    print(printable(f"CIFAR-10 is in {folder}: {counts[0]} images to train on, {counts[1]} held out"))
 
 
 if __name__ == "__main__":

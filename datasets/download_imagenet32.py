@@ -10,15 +10,17 @@ import argparse
 import shutil
 import sys
 import zipfile
+from contextlib import ExitStack
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the house, before this folder of it
 
+from archives import BROKEN  # noqa: E402
 from datasets.folders import read_arrays  # noqa: E402
 from datasets.prepare import find_images  # noqa: E402
 from downloads import DownloadError, fetch_folder, google_drive  # noqa: E402
-from errors import CleanError, InputError, printable  # noqa: E402
+from errors import ArgumentParser, CleanError, InputError, printable  # noqa: E402
 
 IDS = {"train_32x32": "1-08kPTbCYHhFcwerMbZpiYFWCbbtWR17", "valid_32x32": "14CNPjwnkYAFXI77YYHSb0qa8HwIohxnh"}
 COUNTS = {"train_32x32": 1_281_149, "valid_32x32": 49_999}  # PNGs
@@ -33,7 +35,7 @@ def fetch_pngs(split: str, folder: Path, mirror: str | None) -> None:
     """
     target, archive = folder / split, folder / f"{split}.tar"
     if target.exists():
-        print(f"{target} is there")
+        print(printable(f"{target} is there"))
         return
 
     def find(unpacked: Path) -> Path:
@@ -45,7 +47,7 @@ def fetch_pngs(split: str, folder: Path, mirror: str | None) -> None:
 
     url = f"{mirror.rstrip('/')}/{archive.name}" if mirror else google_drive(IDS[split])
     fetch_folder(url, archive, target, folder / "SHA256SUMS", find)
-    print(f"{target} is ready")
+    print(printable(f"{target} is ready"))
 
 
 def find_arrays(paths: list[Path]) -> dict[str, list[tuple[str, Path, str | None]]]:
@@ -66,7 +68,7 @@ def find_arrays(paths: list[Path]) -> dict[str, list[tuple[str, Path, str | None
             try:
                 with zipfile.ZipFile(path) as archive:
                     members = [name for name in archive.namelist() if name.endswith(".npz")]
-            except zipfile.BadZipFile as error:
+            except BROKEN as error:
                 raise InputError(f"{path} is not a whole zip archive: {error}") from error
             arrays = [(Path(member).name, path, member) for member in members]
         else:
@@ -75,6 +77,8 @@ def find_arrays(paths: list[Path]) -> dict[str, list[tuple[str, Path, str | None
             raise InputError(f"{path} holds no npz: need Imagenet32_train.zip, Imagenet32_val.zip, or what is in them")
         for array in arrays:
             split = "valid_32x32" if array[0].startswith("val") else "train_32x32"
+            if array[0] in [name for name, _, _ in found[split]]:
+                raise InputError(f"{path} has {array[0]} a second time")
             found[split].append(array)
     return found
 
@@ -93,11 +97,16 @@ def take_arrays(split: str, arrays: list[tuple[str, Path, str | None]], folder: 
     for name, path, member in arrays:
         temporary = target / f".{name}.tmp"
         try:
-            with (
-                zipfile.ZipFile(path).open(member) if member else path.open("rb") as source,
-                temporary.open("wb") as copy,
-            ):
-                shutil.copyfileobj(source, copy, 2**20)
+            with ExitStack() as files:
+                archive = files.enter_context(zipfile.ZipFile(path)) if member else None
+                size = archive.getinfo(member).file_size if archive and member else path.stat().st_size
+                if size > shutil.disk_usage(target).free:
+                    raise InputError(
+                        f"{path}: {name} has {size / 1e9:,.1f} GB, more than the disk of {target} has left"
+                    )
+                source = archive.open(member) if archive and member else path.open("rb")
+                copy = files.enter_context(temporary.open("wb"))
+                shutil.copyfileobj(files.enter_context(source), copy, 2**20)
             try:
                 count += sum(len(labels) for _, labels, _ in read_arrays([temporary]))
             except InputError as error:
@@ -105,17 +114,19 @@ def take_arrays(split: str, arrays: list[tuple[str, Path, str | None]], folder: 
                     f"{path}: {name} is not an array of downsampled ImageNet ({error.__cause__})"
                 ) from error
             temporary.rename(target / name)
-        except (zipfile.BadZipFile, OSError) as error:
+        except InputError:
+            raise
+        except BROKEN as error:
             raise InputError(f"{path} cannot be copied to {target}: {error}") from error
         finally:
             temporary.unlink(missing_ok=True)
-        print(f"{target / name} is ready")
+        print(printable(f"{target / name} is ready"))
     whole = "all" if count == ARRAY_COUNTS[split] else f"of {ARRAY_COUNTS[split]:,}: are some files missing?"
-    print(f"{count:,} images in {target}, {whole}")
+    print(printable(f"{count:,} images in {target}, {whole}"))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="zip or npz files, or folders of them")
     parser.add_argument("--to", type=Path, default=ROOT / "datasets/ds_imagenet", help="FOLDER")
     parser.add_argument("--mirror", help="address of a folder with the two tar archives")

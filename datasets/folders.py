@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from archives import BROKEN, ArrayFile
 from checks import did_you_mean
 from datasets.decode import WHITE, DecodeOptions, DecodeStats, UnreadableError, decode, without_warnings
 from datasets.find import Scan, find_images, scan_folder
@@ -414,12 +415,13 @@ def read_arrays(paths: Sequence[Path]) -> Iterator[Part]:
     """
     for path in paths:
         try:
-            with np.load(path, allow_pickle=False) as arrays:
-                pixels, labels = arrays["data"], np.asarray(arrays["labels"], dtype=np.int64)
-            if pixels.dtype != np.uint8 or pixels.shape != (len(labels), 3072):
-                raise ValueError(f"data is {pixels.dtype} {pixels.shape}")
+            stored = ArrayFile(path)
+            shape, dtype = stored.arrays["data"]
+            if dtype != np.uint8 or shape != (*stored.arrays["labels"][0], 3072):
+                raise ValueError(f"data is {dtype} {shape}")
+            pixels, labels = stored.read("data"), stored.read("labels").astype(np.int64)
             if not (labels.min() >= 1 and labels.max() <= 1000):
                 raise ValueError("labels are not 1 to 1000")
-        except (OSError, KeyError, ValueError, EOFError) as error:
+        except BROKEN as error:
             raise InputError(f"{path} is not an array of downsampled ImageNet: {error}") from error
         yield pixels.reshape(-1, 3, 32, 32), labels - 1, []

@@ -2,17 +2,19 @@
 
 A support-vector classifier is fitted to the real training digits of ``data=digits`` and reads the drawn ones; its
 accuracy on the real held-out digits is the ceiling of what it can confirm. The energy distance (Szekely & Rizzo 2013)
-between the drawn and the held-out digits is zero for the same distribution.
+between the drawn and the held-out digits is zero for the same distribution. Digits drawn without a class, whose files
+have no labels, count for the energy distance alone.
 """
 
-import argparse
-import zipfile
+import sys
+from pathlib import Path
 
 import numpy as np
 from scipy.spatial.distance import cdist
 
 from datasets.images import digits
-from errors import InputError
+from errors import ArgumentParser, InputError, printable
+from evaluation.quality import read_labels, read_samples
 
 
 class DigitReader:
@@ -50,29 +52,35 @@ def energy_distance(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Share of drawn digits that are read as the class asked for.")
-    parser.add_argument("samples", nargs="+", help="images/samples_*.npz of run_vis.py")
+    parser = ArgumentParser(description="Share of drawn digits that are read as the class asked for.")
+    parser.add_argument("samples", nargs="+", type=Path, help="images/samples_*.npz of run_vis.py")
     paths = parser.parse_args().samples
+    try:
+        for path in paths:
+            if not path.exists():
+                raise InputError(f"{path} does not exist")
+        drawn = [read_samples(path, 8, 1) for path in paths]
+        labels = [read_labels(path, len(samples)) for path, samples in zip(paths, drawn, strict=True)]
+    except InputError as error:
+        sys.exit(printable(str(error)))
+    samples, asked = np.concatenate(drawn), np.concatenate(labels)
+    if len(samples) < 2:
+        sys.exit("need two digits or more")
     reader = DigitReader()
-    labels, answers, drawn = [], [], []
-    for path in paths:
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                labels.append(arrays["labels"])
-                answers.append(reader.read(arrays["samples"]))
-                drawn.append(arrays["samples"].reshape(len(labels[-1]), -1) / 255.0)
-        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            parser.error(f"{path}: {error}")
-    asked = np.concatenate(labels)
-    right: np.ndarray = np.equal(asked, np.concatenate(answers))
-    for label in np.unique(asked):
-        print(f"{label}: {right[asked == label].mean():.3f} of {np.sum(asked == label)}")
-    share = right.mean()
-    spread = np.sqrt(share * (1 - share) / len(right))
-    print(f"all: {share:.4f} +- {spread:.4f} of {len(right)} read as asked")
+    with_class = asked >= 0
+    if with_class.any():
+        asked = asked[with_class]
+        right: np.ndarray = np.equal(asked, reader.read(samples[with_class]))
+        for label in np.unique(asked):
+            print(f"{label}: {right[asked == label].mean():.3f} of {np.sum(asked == label)}")
+        share = right.mean()
+        spread = np.sqrt(share * (1 - share) / len(right))
+        print(f"all: {share:.4f} +- {spread:.4f} of {len(right)} read as asked")
+    if not with_class.all():
+        print(f"{np.sum(~with_class)} of {len(samples)} have no label: nobody asked for a class")
     print(f"real held-out digits: {reader.held_out_accuracy:.4f}")
     real, held_out = (images.pixels.flatten(1).numpy() / (images.levels - 1) for images in map(digits, (True, False)))
-    for name, sample in (("drawn", np.concatenate(drawn)), ("real training", real)):
+    for name, sample in (("drawn", samples.reshape(len(samples), -1) / 255.0), ("real training", real)):
         distance, spread = energy_distance(sample, held_out)
         print(f"energy distance of the {name} digits from the held-out ones: {distance:.4f} +- {spread:.4f}")
 

@@ -19,7 +19,7 @@ from errors import InputError
 from evaluation import quality
 from evaluation.bits import BoundBits, FlowBits, load_split
 from evaluation.drawing import Artist, draw_rounds
-from evaluation.features import Features, create_features
+from evaluation.features import Features, create_features, features_of
 from evaluation.images_dir import arrays_path, missing_rounds, save_round
 from evaluation.output_dir import write_arrays, write_text
 from evaluation.parts import of_each
@@ -64,7 +64,8 @@ class Evaluation:
                     f"{cfg.load_dir} has data.num_channels={data.num_channels}: "
                     f"{', '.join(self.of_quality)} are of images with 1 or 3"
                 )
-            compared = self.of_quality.keys() != {"inception_score"}
+            self.statistics = self._read_statistics(str(data.dataset))
+            compared = self.of_quality.keys() != {"inception_score"} and self.statistics is None
             self.real: Images | None = load_split(cfg, self.run, "train") if compared else None
             self.features: Features = create_features(str(data.dataset), cfg.metrics.features, devices[0])
             self.samples: np.ndarray | None = None
@@ -73,6 +74,16 @@ class Evaluation:
                 self.inputs["samples_sha256"] = hashlib.sha256(self.samples.data).hexdigest()
             self.inputs["features_sha256"] = self.features.sha256
             self._check_numbers()
+
+    def _read_statistics(self, dataset: str) -> quality.Reference | None:
+        """Read the statistics that ``metrics.reference`` names, in place of the training images."""
+        metrics = self.cfg.metrics
+        if metrics.reference is None:
+            return None
+        dimension = features_of(dataset, metrics.features).dimension
+        statistics = quality.read_statistics(Path(metrics.reference), dimension)
+        self.inputs["reference_sha256"] = statistics.protocol["statistics_sha256"]
+        return statistics
 
     def _check_numbers(self) -> None:
         """Raise InputError if there are too few images to compare."""
@@ -147,7 +158,7 @@ class Evaluation:
         arrays = of_each(folder, "features", look, None, cfg, len(pixels), quality.BATCH, self.devices[:1], 1)
         features, logits = (torch.from_numpy(arrays[name]) for name in ("features", "logits"))
         how |= {"features": self.features.name, "features_sha256": self.features.sha256}
-        real = None
+        real = self.statistics
         if self.real is not None:
             cache = Path(cfg.dataroot) / "statistics"
             real = quality.reference(self.real, str(self.run.data.dataset), self.features, cache)

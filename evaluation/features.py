@@ -15,6 +15,7 @@ from torch import Tensor
 from datasets.images import digits
 from errors import InputError
 from models.files import read_checkpoint
+from models.pretrained import check_finite
 
 log = logging.getLogger(__name__)
 
@@ -24,15 +25,22 @@ class Features(ABC):
 
     Attributes:
         name: of the map.
+        dimension: number of features of an image.
         sha256: of what determines it.
     """
 
     name: str
+    dimension: int
     sha256: str
 
     @abstractmethod
     def __call__(self, pixels: np.ndarray) -> tuple[Tensor, Tensor]:
         """Features (N, d) and class logits (N, K), float32 on the CPU, of images uint8 (N, H, W, C), white is 255."""
+
+
+def features_of(dataset: str, weights: str | None) -> "type[DigitFeatures] | type[Inception]":
+    """Tell which map ``create_features`` makes of the same arguments."""
+    return DigitFeatures if dataset == "digits" and weights is None else Inception
 
 
 def create_features(dataset: str, weights: str | None, device: torch.device) -> Features:
@@ -46,7 +54,7 @@ def create_features(dataset: str, weights: str | None, device: torch.device) -> 
     Raises:
         InputError: if there are no weights, or the file does not hold them.
     """
-    if dataset == "digits" and weights is None:
+    if features_of(dataset, weights) is DigitFeatures:
         return DigitFeatures()
     return Inception(_downloaded_weights() if weights is None else Path(weights), device)
 
@@ -58,6 +66,7 @@ class Inception(Features):
     """
 
     name = "inception-v3-compat"
+    dimension = 2048
 
     def __init__(self, weights: Path, device: torch.device) -> None:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3  # heavy, where used
@@ -71,6 +80,8 @@ class Inception(Features):
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"{weights} does not hold the weights of torch-fidelity's Inception: {reason}") from error
+        for name, tensor in net.state_dict().items():
+            check_finite(tensor, name, weights)
         self.net, self.device = net.to(device), device
         with weights.open("rb") as file:
             self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -93,6 +104,7 @@ class DigitFeatures(Features):
 
     name = "digits-64"
     SEED, WIDTHS = 0, (32, 16)
+    dimension = 4 * WIDTHS[-1]
 
     def __init__(self) -> None:
         from sklearn.linear_model import LogisticRegression  # heavy, where used

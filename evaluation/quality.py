@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import os
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +16,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from archives import BROKEN, ArrayFile, check_memory
 from datasets import Images
 from datasets.prepare import UnreadableError, find_images, read_image
 from errors import InputError
 from evaluation.features import Features, to_pixels
-from models.files import DAMAGE, digest
+from models.files import digest
 
 log = logging.getLogger(__name__)
 
@@ -38,13 +38,14 @@ class Reference:
 
     Attributes:
         mean, covariance: of the features of all, float64 (d,) and (d, d).
-        features: of at most ``KEPT`` of them, chosen at random with a fixed seed, float32 (n, d).
+        features: of at most ``KEPT`` of them, chosen at random with a fixed seed, float32 (n, d); None if only the mean
+            and covariance are known.
         protocol: which images and features, and their hashes.
     """
 
     mean: np.ndarray
     covariance: np.ndarray
-    features: Tensor
+    features: Tensor | None
     protocol: dict[str, Any]
 
 
@@ -121,37 +122,157 @@ def read_samples(path: Path, size: int, num_channels: int) -> np.ndarray:
     """Images drawn before: uint8 (N, size, size, num_channels).
 
     Args:
-        path: an .npz file with ``samples``, as run_vis.py writes it, or a folder of such files or of image files.
+        path: an .npz file with ``samples``, as run_vis.py writes it, or ``arr_0``, as guided-diffusion does; an .npy
+            file; or a folder of such files, or of image files. Links, pipes and devices among them are treated as in a
+            data set.
 
     Raises:
-        InputError: naming the file that is missing, damaged, or holds other images.
+        InputError: naming the file that is missing, damaged, or holds something else, and what that is.
     """
     if not path.exists():
         raise InputError(f"metrics.samples={path} does not exist")
-    arrays = sorted(path.glob("*.npz")) if path.is_dir() else [path]
-    parts = []
-    for file in arrays:
-        try:
-            with np.load(file, allow_pickle=False) as stored:
-                parts.append(stored["samples"])
-        except (*DAMAGE, zlib.error) as error:
-            raise InputError(f"{file} cannot be read as images drawn by run_vis.py: {error}") from error
-    if not arrays:
-        for file in find_images(path):
+    if path.is_dir():
+        found = sorted([*path.glob("*.npz"), *path.glob("*.npy")])
+        once: dict[Path, Path] = {}
+        for file in found:
+            if file.is_file():
+                once.setdefault(file.resolve(), file)
+        files = list(once.values())
+        if len(files) < len(found):
+            log.warning("%d of the arrays in %s left out: no files, or links to others", len(found) - len(files), path)
+    else:
+        files = [path]
+    chosen = [_find_images_in(file, size, num_channels) for file in files]
+    try:
+        check_memory(sum(stored.size(name) for stored, name in chosen))
+    except ValueError as error:
+        raise InputError(f"metrics.samples={path} cannot be read: {error}") from error
+    parts = [_read_array(stored, name) for stored, name in chosen]
+    if not files:
+        files = find_images(path)
+        for file in files:
             try:
                 image = read_image(file, None, num_channels)
             except UnreadableError as error:
                 raise InputError(f"{file} cannot be read: {error}") from error
+            if image.shape != (size, size, num_channels):
+                raise InputError(f"{file} is an image of {image.shape}, the run has {(size, size, num_channels)}")
             parts.append(image[None])
-        arrays = find_images(path)
     if not parts:
-        raise InputError(f"metrics.samples={path} has no .npz and no images")
-    for part, file in zip(parts, arrays, strict=True):
-        if part.dtype != np.uint8 or part.shape[1:] != (size, size, num_channels):
-            raise InputError(
-                f"{file} holds {part.dtype} {part.shape[1:]}, the run has uint8 {(size, size, num_channels)}"
-            )
+        raise InputError(f"metrics.samples={path} has no .npz, no .npy and no images")
     return np.concatenate(parts)
+
+
+def _find_images_in(path: Path, size: int, num_channels: int) -> tuple[ArrayFile, str]:
+    """Find the images in an array file, and check what they are before they are read.
+
+    Returns:
+        The file, and the name of the array.
+
+    Raises:
+        InputError: naming the file, and what it holds instead.
+    """
+    stored = _look_into(path, "drawn images")
+    name = next((name for name in ("", "samples", "arr_0") if name in stored.arrays), None)
+    if name is None:
+        hint = ": statistics are for metrics.reference" * ({"mu", "sigma"} <= stored.arrays.keys())
+        raise InputError(f"{path}: found arrays {_names(stored)}; need samples, or arr_0{hint}")
+    shape, dtype = stored.arrays[name]
+    wanted = (size, size, num_channels)
+    if dtype != np.uint8 or shape[1:] != wanted:
+        hint = ""
+        if len(shape) != 4:
+            hint = f", in an array of {len(shape)} axes and not (N, H, W, C)"
+        elif shape[1:] == (num_channels, size, size):
+            hint = ": the channels have to come last"
+        elif dtype != np.uint8:
+            hint = ": need whole numbers of type uint8, 0 for black to 255 for white"
+        raise InputError(f"{path} holds {dtype} {shape[1:]}, the run has uint8 {wanted}{hint}")
+    return stored, name
+
+
+def read_labels(path: Path, number: int) -> np.ndarray:
+    """Read the labels beside so many images in a file, int64 (number,); -1 for each if there are none.
+
+    Args:
+        path: as for ``read_samples``; only an .npz file has labels.
+
+    Raises:
+        InputError: naming the file, if its labels are not one whole number for each image.
+    """
+    stored = _look_into(path, "drawn images") if path.is_file() else None
+    if stored is None or "labels" not in stored.arrays:
+        return np.full(number, -1)
+    shape, dtype = stored.arrays["labels"]
+    if dtype.kind not in "iu" or shape != (number,):
+        raise InputError(f"{path}: labels is {dtype} {shape}, need a whole number for each of {number} images")
+    return _read_array(stored, "labels").astype(np.int64)
+
+
+def read_statistics(path: Path, dimension: int) -> Reference:
+    """Read the mean and covariance of the features of real images, as EDM and pytorch-fid store them: mu and sigma.
+
+    Args:
+        path: an .npz file.
+        dimension: of the features that they are compared with.
+
+    Raises:
+        InputError: naming the file that is missing, damaged, or holds something else, and what that is.
+    """
+    if not path.is_file():
+        raise InputError(f"metrics.reference={path} is not a file")
+    stored = _look_into(path, "statistics")
+    if not {"mu", "sigma"} <= stored.arrays.keys():
+        raise InputError(f"{path}: found arrays {_names(stored)}; need mu and sigma, as EDM and pytorch-fid write them")
+    for name, axes in (("mu", 1), ("sigma", 2)):
+        shape, dtype = stored.arrays[name]
+        if dtype.kind != "f" or len(shape) != axes or len(set(shape)) != 1:
+            raise InputError(f"{path}: {name} is {dtype} {shape}, need numbers (d,) of mu and (d, d) of sigma")
+        if shape[0] != dimension:
+            raise InputError(
+                f"{path}: {name} is of {shape[0]} features, those of this run have {dimension} (64 of the digits, 2048 "
+                "of Inception, which metrics.features=PATH chooses)"
+            )
+    mean, covariance = (_read_array(stored, name).astype(np.float64) for name in ("mu", "sigma"))
+    for name, values in (("mu", mean), ("sigma", covariance)):
+        if not np.isfinite(values).all():
+            raise InputError(f"{path}: {name} holds values that are not finite")
+    if np.abs(covariance - covariance.T).max() > 1e-5 * np.abs(covariance).max() or covariance.diagonal().min() < 0:
+        raise InputError(f"{path}: sigma is no covariance: it is not symmetric, or has a negative variance")
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    protocol = {
+        "images": "not said by the file",
+        "statistics": str(path),
+        "statistics_sha256": sha256,
+        "features": "not said by the file, taken for those of the drawn images",
+    }
+    return Reference(mean, covariance, None, protocol)
+
+
+def _look_into(path: Path, what: str) -> ArrayFile:
+    """Find the arrays of a file that should hold ``what``, none of which is read."""
+    try:
+        if not path.is_file():
+            raise InputError(f"{path} is neither a file nor a folder")
+        return ArrayFile(path)
+    except InputError:
+        raise
+    except BROKEN as error:
+        raise InputError(f"{path} cannot be read as {what}, an .npz or .npy file: {error}") from error
+
+
+def _read_array(stored: ArrayFile, name: str) -> np.ndarray:
+    try:
+        return stored.read(name)
+    except BROKEN as error:
+        raise InputError(f"{stored.path} cannot be read: {error}") from error
+
+
+def _names(stored: ArrayFile) -> str:
+    """Name the arrays in a file, the first of them."""
+    names = [name or "one without a name" for name in stored.arrays]
+    return f"{', '.join(names[:8])}{', ...' * (len(names) > 8)}" if names else "none"
 
 
 def judge(
@@ -178,9 +299,10 @@ def judge(
         if n < PAPERS_USE:
             results["fid"]["note"] = f"of {n} images, not {PAPERS_USE}: larger than of more"
     if "kid" in chosen:
-        size, subsets = min(chosen["kid"]["subset_size"], n, len(known.features)), chosen["kid"]["subsets"]
+        real_features = cast(Tensor, known.features)
+        size, subsets = min(chosen["kid"]["subset_size"], n, len(real_features)), chosen["kid"]["subsets"]
         out = metric_kid.kid_features_to_metric(
-            features, known.features, kid_subsets=subsets, kid_subset_size=size, rng_seed=seed, verbose=False
+            features, real_features, kid_subsets=subsets, kid_subset_size=size, rng_seed=seed, verbose=False
         )
         spread = out[metric_kid.KEY_METRIC_KID_STD]
         results["kid"] = {
@@ -199,23 +321,23 @@ def judge(
             "drawn": n,
         }
     if "precision_recall" in chosen:
-        neighborhood = chosen["precision_recall"]["neighborhood"]
+        neighborhood, real_features = chosen["precision_recall"]["neighborhood"], cast(Tensor, known.features)
         out = metric_prc.prc_features_to_metric(
             features,
-            known.features,
+            real_features,
             prc_neighborhood=neighborhood,
             save_cpu_ram=True,
             prc_batch_size=5000,
             verbose=False,
         )
-        for name, count in (("precision", n), ("recall", len(known.features))):
+        for name, count in (("precision", n), ("recall", len(real_features))):
             share = out[name]
             results[name] = {
                 "value": share,
                 "error": float(np.sqrt(share * (1 - share) / count)),
                 "error_is": f"binomial standard error of {count} images",
                 "drawn": n,
-                "real": len(known.features),
+                "real": len(real_features),
                 "neighborhood": neighborhood,
             }
     return results

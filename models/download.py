@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from downloads import DownloadError, fetch_folder, google_drive
-from errors import CleanError
+from errors import ArgumentParser, CleanError, printable
 
 IDS = {
     "cifar10": "1AYPr0R8-3CssADBfYYSi1JuYaVrpLkTm",
@@ -31,7 +31,7 @@ def download(name: str, folder: Path, mirror: str | None = None) -> Path:
     """
     target = folder / name
     if target.exists():
-        print(f"{target} is there")
+        print(printable(f"{target} is there"))
         return target
     archive = folder / f"{name}.tar.gz"
     url = f"{mirror.rstrip('/')}/{archive.name}" if mirror else google_drive(IDS[name])
@@ -43,12 +43,12 @@ def download(name: str, folder: Path, mirror: str | None = None) -> Path:
         return found[0]
 
     fetch_folder(url, archive, target, folder / "SHA256SUMS", find)
-    print(f"{target} is ready")
+    print(printable(f"{target} is ready"))
     return target
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(IDS))
     parser.add_argument("--to", type=Path, default=Path("weights"), help="folder of all weights")
     parser.add_argument("--mirror", help="address of a folder with the three archives")
@@ -63,7 +63,7 @@ def main() -> None:
         except (CleanError, OSError) as error:
             failures.append(f"{name}: {error}")
     if failures:
-        sys.exit("\n".join(failures))
+        sys.exit("\n".join(map(printable, failures)))
 
 
 if __name__ == "__main__":

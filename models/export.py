@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from checks import plain
-from errors import CleanError, InputError, printable
+from errors import ArgumentParser, CleanError, InputError, printable
 from models.files import digest, find_checkpoint, load_config, named_checkpoint, read_checkpoint
 from models.pretrained import Weights, build_shapes, read_weights
 from models.published import published_tensors, to_published
@@ -52,6 +52,10 @@ def export(run_dir: Path, out: Path, layout: str = "published", ckpt: int = -1) 
     run_dir, ckpt = named_checkpoint(run_dir, ckpt)
     cfg = load_config(run_dir)
     net = build_shapes(cfg, run_dir / ".hydra/config.yaml")
+    if layout == "published" and not published_tensors(net, cfg.sde):
+        raise InputError(
+            f"{run_dir}: the published code has no network like model.name={cfg.model.name}: use --format safetensors"
+        )
     path = find_checkpoint(run_dir, ckpt)
     checkpoint = read_checkpoint(path)
     weights = read_weights(net, cfg, checkpoint, path)
@@ -110,6 +114,8 @@ def published_checkpoint(
                 for key, value in state[place[ours]].items()
             }
     group = {**groups[0], "params": list(range(len(present)))}
+    # How a step is computed is of the machine that trained, and of no use to another: the published code never said.
+    group |= {key: None for key in ("fused", "foreach") if key in group}
 
     scaler = checkpoint["scaler"] or (NEW_SCALER if cfg.model.name == "adm" else None)
     return {
@@ -122,7 +128,7 @@ def published_checkpoint(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_dir", type=Path, help="directory of the run, or RUN/checkpoints/checkpoint_N.pth")
     parser.add_argument("out", type=Path, help="directory (published) or file (safetensors) to write")
     parser.add_argument("--format", choices=("published", "safetensors"), default="published")
@@ -132,7 +138,7 @@ def main() -> None:
         export(options.run_dir, options.out, options.format, options.ckpt)
     except (CleanError, OSError) as error:
         sys.exit(printable(str(error)))
-    print(f"wrote {options.out}")
+    print(printable(f"wrote {options.out}"))
 
 
 if __name__ == "__main__":

@@ -19,8 +19,10 @@ from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from archives import open_zip
 from checks import OneOf, plain
 from errors import InputError
+from models.pickle_size import LARGEST_PICKLE, check_pickle, check_pickles_of_old_file
 from models.published import from_published, is_published
 from models.restricted_pickle import STAND_INS, what_is_refused
 from schema import DATA, FOLDER, NETWORKS, OF_ALL_NETWORKS, SDE, check_loaded
@@ -33,8 +35,15 @@ DAMAGE = (
     *(pickle.UnpicklingError, zipfile.BadZipFile, struct.error, AssertionError, OverflowError),
 )
 CHECKPOINT = r"checkpoint_(0|[1-9][0-9]*)\.pth"  # names of those to keep
-LONGEST_CONFIG = 2**18  # characters
+# Ours have some 3,000 characters and 150 values, and the names of the classes besides, of which data sets have 21,841.
+LONGEST_CONFIG = 2**20  # characters
+LONGEST_LINE = 2**16
+LONGEST_VALUE = 2**12
 DEEPEST_CONFIG = 10  # sections in each other
+MOST_VALUES = 30_000  # and beginnings and ends of sections and lists
+MOST_LINES = 2 * MOST_VALUES
+MOST_INTERPOLATIONS = 100
+LARGEST_HEADER = 2**21  # bytes of a safetensors file: 20,000 tensors
 REQUIRED = {
     "model": ("name",),
     "data": ("image_size", "num_channels"),
@@ -53,9 +62,8 @@ def load_config(run_dir: Path) -> DictConfig:
     if not path.is_file():
         raise InputError(f"{path} does not exist: {run_dir} is not a run directory")
     try:
-        if path.stat().st_size > LONGEST_CONFIG:
-            raise InputError(f"{path} is too long for the configuration of a run")
-        text = path.read_text()
+        with path.open() as file:
+            text = file.read(LONGEST_CONFIG + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     return parse_config(text, path)
@@ -131,10 +139,14 @@ def _strings(tree: Any) -> Iterator[str]:
 
 def _check_plain(text: str, path: Path) -> None:
     """Raise InputError for YAML that grows when it is read, or takes long."""
-    if len(text) > LONGEST_CONFIG:
+    lines = text.split("\n")
+    long = len(text) > LONGEST_CONFIG or len(lines) > MOST_LINES or max(map(len, lines)) > LONGEST_LINE
+    if long or text.count("${") > MOST_INTERPOLATIONS:
         raise InputError(f"{path} is too long for the configuration of a run")
     depth = 0
-    for event in yaml.parse(text):
+    for number, event in enumerate(yaml.parse(text)):
+        if number > MOST_VALUES or (isinstance(event, yaml.ScalarEvent) and len(event.value) > LONGEST_VALUE):
+            raise InputError(f"{path} has too many or too long values for the configuration of a run")
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if isinstance(event, yaml.AliasEvent) or depth > DEEPEST_CONFIG:
             raise InputError(f"{path} is not the configuration of a run: it holds YAML aliases, or is nested too deep")
@@ -194,8 +206,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         InputError: if the file is missing, damaged, or holds anything else, which is then named.
     """
     try:
-        if zipfile.is_zipfile(path):  # else from before PyTorch 1.6, or no checkpoint
-            check_whole(path)
+        check_size(path)
         with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(STAND_INS):  # of old pickles
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except InputError:
@@ -212,13 +223,39 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
+def check_size(path: Path) -> None:
+    """Raise InputError for a checkpoint that is not whole, or that takes long or grows when it is read."""
+    try:
+        if not path.is_file():
+            raise InputError(f"{path} cannot be read as a checkpoint: there is no such file")
+        with path.open("rb") as file:
+            zipped = file.read(4) == b"PK\3\4"  # as PyTorch tells; else from before its version 1.6, or no checkpoint
+            file.seek(0)
+            if not zipped:
+                check_pickles_of_old_file(file.read(LARGEST_PICKLE + 1))
+        if zipped:
+            check_whole(path)
+            with open_zip(path) as archive:
+                entries = archive.infolist()
+                if len({entry.filename.lower() for entry in entries}) < len(entries):  # one and the same to PyTorch
+                    raise ValueError("the names of several of its entries differ in case alone")
+                for entry in entries:
+                    if entry.filename.lower().endswith(".pkl"):
+                        with archive.open(entry) as member:
+                            check_pickle(member.read(LARGEST_PICKLE + 1), len(entries))
+    except InputError:
+        raise
+    except DAMAGE as error:
+        raise InputError(f"{path} cannot be read as a checkpoint: {error}") from error
+
+
 def check_whole(path: Path) -> None:
     """Raise InputError if a checkpoint is cut short or holds other bytes than were written, which torch overlooks.
 
     Also if it is compressed: no checkpoint is, and one that is may grow without bound.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_zip(path) as archive:
             compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
             damaged = None if compressed else archive.testzip()
     except DAMAGE as error:
@@ -246,6 +283,10 @@ def read_safetensors(path: Path) -> tuple[DictConfig, dict[str, Tensor]]:
         InputError: if it is damaged or has no configuration.
     """
     try:
+        with path.open("rb") as header:
+            length = int.from_bytes(header.read(8), "little")
+        if length > LARGEST_HEADER:
+            raise InputError(f"{path} cannot be read: its header has {length:,} bytes, more than {LARGEST_HEADER:,}")
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             text = metadata.get("config")

@@ -30,15 +30,18 @@ def load_pretrained(
 
     Raises:
         InputError: naming the file, if one is missing, damaged, or does not fit the configuration; every tensor of the
-            network must be there, once, in its shape.
+            network must be there, once, in its shape, and finite.
     """
     run_dir, ckpt = named_checkpoint(run_dir, ckpt)
     if run_dir.suffix == ".safetensors" and run_dir.is_file():
         path = run_dir
         cfg, averages = read_safetensors(path)
         net = build_shapes(cfg, path)
-        check_tensors(averages, dict(net.named_parameters()), path)
-        averages = {name: tensor.to(torch.float32) for name, tensor in averages.items()}
+        shapes = net.state_dict()
+        check_tensors(averages, shapes, path)
+        for name, tensor in averages.items():
+            check_finite(tensor, name, path)
+        averages = {name: tensor.to(shapes[name].dtype) for name, tensor in averages.items()}
     else:
         cfg = load_config(run_dir)
         net = build_shapes(cfg, run_dir / ".hydra/config.yaml")
@@ -46,8 +49,7 @@ def load_pretrained(
         checkpoint = read_checkpoint(path)
         _check_size(net, path)
         averages = read_weights(net, cfg, checkpoint, path).averages
-    net.load_state_dict(averages, assign=True)
-    return net.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False), cfg
+    return _finish(net, cfg, averages, device), cfg
 
 
 def load_denoiser(run_dir: str | Path, device: torch.device | str = "cpu") -> tuple[ScoreNetwork, DictConfig, bool]:
@@ -71,8 +73,18 @@ def load_denoiser(run_dir: str | Path, device: torch.device | str = "cpu") -> tu
     net = build_shapes(cfg, Path(run_dir) / ".hydra/config.yaml")
     checkpoint = read_checkpoint(path)
     _check_size(net, path)
-    net.load_state_dict(read_weights(net, cfg, checkpoint, path, averaged=False).model, assign=True)
-    return net.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False), cfg, True
+    weights = read_weights(net, cfg, checkpoint, path, averaged=False).model
+    return _finish(net, cfg, weights, device), cfg, True
+
+
+def _finish(
+    net: ScoreNetwork, cfg: DictConfig, weights: Mapping[str, Tensor], device: torch.device | str
+) -> ScoreNetwork:
+    """Give ``net``, of shapes, its ``weights``, and make it ready to evaluate on ``device``."""
+    if any(name not in weights for name, _ in net.named_buffers()):  # which are computed, and not stored
+        net = create_model(cfg.model, cfg.data, cfg.sde)
+    net.load_state_dict(weights, assign=True)
+    return net.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
 def build_shapes(cfg: DictConfig, path: Path) -> ScoreNetwork:
@@ -97,7 +109,7 @@ def _check_size(net: nn.Module, path: Path) -> None:
 
 @dataclass(frozen=True)
 class Weights:
-    """The weights in a checkpoint, {our name: float32 tensor in our layout}.
+    """The weights in a checkpoint, {our name: tensor in our layout, of the type that the network has, float32}.
 
     Attributes:
         model: as trained.
@@ -123,9 +135,9 @@ def read_weights(
         averaged: whether there are averages; without, those of the result are the weights as trained.
 
     Raises:
-        InputError: naming the tensor that is missing, too many or misshapen.
+        InputError: naming the tensor that is missing, too many or misshapen, or holds values that are not finite.
     """
-    parameters = dict(net.named_parameters())
+    parameters = net.state_dict(keep_vars=True)  # and buffers, if a network has some
     try:
         stored, shadows = checkpoint["model"], checkpoint["ema"]["shadow_params"] if averaged else []
         table = published_tensors(net, cfg.sde)
@@ -153,10 +165,13 @@ def read_weights(
     averages = {entry.name: shadow for entry, shadow in zip(trained, shadows, strict=True)}
     for name, average in averages.items():
         check_tensor(average, shapes[name].shape, f"the average of {name}", path)
+        check_finite(average, f"the average of {name}", path)
+    for name in shapes:
+        check_finite(stored[name], name, path)
 
     def in_our_layout(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         converted = {ours: entry.convert(tensors[entry.name]) for entry, ours in weights}
-        return {name: tensor.detach().to(torch.float32).contiguous() for name, tensor in converted.items()}
+        return {name: tensor.detach().to(parameters[name].dtype).contiguous() for name, tensor in converted.items()}
 
     return Weights(in_our_layout(stored), in_our_layout({**stored, **averages}), published)
 
@@ -179,3 +194,9 @@ def check_tensor(tensor: Any, shape: torch.Size, name: str, path: Path) -> None:
         raise InputError(f"{path}: {name} is not a dense tensor of real numbers")
     if tensor.shape != shape:
         raise InputError(f"{path}: {name} is {tuple(tensor.shape)}, the network wants {tuple(shape)}")
+
+
+def check_finite(tensor: Tensor, name: str, path: Path) -> None:
+    """Raise InputError, naming the tensor, if it holds infinities or what is no number, or would as float32."""
+    if not torch.isfinite(tensor.detach().to(torch.float32)).all():
+        raise InputError(f"{path}: {name} holds values that are not finite")

@@ -119,11 +119,15 @@ class StoredTensor:
 def published_tensors(net: nn.Module, sde: Mapping[str, Any]) -> list[StoredTensor]:
     """The published ``state_dict`` of ``net`` in its order, which is that of the EMA list for what is trained.
 
+    It is empty for a network that the published code does not have.
+
     Args:
-        net: a DDPMpp, VDM or ADM.
+        net: the network; a DDPMpp, VDM or ADM is published.
         sde: ``sigma_min``, ``sigma_max`` and ``num_scales``, which a constant of DDPM++ holds.
     """
-    walk = {DDPMpp: _ddpmpp, VDM: _vdm, ADM: _adm}[type(net)]
+    walk = {DDPMpp: _ddpmpp, VDM: _vdm, ADM: _adm}.get(type(net))
+    if walk is None:
+        return []
     with torch.device("cpu"):  # the constants have values also where the network is only shapes
         return list(walk(net, sde))
 

@@ -311,6 +311,31 @@ def test_imagenet32_of_the_arrays_of_image_net_org(tmp_path):
     assert not (tmp_path / "ds_imagenet/train_32x32/train_wrong.npz").exists()
 
 
+def test_arrays_of_image_net_org_that_are_not_what_they_should_be(tmp_path):
+    arrays(tmp_path / "a/val_data.npz", 2)
+    with zipfile.ZipFile(tmp_path / "twice.zip", "w") as archive:
+        for name in ("a/val_data.npz", "b/val_data.npz"):
+            archive.write(tmp_path / "a/val_data.npz", name)
+    data = (tmp_path / "a/val_data.npz").read_bytes()
+    encrypted = bytearray((tmp_path / "twice.zip").read_bytes())
+    encrypted[encrypted.rindex(b"PK\1\2") + 8] |= 1
+    (tmp_path / "encrypted.zip").write_bytes(encrypted)
+    assert data.count(b"(2, 3072)") == 1
+    (tmp_path / "more.npz").write_bytes(data.replace(b"(2, 3072)", b"(9, 3072)"))
+    (tmp_path / "text.npz").write_text("data")
+    with pytest.raises(InputError, match=r"twice\.zip has val_data\.npz a second time"):
+        imagenet32.find_arrays([tmp_path / "twice.zip"])
+    member = ("val_data.npz", tmp_path / "encrypted.zip", "b/val_data.npz")
+    for array, message in (
+        (member, "is encrypted"),
+        (("x.npz", tmp_path / "more.npz", None), r"it says that it holds uint8 \(9, 3072\), but has 6,144 bytes"),
+        (("x.npz", tmp_path / "text.npz", None), "x.npz is not an array of downsampled ImageNet .it is neither"),
+    ):
+        with pytest.raises(InputError, match=message):
+            imagenet32.take_arrays("valid_32x32", [array], tmp_path / "out")
+    assert list((tmp_path / "out").rglob("*")) == [tmp_path / "out/valid_32x32"]
+
+
 def test_imagenet32_of_the_published_archives(tmp_path, monkeypatch):
     monkeypatch.setattr(imagenet32, "COUNTS", {"train_32x32": 3, "valid_32x32": 2})
     folder = tmp_path / "ds_imagenet"

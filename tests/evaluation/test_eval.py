@@ -2,9 +2,13 @@
 
 import copy
 import hashlib
+import io
 import json
+import os
 import pickle
 import shutil
+import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -253,10 +257,42 @@ def test_images_drawn_before(tmp_path, run_dir):
     ("make", "message"),
     [
         (lambda path: None, "drawn does not exist"),
-        (lambda path: path.mkdir(), "has no .npz and no images"),
+        (lambda path: path.mkdir(), "has no .npz, no .npy and no images"),
+        (os.mkfifo, "is neither a file nor a folder"),
         (lambda path: path.write_bytes(b"PK\3\4 cut short"), "drawn cannot be read"),
-        (lambda path: path.write_bytes(pickle.dumps([1])), "drawn cannot be read"),
-        (lambda path: np.savez(path.open("wb"), other=np.zeros(3)), "drawn cannot be read"),
+        (
+            lambda path: path.write_bytes(pickle.dumps([1])),
+            "drawn cannot be read as drawn images, .* file: it is neither",
+        ),
+        (
+            lambda path: np.savez(path.open("wb"), other=np.zeros(3)),
+            "drawn: found arrays other; need samples, or arr_0$",
+        ),
+        (lambda path: np.savez(path.open("wb")), "drawn: found arrays none; need samples"),
+        (
+            lambda path: np.savez(path.open("wb"), mu=np.zeros(3), sigma=np.eye(3)),
+            "statistics are for metrics.reference",
+        ),
+        (lambda path: np.savez(path.open("wb"), **{f"a{i}": np.zeros(1) for i in range(99)}), "a6, a7, ...; need"),
+        (lambda path: np.savez(path.open("wb"), samples=np.array([None])), "drawn holds object"),
+        (lambda path: np.savez(path.open("wb"), np.zeros((3, 1, 8, 8), np.uint8)), "the channels have to come last"),
+        (lambda path: np.savez(path.open("wb"), np.zeros((3, 8, 8), np.uint8)), r"of 3 axes and not \(N, H, W, C\)"),
+        (
+            lambda path: np.save(path.open("wb"), np.zeros((3, 8, 8, 1), np.float32)),
+            "holds float32.*need whole numbers of",
+        ),
+        (
+            lambda path: np.save(path.open("wb"), np.zeros((3, 8, 8, 3), np.uint8)),
+            r"holds uint8 \(8, 8, 3\), the run has",
+        ),
+        (
+            lambda path: path.write_bytes(saved(shape=(10**12, 8, 8, 1))),
+            "it says that it holds uint8 .* but has 64 bytes",
+        ),
+        (lambda path: path.write_bytes(saved(shape=(-1, 8, 8, 1))), "it says that it holds uint8"),
+        (lambda path: path.write_bytes(saved(shape=(1, 8, 8, 1)).replace(b"}", b"(")), "drawn cannot be read"),
+        (lambda path: path.write_bytes(saved(shape=(1, 8, 8, 1)).replace(b"(1,", b"(01")), "drawn cannot be read"),
+        (lambda path: entries_of_one_name(path), "several of its entries have one name"),
         (lambda path: np.savez(path.open("wb"), samples=np.zeros((3, 9, 9, 1), np.uint8)), r"drawn holds uint8 \(9, 9"),
         (lambda path: np.savez(path.open("wb"), samples=np.zeros((3, 8, 8, 1))), "drawn holds float64"),
     ],
@@ -264,8 +300,125 @@ def test_images_drawn_before(tmp_path, run_dir):
 def test_images_that_cannot_be_judged_are_named(tmp_path, make, message):
     path = tmp_path / "drawn"
     make(path)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as refusal:
         quality.read_samples(path, 8, 1)
+    assert "\n" not in str(refusal.value)
+
+
+def test_more_images_than_fit_into_memory_are_refused_before_they_are_read(tmp_path, monkeypatch):
+    np.savez_compressed(tmp_path / "black.npz", np.zeros((400_000, 8, 8, 1), np.uint8))
+    assert (tmp_path / "black.npz").stat().st_size < 30_000
+    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 5000}.get)
+    with pytest.raises(
+        InputError, match=r"black\.npz cannot be read: 0\.0 GB are more than the memory of this machine"
+    ):
+        quality.read_samples(tmp_path / "black.npz", 8, 1)
+
+
+def test_images_that_other_programs_drew(tmp_path, caplog):
+    pixels = to_pixels(digits(False).pixels, 17)[:30]
+    np.savez(tmp_path / "a.npz", pixels[:10])  # as guided-diffusion does, without classes
+    np.savez(tmp_path / "b.npz", pixels[10:20], np.arange(10))  # and with them
+    np.save(tmp_path / "c.npy", pixels[20:])
+    np.savez_compressed(tmp_path / "all.zip", np.asfortranarray(pixels))
+    (tmp_path / "all.zip.npz").rename(tmp_path / "all")
+    for path, part in (("a.npz", pixels[:10]), ("b.npz", pixels[10:20]), ("c.npy", pixels[20:]), ("all", pixels)):
+        assert np.array_equal(quality.read_samples(tmp_path / path, 8, 1), part)
+    os.mkfifo(tmp_path / "d.npz")
+    (tmp_path / "e.npy").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "f.npy").symlink_to("/dev/zero")
+    (tmp_path / "g.npz").symlink_to("b.npz")
+    assert np.array_equal(quality.read_samples(tmp_path, 8, 1), pixels)
+    assert f"4 of the arrays in {tmp_path} left out" in caplog.text
+
+
+def test_a_folder_of_images_with_links_that_loop_pipes_and_devices(tmp_path, caplog):
+    pixels = to_pixels(digits(False).pixels, 17)[:9]
+    folder = tmp_path / "drawn"
+    (folder / "more").mkdir(parents=True)
+    for i, image in enumerate(pixels):
+        Image.fromarray(image[..., 0]).save(folder / "more" / f"{i}.png")
+    (folder / "more/up").symlink_to(folder)
+    (folder / "more/around").symlink_to(folder / "more")
+    (folder / "again").symlink_to("more")
+    (folder / "gone.png").symlink_to(folder / "nowhere.png")
+    (folder / "zero.png").symlink_to("/dev/zero")
+    os.mkfifo(folder / "pipe.png")
+    assert np.array_equal(quality.read_samples(folder, 8, 1), pixels)
+    for told in ("1 links that lead nowhere", "2 pipes, sockets or devices", "3 links to what is there already"):
+        assert told in caplog.text
+
+
+def test_statistics_of_other_programs(run_dir, tmp_path):
+    features = DigitFeatures()
+    known = quality.reference(digits(True), "digits", features, tmp_path)
+    np.savez(tmp_path / "edm.npz", mu=known.mean, sigma=known.covariance)
+    np.savez_compressed(tmp_path / "pytorch_fid.npz", mu=known.mean.astype("f4"), sigma=known.covariance.astype("f4"))
+    pixels = to_pixels(digits(False).pixels, 17)
+    np.savez(tmp_path / "drawn.npz", pixels)
+    expected = quality.judge(*features(pixels), known, {"fid": {}}, 0)["fid"]["value"]
+    for name in ("edm", "pytorch_fid"):
+        options = [f"metrics.samples={tmp_path / 'drawn.npz'}", f"metrics.reference={tmp_path / name}.npz"]
+        cfg = eval_config(run_dir, *options, "dataroot=/nowhere", chosen="metrics=[fid,inception_score]")
+        check_eval(cfg)
+        evaluation = Evaluation(cfg, [CPU], PROTOCOL)
+        results = evaluation(folder(tmp_path / f"out_{name}"))
+        assert results["metrics"]["fid"]["value"] == pytest.approx(expected, rel=1e-4)
+        assert results["metrics"]["inception_score"]["value"] > 5
+        sha256 = hashlib.sha256((tmp_path / f"{name}.npz").read_bytes()).hexdigest()
+        assert results["reference"]["statistics"] == str(tmp_path / f"{name}.npz")
+        assert results["reference"]["statistics_sha256"] == evaluation.inputs["reference_sha256"] == sha256
+        assert json.loads((tmp_path / f"out_{name}/results.json").read_text())["reference"] == results["reference"]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"mu": np.zeros(64)}, "found arrays mu; need mu and sigma, as EDM and pytorch-fid write them"),
+        ({"arr_0": np.zeros(3), "labels": np.zeros(3)}, "found arrays arr_0, labels; need mu and sigma"),
+        (
+            {"mu": np.zeros(2048), "sigma": np.eye(2048, dtype="f2")},
+            "mu is of 2048 features, those of this run have 64",
+        ),
+        ({"mu": np.zeros(64), "sigma": np.eye(63)}, "sigma is of 63 features"),
+        ({"mu": np.zeros((1, 64)), "sigma": np.eye(64)}, r"mu is float64 \(1, 64\), need numbers \(d,\) of mu"),
+        ({"mu": np.zeros(64, int), "sigma": np.eye(64)}, r"mu is int64 \(64,\), need numbers"),
+        ({"mu": np.full(64, np.nan), "sigma": np.eye(64)}, "mu holds values that are not finite"),
+        ({"mu": np.zeros(64), "sigma": np.full((64, 64), np.inf)}, "sigma holds values that are not finite"),
+        ({"mu": np.zeros(64), "sigma": np.triu(np.ones((64, 64)))}, "sigma is no covariance"),
+        ({"mu": np.zeros(64), "sigma": -np.eye(64)}, "sigma is no covariance"),
+    ],
+)
+def test_statistics_that_cannot_be_compared_with_are_named(arrays, message, tmp_path):
+    np.savez(tmp_path / "real.npz", **arrays)
+    with pytest.raises(InputError, match=rf"real\.npz: {message}"):
+        quality.read_statistics(tmp_path / "real.npz", DigitFeatures.dimension)
+
+
+def test_statistics_that_are_no_file_are_named(tmp_path):
+    (tmp_path / "real.pkl").write_bytes(pickle.dumps({"mu": np.zeros(64)}))
+    for path, message in (("gone", "gone is not a file"), ("real.pkl", "real.pkl cannot be read as statistics")):
+        with pytest.raises(InputError, match=message):
+            quality.read_statistics(tmp_path / path, 64)
+
+
+def folder(path):
+    """A new folder."""
+    path.mkdir()
+    return path
+
+
+def saved(shape):
+    """An .npy file of 64 bytes that says it has another shape."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return file.getvalue() + bytes(64)
+
+
+def entries_of_one_name(path):
+    with warnings.catch_warnings(action="ignore"), zipfile.ZipFile(path, "w") as archive:
+        for _ in range(2):
+            archive.writestr("samples.npy", saved((1, 8, 8, 1)))
 
 
 def inception_weights(path, monkeypatch):
@@ -305,8 +458,10 @@ def test_inception_weights_that_are_not(tmp_path, monkeypatch):
         with pytest.raises(InputError, match=rf"weights\.pth {message}"):
             Inception(tmp_path / "weights.pth", CPU)
     assert not (tmp_path / "ran").exists()
-    with pytest.raises(InputError, match=r"gone\.pth cannot be read"):
-        Inception(tmp_path / "gone.pth", CPU)
+    os.mkfifo(tmp_path / "pipe.pth")
+    for name in ("gone.pth", "pipe.pth"):
+        with pytest.raises(InputError, match=f"{name} cannot be read"):
+            Inception(tmp_path / name, CPU)
 
     def no_network(url, *_, **__):
         raise OSError("no route to host")
@@ -331,6 +486,8 @@ def test_inception_weights_that_are_not(tmp_path, monkeypatch):
         ("metrics.inception_score.splits=0", "metrics.inception_score.splits=0"),
         ("metrics.precision_recall.neighborhood=0", "metrics.precision_recall.neighborhood=0"),
         ("metrics.drawn=3", "metrics.drawn=3: need more images"),
+        ("metrics.reference=x.npz", "x.npz is a mean and covariance, from which kid and precision_recall cannot be"),
+        ("metrics.reference=[x]", "need a name or path"),
         ("precision=fp8", "precision=fp8"),
         ("ngpus=0", "ngpus=0"),
     ],
@@ -338,6 +495,14 @@ def test_inception_weights_that_are_not(tmp_path, monkeypatch):
 def test_bad_options_are_named(override, message):
     with pytest.raises(InputError, match=message):
         check_eval(composed(ALL, "load_dir=run", override, name="eval"))
+
+
+def test_statistics_without_fid_are_refused():
+    cfg = composed("metrics=[bpd,inception_score]", "metrics.reference=x.npz", "load_dir=run", name="eval")
+    with pytest.raises(
+        InputError, match=r"metrics\.reference=x\.npz is for fid, which is not among the chosen metrics"
+    ):
+        check_eval(cfg)
 
 
 def test_without_metrics_there_is_nothing_to_do():

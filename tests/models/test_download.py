@@ -64,6 +64,13 @@ def escaping(folder, member):
         archive.addfile(member, io.BytesIO(b"x" * member.size))
 
 
+def claiming(folder, member):
+    """An archive with ``member``, whose contents are not there."""
+    with tarfile.open(folder / "cifar10.tar.gz", "w:gz") as archive:
+        archive.add(GOLDEN / "reference_run", arcname="cifar10")
+        archive.fileobj.write(member.tobuf() + b"x" * 512)
+
+
 def member(name, size=1, **attributes):
     info = tarfile.TarInfo(name)
     info.size = size
@@ -83,13 +90,21 @@ def member(name, size=1, **attributes):
         (lambda f: escaping(f, member("link", 0, type=tarfile.SYMTYPE, linkname="../../..")), "not safe to unpack"),
         (lambda f: escaping(f, member("pipe", 0, type=tarfile.CHRTYPE)), "not safe to unpack"),
         (lambda f: escaping(f, member("second/.hydra/config.yaml")), "does not hold one model directory"),
+        (lambda f: escaping(f, member("x", 0, type=tarfile.LNKTYPE, linkname="gone")), "x links to gone, which is not"),
+        (lambda f: escaping(f, member("deep/" * 1500 + "x")), "the path of a member is too long: deep/"),
+        (lambda f: escaping(f, member("x" * 300)), "cannot be unpacked: .*File name too long"),
+        (lambda f: escaping(f, member("cifar10/.hydra/CONFIG.yaml")), "CONFIG.yaml and .*config.yaml are one file on"),
+        (lambda f: escaping(f, member("cifar10/.hydra/config.yaml/x")), "cannot be unpacked: .*Not a directory"),
+        (lambda f: claiming(f, member("x", 10**15)), "needs 1,000,000.0 GB unpacked, the disk has"),
+        (lambda f: claiming(f, member("x", 2**31, type=tarfile.XHDTYPE)), "a header in it has 2,147,483,648 bytes"),
     ],
 )
 def test_what_is_no_good_archive_is_refused_and_leaves_nothing(mirror, tmp_path, spoil, message):
     folder, url = mirror
     spoil(folder)
-    with pytest.raises(CleanError, match=message):
+    with pytest.raises(CleanError, match=message) as refusal:
         download("cifar10", tmp_path / "weights", url)
+    assert "\n" not in str(refusal.value)
     left = {p.name for p in (tmp_path / "weights").iterdir()}
     assert left <= {"cifar10.tar.gz"} and not (tmp_path / "outside").exists()
     if "tar archive" in message or "HTML" in message or "404" in message:

@@ -290,6 +290,36 @@ def test_loading_is_strict(run, change, message):
         load_pretrained(run)
 
 
+def spoilt(value, where):
+    """A change of a checkpoint that puts ``value`` into one of its tensors."""
+
+    def change(checkpoint):
+        tensors = checkpoint["model"] if where == "model" else {W: checkpoint["ema"]["shadow_params"][28]}
+        tensors[W].view(-1)[5] = value
+
+    return change
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(("where", "named"), [("model", W), ("ema", "the average of all_modules.")])
+def test_weights_that_are_not_finite_are_named(run, where, named, value):
+    changed(run, spoilt(value, where))
+    with pytest.raises(InputError, match=rf"checkpoint_1\.pth: {re.escape(named)}.* holds values that are not finite"):
+        load_pretrained(run)
+
+
+def test_an_exported_file_with_numbers_beyond_float32_is_refused(tmp_path):
+    path = tmp_path / "model.safetensors"
+    export(RUN, path, "safetensors")
+    with safe_open(path, framework="pt") as file:
+        config = file.metadata()["config"]
+    tensors = {name: tensor.double() for name, tensor in load_file(path).items()}
+    tensors["conv_in.bias"][0] = 1e300
+    save_file(tensors, path, metadata={"config": config, "sha256": digest(config, tensors)})
+    with pytest.raises(InputError, match=r"model\.safetensors: conv_in\.bias holds values that are not finite"):
+        load_pretrained(path)
+
+
 def test_a_filter_of_other_values_is_another_network(tmp_path):
     cfg = OmegaConf.load(GOLDEN / "adm_small.yaml")
     (tmp_path / ".hydra").mkdir()
@@ -368,6 +398,14 @@ def test_an_exported_run_is_a_published_one_and_computes_the_same(trained, tmp_p
     everything = [entry for entry in table if entry.ours]
     assert theirs["optimizer"]["param_groups"][0]["params"] == list(range(len(everything)))
     assert len(theirs["optimizer"]["state"]) == len(trainable)
+    # The switches of the machine that trained would be taken over, and fail, on another kind of machine.
+    (group,), (own,) = theirs["optimizer"]["param_groups"], ours["optimizer"]["param_groups"]
+    assert {key for key in group if group[key] != own[key]} <= {
+        "params",
+        "fused",
+        "foreach",
+    } and group.keys() == own.keys()
+    assert own["fused"] is True and group["fused"] is None and group["foreach"] is None
     for index, moments in theirs["optimizer"]["state"].items():
         assert moments["exp_avg"].shape == theirs["model"][everything[index].name].shape
 
@@ -404,9 +442,14 @@ def test_export_of_a_published_run_and_its_refusals(tmp_path, monkeypatch, capsy
         ((RUN, tmp_path / "b", "--format", "safetensors"), "ends in .safetensors"),
         ((RUN, tmp_path / "b", "--ckpt", "3"), "no checkpoint_3.pth"),
         ((tmp_path / "nowhere", tmp_path / "b"), "is not a run directory"),
+        ((tmp_path / "no\x1b[2J\nwhere\u202e", tmp_path / "b"), "is not a run directory"),
     ]:
-        with pytest.raises(SystemExit, match=message):
+        with pytest.raises(SystemExit, match=message) as refusal:
             command(*arguments)
+        assert str(refusal.value).isprintable()
+    with pytest.raises(SystemExit):
+        command(RUN, tmp_path / "b", "more\x1b[2J")
+    assert capsys.readouterr().err.endswith("unrecognized arguments: more\\x1b[2J\n")
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
 
 

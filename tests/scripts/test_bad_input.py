@@ -3,6 +3,7 @@
 import os
 import pickle
 import shutil
+import warnings
 import zipfile
 from functools import partial
 from pathlib import Path
@@ -287,6 +288,18 @@ def giant(contents):
     contents["model"][name] = torch.zeros(1).expand(10**6, 10**6)
 
 
+def entries_of_one_name(run_dir):
+    """A checkpoint with an entry a second time."""
+    path = run_dir / "checkpoints/checkpoint_1.pth"
+    with warnings.catch_warnings(action="ignore"), zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(archive.namelist()[0], b"")
+
+
+def not_finite(contents):
+    """A weight that is no number."""
+    contents["ema"]["shadow_params"][0].view(-1)[0] = torch.nan
+
+
 LINKS = zip("abcdefgh", "bcdefghi", strict=True)
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(f"{c}: &{c} [{','.join(['*' + p] * 9)}]\n" for p, c in LINKS)
 FILE_CASES = {
@@ -329,6 +342,9 @@ FILE_CASES = {
     "a sparse tensor": (otherwise(lambda t: t.to_sparse()), "is not a dense tensor of real numbers"),
     "complex numbers": (otherwise(lambda t: t.to(torch.complex64)), "is not a dense tensor of real numbers"),
     "a name with escapes": (checkpoint(lambda c: c["model"].update({"\x1b[2J\nx": torch.zeros(1)})), "has "),
+    "entries of one name": (entries_of_one_name, "several of its entries have one name"),
+    "weights that are not finite": (checkpoint(not_finite), "holds values that are not finite"),
+    "a long flow": (lambda r: (r / ".hydra/config.yaml").write_text("a: [" + "1,\n" * 125_000), "is too long for the"),
     "averages of others": (checkpoint(lambda c: c["ema"]["shadow_params"].pop() and None), "ema.shadow_params"),
 }  # fmt: skip
 

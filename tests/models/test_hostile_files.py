@@ -1,0 +1,250 @@
+"""Files that claim more than they hold: refused at once, in one line, before they take time or memory."""
+
+import io
+import logging.config
+import pickle
+import resource
+import struct
+import time
+import zipfile
+import zlib
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from omegaconf import OmegaConf
+from safetensors.torch import save_file
+
+from errors import InputError
+from models.files import _check_plain, parse_config, read_checkpoint, read_safetensors
+from models.pickle_size import LARGEST_PICKLE
+from tests.conftest import ROOT
+from tests.models.test_models import GOLDEN
+
+GOOD = GOLDEN / "reference_run/checkpoints/checkpoint_1.pth"
+
+
+class Quick:
+    """Holds what is done in it to two seconds of a processor and 300 MB more than before."""
+
+    def __enter__(self):
+        self.start = time.process_time()
+        self.most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    def __exit__(self, *_):
+        assert time.process_time() - self.start < 2
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - self.most < 300_000  # KiB
+
+
+def local(name, data, extra=b""):
+    """The header of an entry of a ZIP archive, and its data."""
+    sizes = (zlib.crc32(data), len(data), len(data), len(name), len(extra))
+    return struct.pack("<4s5H3L2H", b"PK\3\4", 20, 0, 0, 0, 33, *sizes) + name + extra + data
+
+
+def central(name, data, offset):
+    """The entry of the directory for ``local``."""
+    sizes = (zlib.crc32(data), len(data), len(data), len(name))
+    return struct.pack("<4s6H3L5H2L", b"PK\1\2", 20, 20, 0, 0, 0, 33, *sizes, 0, 0, 0, 0, 0, offset) + name
+
+
+def end(count, directory, start):
+    """The last record of a ZIP archive."""
+    return struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, count, count, len(directory), start, 0)
+
+
+def one_name(path):
+    """60,000 entries that are one, of a megabyte."""
+    data = bytes(10**6)
+    start, directory = local(b"a/data/0", data), central(b"a/data/0", data, 0) * 60_000
+    path.write_bytes(start + directory + end(60_000, directory, len(start)))
+
+
+def one_content(path):
+    """The same with a name for each."""
+    data = bytes(10**6)
+    start = local(b"a/data/00000", data)
+    first = central(b"a/data/00000", data, 0)
+    directory = b"".join(first.replace(b"00000", b"%05d" % i) for i in range(60_000))
+    path.write_bytes(start + directory + end(60_000, directory, len(start)))
+
+
+def quoted(path):
+    """Each entry holds the headers of those after it as its data."""
+    body, directory, count = b"", b"", 500
+    for i in reversed(range(count)):
+        header = local(b"a/data/%05d" % i, body)[: 30 + 12]
+        body = header + body
+    for i in range(count):
+        rest = body[42 * (i + 1) :]
+        directory += central(b"a/data/%05d" % i, rest, 42 * i)
+    path.write_bytes(body + directory + end(count, directory, len(body)))
+
+
+def giant_directory(path):
+    """200,000 entries without contents."""
+    start = local(b"a", b"")
+    directory = central(b"a", b"", 0) * 200_000
+    path.write_bytes(start + directory + end(65535, directory, len(start)))
+
+
+def two_directories(path):
+    """A directory that is not where it is said to be, where readers may look for it or not."""
+    data = bytearray(GOOD.read_bytes())
+    data[-98 + 48] ^= 1  # where the first of them starts, as the record of 64 bits says
+    path.write_bytes(data)
+
+
+def something_after(path):
+    path.write_bytes(GOOD.read_bytes() + b"PK")
+
+
+def name_in_capitals(path):
+    """A second pickle, which PyTorch may take for the first: it finds entries whatever the case of their names."""
+    pickled(P + b"}.", True)(path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("a/DATA.PKL", P + b"N" * LARGEST_PICKLE + b".")
+
+
+def pickled(data, zipped):
+    """A checkpoint of either form with the pickle ``data``."""
+
+    def make(path):
+        if zipped:
+            with zipfile.ZipFile(path, "w") as archive:
+                for name, contents in (("data.pkl", data), ("version", b"3\n"), ("byteorder", b"little")):
+                    archive.writestr(f"a/{name}", contents)
+        else:
+            whole = io.BytesIO()
+            torch.save({}, whole, _use_new_zipfile_serialization=False)
+            before = whole.getvalue()
+            empty = pickle.dumps({}, 2)
+            assert before.count(empty) == 1
+            path.write_bytes(before.replace(empty, data))
+
+    return make
+
+
+def text(length):
+    return b"X" + struct.pack("<I", length) + b"a" * length
+
+
+P = b"\x80\x02"
+PICKLES = {
+    "many values": (P + b"N" * LARGEST_PICKLE + b".", "operations"),
+    "deep": (P + b"]" * 400_000 + b"a" * 399_999 + b".", "operations"),
+    "a giant text": (P + text(2 * LARGEST_PICKLE) + b".", "its pickle has more than"),
+    "a text that is not there": (P + text(9)[:1] + struct.pack("<I", 2**32 - 1) + b"aaa.", "cannot be read"),
+    "bytes of any number": (P + b"c__builtin__\nbytearray\n\x8a\x06\0\0\0\0\0\1\x85R.", "than the tensors and plain"),
+    "many names": (P + b"ca\nb\n0" * 100_000 + b"N.", "than the tensors and plain"),
+    "a text encoded often": (
+        P + b"c_codecs\nencode\nq\0" + text(10**6) + text(5) + b"\x86q\1" + b"h\0h\1R" * 10_000 + b".",
+        "copies the same values",
+    ),
+    "a dictionary copied often": (
+        P
+        + b"ccollections\nOrderedDict\nq\0}("
+        + b"".join(b"M" + struct.pack("<H", i) + b"K\1" for i in range(5_000))
+        + b"u\x85q\1"
+        + b"h\0h\1R" * 5_000
+        + b".",
+        "copies the same values",
+    ),
+    "a giant tensor": (P + b"ctorch\nFloatTensor\n\x8a\x07\0\0\0\0\0\0\1\x85R.", "cannot be read as a checkpoint"),
+}
+CHECKPOINTS = {
+    "entries of one name": (one_name, "several of its entries have one name"),
+    "entries of one content": (one_content, "in it overlaps what comes after"),
+    "entries in each other": (quoted, "in it overlaps what comes after"),
+    "a giant directory": (giant_directory, "its directory has 9,400,000 bytes"),
+    "two directories": (two_directories, "its directory is not where it says"),
+    "a name in capitals": (name_in_capitals, "differ in case alone"),
+    "something after the end": (something_after, "does not end as one"),
+    **{f"{name}, zipped": (pickled(data, True), message) for name, (data, message) in PICKLES.items()},
+    **{f"{name}, old": (pickled(data, False), message) for name, (data, message) in PICKLES.items()},
+}
+
+
+@pytest.mark.parametrize("case", CHECKPOINTS)
+def test_a_checkpoint_that_grows(case, tmp_path):
+    make, message = CHECKPOINTS[case]
+    make(tmp_path / "x.pth")
+    with Quick(), pytest.raises(InputError, match=message) as refusal:
+        read_checkpoint(tmp_path / "x.pth")
+    assert str(refusal.value).startswith(f"{tmp_path / 'x.pth'} cannot be read as a checkpoint: ")
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_checkpoint_with_twice_the_tensors_of_the_largest_network_is_read(tmp_path):
+    one = torch.zeros(1)
+    tensors = {f"down_levels.3.blocks.{i}.0.conv1.weight": one.clone() for i in range(10_000)}
+    torch.save({"model": tensors, "classes": [f"class {i}" for i in range(10_000)]}, tmp_path / "large.pth")
+    assert len(read_checkpoint(tmp_path / "large.pth")["model"]) == 10_000
+    torch.save({"model": dict(list(tensors.items())[:5000])}, tmp_path / "old", _use_new_zipfile_serialization=False)
+    assert len(read_checkpoint(tmp_path / "old")["model"]) == 5_000
+
+
+def test_a_safetensors_file_with_a_giant_header(tmp_path):
+    path = tmp_path / "x.safetensors"
+    header = b'{"__metadata__":{"config":"' + b"a" * 90_000_000 + b'"}}'
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    with Quick(), pytest.raises(InputError, match=r"x\.safetensors cannot be read: its header has 90,000,030 bytes"):
+        read_safetensors(path)
+    save_file({f"down_levels.{i}": torch.zeros(1) for i in range(10_000)}, path, metadata={"config": "a: 1"})
+    with pytest.raises(InputError, match="checksum"):  # such a header is read
+        read_safetensors(path)
+
+
+CONFIG = (ROOT / "tests/golden/ddpmpp_small.yaml").read_text()
+LONG = 250_000
+YAML = {
+    "a flow": "a: [" + "1," * (LONG // 2) + "1]",
+    "a flow in lines": "a: [" + "1,1,1,1,1,1,1,1,1,1,1,1,\n  " * (LONG // 27) + "1]",
+    "a flow of flows": "a: [" + "[],[],[],[],[],[],[],[],\n  " * (LONG // 27) + "1]",
+    "a flow of pairs": "a: [" + "b: 1,b: 1,b: 1,b: 1,b: 1,\n  " * (LONG // 28) + "1]",
+    "empty keys": "a: [" + "? ,? ,? ,? ,? ,? ,? ,? ,? ,\n  " * (LONG // 30) + "1]",
+    "a mapping": "a: {" + ",\n  ".join(f"k{i}: 1, l{i}: 1, m{i}: 1" for i in range(LONG // 30)) + "}",
+    "lines": "\n".join(f"k{i}: 1" for i in range(LONG // 10)),
+    "dates": "a: [" + "2001-01-01," * (LONG // 11) + "1]",
+    "tags": "a: [" + "!!str 1,!!str 1,!!str 1,\n  " * (LONG // 20) + "1]",
+    "comments": "#\n" * (LONG // 2),
+    "a long text": 'a: "' + "\n".join(["x " * 4000] * 100) + '"',
+    "a number of base 60": "a: " + "1:" * (LONG // 2) + "1",
+    "a number": "a: " + "1" * 8000,
+    "interpolations": 'a: ["' + "${b:1,2}" * 400 + '"]',
+    "interpolations in each other": 'a: "' + "${b:" * 1000 + '"',
+}
+
+
+@pytest.mark.parametrize("case", YAML)
+def test_a_configuration_that_takes_long(case):
+    with Quick(), pytest.raises(InputError, match="for the configuration of a run"):
+        parse_config(f"{CONFIG}\n{YAML[case]}\n", Path("config.yaml"))
+
+
+def test_a_configuration_with_many_classes_is_read():
+    """10,000 species with their whole names: the longest that a data set of images by classes has."""
+    name = "05733_Plantae_Tracheophyta_Magnoliopsida_Caryophyllales_Cactaceae_Echinocactus_horizontha"
+    names = OmegaConf.to_yaml(OmegaConf.create({"class_names": [f"{i} {name}" for i in range(10_000)]}))
+    _check_plain(f"{CONFIG}\n{names}", Path("config.yaml"))
+    few = OmegaConf.to_yaml(OmegaConf.create({"class_names": [f"{i} {name}" for i in range(1000)]}))
+    assert len(parse_config(f"{CONFIG}\n{few}", Path("config.yaml")).class_names) == 1000
+
+
+def test_what_is_logged_of_a_file_moves_no_cursor(tmp_path, capsys):
+    logging_config = yaml.safe_load((ROOT / "configs/hydra/job_logging/lines.yaml").read_text())
+    logging_config["handlers"]["file"]["filename"] = str(tmp_path / "logs")
+    logging_config["loggers"], logging_config["root"] = {"of the test": logging_config.pop("root")}, {}
+    logging.config.dictConfig(logging_config)
+    log = logging.getLogger("of the test")
+    try:
+        name = "a\x1b[2J\u202egnp\u2028\x9bm\x07\r\n2026-11-25 INFO all is well"
+        log.warning("%s cannot be read: %s", Path(name), InputError(f"{name} is damaged"))
+        log.info("%s\nin two lines\t.", "a table\x1b[1m")
+    finally:
+        log.handlers[1].close()
+        log.handlers.clear()
+    for said, lines in ((capsys.readouterr().err, 3), ((tmp_path / "logs").read_text(), 3)):
+        assert all(line.isprintable() for line in said.splitlines()) and len(said.splitlines()) == lines
+        assert "in two lines" in said.splitlines()[2] and "a\\x1b[2J\\u202egnp" in said
