@@ -86,6 +86,8 @@ def door(config_name: str, keys: Iterable[str]) -> Callable[[Callable[[DictConfi
                 _resolve(cfg)
                 main(cfg)
             except (CleanError, OSError) as error:  # an OSError names its file
+                if not _Outcome.here:  # a launcher's job says it in its log and in that of the run
+                    log.error("%s", _printable(str(error)), exc_info=cfg.debug is True)
                 if cfg.debug is True:
                     _Outcome.bug = error
                     raise
@@ -98,10 +100,14 @@ def door(config_name: str, keys: Iterable[str]) -> Callable[[Callable[[DictConfi
                 else:
                     log.error("%s", _printable(str(error)))
             except Exception as error:
-                if _is_out_of_memory(error) and cfg.debug is not True and _Outcome.here:
+                if _is_out_of_memory(error) and cfg.debug is not True:
                     _Outcome.failed = True
-                    log.error("out of memory: %s", _printable(str(error).splitlines()[0]))
+                    told = str(error).partition("\n")[0] or type(error).__name__
+                    log.error("%s", message := f"out of memory: {_printable(told)}")
+                    if not _Outcome.here:
+                        raise CompactHydraException(message) from error
                     return
+                log.error("%s: %s", type(error).__name__, _printable(str(error)), exc_info=not _Outcome.here)
                 _Outcome.bug = error
                 raise
 
