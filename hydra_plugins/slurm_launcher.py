@@ -132,7 +132,7 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
         config = self.hydra_context.config_loader.load_sweep_config(self.config, one.overrides)
         with open_dict(config.hydra.job):
             config.hydra.job.id, config.hydra.job.num = one.job.job_id, one.number
-        run_dir = Path(config.hydra.sweep.dir, config.hydra.sweep.subdir)
+        run_dir = Path(config.hydra.sweep.dir, str(config.hydra.sweep.subdir))
         if run_dir.is_dir():  # else the job has never run
             with (run_dir / "logs").open("a") as logs:
                 logs.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} ERROR {one.name}: {one.failure}\n")

@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import time
 from dataclasses import dataclass
 
 from errors import InputError
@@ -77,4 +78,7 @@ def require_one_process(script: str) -> None:
     )
     if "SUBMITIT_EXECUTOR" in os.environ:
         raise InputError(message)
-    sys.exit(message if seat.rank == 0 else 1)
+    if seat.rank > 0:
+        time.sleep(5)  # torchrun ends the others as soon as one has ended, and process 0 is to have its say
+        sys.exit(1)
+    sys.exit(message)
