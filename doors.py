@@ -94,7 +94,7 @@ def door(config_name: str, keys: Iterable[str]) -> Callable[[Callable[[DictConfi
                 if not _Outcome.here:
                     raise CompactHydraException(str(error)) from error
                 _Outcome.failed = True
-                if isinstance(error, InputError):
+                if isinstance(error, InputError) and find_seat() is None:
                     print(_printable(str(error)), file=sys.stderr)
                     _leave_no_empty_directory()
                 else:

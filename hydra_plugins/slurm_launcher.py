@@ -1,4 +1,4 @@
-"""The launcher of configs/hydra/launcher/slurm.yaml; Hydra looks for plugins in a folder of this name.
+"""The launcher of hydra/launcher=slurm and submitit_slurm; Hydra looks for plugins in a folder of this name.
 
 The one of hydra-submitit-launcher, which this one extends, takes a job whose function raised for a success, and learns
 that a job was killed from ``sacct`` alone, that is, after minutes, or never on a cluster without accounting.
@@ -13,16 +13,17 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn
 from hydra.errors import CompactHydraException
 from hydra_plugins.hydra_submitit_launcher import submitit_launcher
-from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
+from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf, SlurmQueueConf
 from omegaconf import OmegaConf, open_dict
 
 # submitit is imported where it is used: Hydra imports this file whenever a script starts.
 
 POLL = 5.0  # seconds between questions to Slurm
-SETTLED = 3  # answers in a row that a job has ended: it may yet be requeued, and its files may arrive late
+SETTLED = 3  # answers in a row that a job without a word has ended: it may yet be requeued, and files may arrive late
 ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"}
 ENDED |= {"TIMEOUT", "FORGOTTEN"}  # the last: Slurm forgets a job minutes after its end
 
@@ -115,9 +116,9 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
             return
         state = "unknown" if states is None else states.get(one.job.job_id, "FORGOTTEN")
         one.settled = one.settled + 1 if state in ENDED else 0
-        if one.settled < SETTLED:
-            return
         reasons = [text for kind, text in results if kind == "error"]
+        if one.settled < (1 if reasons else SETTLED):
+            return
         if reasons:  # the first; what the other tasks met is that this one was gone
             one.failure = reasons[0].strip().splitlines()[-1]
         else:
@@ -174,5 +175,14 @@ def _words_of_slurm(path: Path) -> str:
     if not path.exists():
         return ""
     lines = path.read_text(errors="replace").splitlines()
-    told = [line for line in lines if line.startswith(("srun:", "slurmstepd:"))]
+    told = [line for line in lines if line.startswith(("srun: error:", "slurmstepd: error:"))]
     return f": {told[-1]}" if told else f"; its log is {path}"
+
+
+# In place of the one that came with the import above; configs/hydra/launcher/slurm.yaml starts from it.
+ConfigStore.instance().store(
+    group="hydra/launcher",
+    name="submitit_slurm",
+    node=SlurmQueueConf(_target_=f"{SlurmLauncher.__module__}.{SlurmLauncher.__name__}"),
+    provider=__name__,
+)

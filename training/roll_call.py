@@ -59,5 +59,5 @@ class RollCall:
                 elif not self._store.check([key]):
                     found.append(f"process {rank} does not answer: it was killed, or its machine is lost")
         except dist.DistError:
-            return f"{self._keeper}, who keeps the store of all, does not answer: it was killed, or its machine is lost"
+            return f"{self._keeper}, which serves the store of all, does not answer: it was killed, or its machine is lost"
         return "; ".join(found)

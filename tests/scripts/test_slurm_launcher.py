@@ -5,10 +5,12 @@ import pickle
 from types import SimpleNamespace
 
 import pytest
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from hydra_plugins import slurm_launcher
 from hydra_plugins.slurm_launcher import SETTLED, SlurmLauncher
+from tests.conftest import ROOT
 
 
 @pytest.fixture
@@ -44,6 +46,13 @@ def look(launcher, submitted, *states):
     return submitted.outcome, submitted.failure
 
 
+@pytest.mark.parametrize("name", ["slurm", "submitit_slurm"])
+def test_both_names_are_this_launcher(name):
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        cfg = compose("train", overrides=[f"hydra/launcher={name}"], return_hydra_config=True)
+    assert cfg.hydra.launcher._target_ == "hydra_plugins.slurm_launcher.SlurmLauncher"
+
+
 def test_a_job_is_done_when_all_its_tasks_are(launcher, submitted):
     leave(submitted, 0, "success", "what task 0 returned", 1)
     assert look(launcher, submitted, "RUNNING") == (None, None)
@@ -54,7 +63,8 @@ def test_a_job_is_done_when_all_its_tasks_are(launcher, submitted):
 def test_the_reason_is_that_of_the_task_that_failed_first(launcher, submitted, capsys):
     leave(submitted, 0, "error", "process 1 is gone", 20)
     leave(submitted, 1, "error", "Traceback\n  of many lines\nValueError: \x1b[31m\u202eno use\n", 10)
-    look(launcher, submitted, *["FAILED"] * SETTLED)
+    assert look(launcher, submitted, "RUNNING", "COMPLETING") == (None, None)
+    look(launcher, submitted, "FAILED")
     assert capsys.readouterr().err == "job 42 optim.lr=1: ValueError:  [31m no use\n"
 
 
@@ -65,7 +75,7 @@ def test_a_job_that_was_ended_fails_with_what_slurm_said_also_in_the_log_of_its_
     (tmp_path / "0").mkdir()
     (tmp_path / "0/logs").write_text("what the run said\n")
     leave(submitted, 0, "success", "what task 0 returned", 1)
-    submitted.job.paths.stderr.write_text("starting\nsrun: error: node2: task 1: Killed\nand so on\n")
+    submitted.job.paths.stderr.write_text("starting\nsrun: error: node2: task 1: Killed\nsrun: Force Terminated\n")
     look(launcher, submitted, *[state] * SETTLED)
     line = f"job 42 optim.lr=1: ended as {state or 'FORGOTTEN'}: srun: error: node2: task 1: Killed"
     assert capsys.readouterr().err == f"{line}\n"

@@ -362,7 +362,7 @@ def test_the_keeper_of_a_store_that_is_gone_is_named():
     call = RollCall(dist.TCPStore("127.0.0.1", server.port, is_master=False), 1, 2, "process 0")
     with call:
         del server
-        assert call.lost().startswith("process 0, who keeps the store of all, does not answer")
+        assert call.lost().startswith("process 0, which serves the store of all, does not answer")
     call.failed("and nobody hears it")
 
 
