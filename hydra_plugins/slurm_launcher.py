@@ -13,9 +13,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn
 from hydra.errors import CompactHydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra_plugins.hydra_submitit_launcher import submitit_launcher
 from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf, SlurmQueueConf
 from omegaconf import OmegaConf, open_dict
@@ -179,10 +181,13 @@ def _words_of_slurm(path: Path) -> str:
     return f": {told[-1]}" if told else f"; its log is {path}"
 
 
-# In place of the one that came with the import above; configs/hydra/launcher/slurm.yaml starts from it.
-ConfigStore.instance().store(
-    group="hydra/launcher",
-    name="submitit_slurm",
-    node=SlurmQueueConf(_target_=f"{SlurmLauncher.__module__}.{SlurmLauncher.__name__}"),
-    provider=__name__,
-)
+class SlurmLauncherDefaults(SearchPathPlugin):
+    """Makes the launcher that of ``submitit_slurm``, from which configs/hydra/launcher/slurm.yaml starts.
+
+    Hydra calls it when all plugins are imported, and so after the file that it stands in for.
+    """
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Leave the path as it is."""
+        node = SlurmQueueConf(_target_=f"{SlurmLauncher.__module__}.{SlurmLauncher.__name__}")
+        ConfigStore.instance().store(group="hydra/launcher", name="submitit_slurm", node=node, provider=__name__)

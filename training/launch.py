@@ -80,8 +80,8 @@ def train_in_seat(train: Train, cfg: DictConfig, run_dir: Path, seat: Seat, devi
             (run_dir / ".rendezvous").unlink(missing_ok=True)
         roll_call = None
         if store is not None:
-            keeper = "torchrun on the machine of process 0" if seat.launcher == "torchrun" else "process 0"
-            roll_call = open_here.enter_context(RollCall(store, seat.rank, seat.size, keeper))
+            server = "torchrun on the machine of process 0" if seat.launcher == "torchrun" else "process 0"
+            roll_call = open_here.enter_context(RollCall(store, seat.rank, seat.size, server))
         try:
             signum = train(cfg, run_dir, world, stop)
             world.leave()

@@ -15,11 +15,11 @@ class RollCall:
     Args:
         store: of all processes.
         rank, size: of this process, and of all.
-        keeper: who serves the store.
+        server: who serves the store.
     """
 
-    def __init__(self, store: dist.Store, rank: int, size: int, keeper: str) -> None:
-        self._store, self._rank, self._size, self._keeper = store, rank, size, keeper
+    def __init__(self, store: dist.Store, rank: int, size: int, server: str) -> None:
+        self._store, self._rank, self._size, self._server = store, rank, size, server
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._answer, daemon=True)
 
@@ -32,7 +32,7 @@ class RollCall:
         self._thread.join(timeout=ANSWER_TIME)
 
     def _answer(self) -> None:
-        with suppress(dist.DistError):  # the store is gone with the process that keeps it
+        with suppress(dist.DistError):  # the store is gone with the process that serves it
             store = self._store.clone()  # a connection of its own: the other one may be waiting for something
             while not self._closed.wait(1):
                 if store.check(["roll call"]):
@@ -59,5 +59,5 @@ class RollCall:
                 elif not self._store.check([key]):
                     found.append(f"process {rank} does not answer: it was killed, or its machine is lost")
         except dist.DistError:
-            return f"{self._keeper}, which serves the store of all, does not answer: it was killed, or its machine is lost"
+            return f"{self._server}, which serves the store, does not answer: it was killed, or its machine is lost"
         return "; ".join(found)

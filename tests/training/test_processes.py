@@ -336,8 +336,8 @@ def test_torchrun_may_start_one_process_of_any_script(script, monkeypatch):
         assert "nowhere" in script(name, "load_dir=nowhere").stderr  # it gets as far as that
 
 
-def _calls(store, keeper="process 0"):
-    return [RollCall(store.clone(), rank, 3, keeper) for rank in range(3)]
+def _calls(store, server="process 0"):
+    return [RollCall(store.clone(), rank, 3, server) for rank in range(3)]
 
 
 def test_a_process_that_is_lost_is_named(monkeypatch):
@@ -357,12 +357,12 @@ def test_all_processes_answer_when_none_is_lost():
         assert first.lost() == ""
 
 
-def test_the_keeper_of_a_store_that_is_gone_is_named():
+def test_the_server_of_a_store_that_is_gone_is_named():
     server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     call = RollCall(dist.TCPStore("127.0.0.1", server.port, is_master=False), 1, 2, "process 0")
     with call:
         del server
-        assert call.lost().startswith("process 0, which serves the store of all, does not answer")
+        assert call.lost().startswith("process 0, which serves the store, does not answer")
     call.failed("and nobody hears it")
 
 
