@@ -74,10 +74,10 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
         """
         submitted = self._submit([list(overrides) for overrides in job_overrides], initial_job_idx)
         while waiting := [one for one in submitted if one.outcome is None and one.failure is None]:
+            time.sleep(POLL)
             states = _states([one.job.job_id for one in waiting])
             for one in waiting:
                 self._look(one, states)
-            time.sleep(POLL)
         failed = sum(one.failure is not None for one in submitted)
         if failed:
             raise CompactHydraException(f"{failed} of {len(submitted)} jobs failed")
@@ -90,6 +90,8 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
         assert self.config is not None
         sweep_dir = Path(self.config.hydra.sweep.dir)
         sweep_dir.mkdir(parents=True, exist_ok=True)
+        if mode := self.config.hydra.sweep.get("mode"):
+            sweep_dir.chmod(int(str(mode), 8))
         params = dict(self.params)
         executor = submitit.AutoExecutor(
             params.pop("submitit_folder"), cluster="slurm", slurm_max_num_timeout=params.pop("max_num_timeout")

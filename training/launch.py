@@ -86,7 +86,10 @@ def train_in_seat(train: Train, cfg: DictConfig, run_dir: Path, seat: Seat, devi
             signum = train(cfg, run_dir, world, stop)
             world.leave()
         except Exception as error:
-            raise _explained(error, roll_call, seat) from error
+            explained = _explained(error, roll_call, seat)
+            if explained is error:
+                raise
+            raise explained from error
     if signum:
         stop.pass_on(signum, seat.rank)
 

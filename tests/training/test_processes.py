@@ -23,7 +23,7 @@ from training.launch import same_for_all, seat_device, train_here, train_in_seat
 from training.loop import train
 from training.processes import World
 from training.roll_call import RollCall
-from training.seats import find_seat, require_one_process
+from training.seats import Seat, find_seat, require_one_process
 
 CPU = torch.device("cpu")
 NEWEST = "checkpoints-meta/checkpoint.pth"
@@ -123,6 +123,7 @@ def test_a_launcher_starts_a_sweep_and_one_that_fails_stops_no_other(tmp_path, t
         time.sleep(0.1)  # the other job goes on by itself
     assert_same(read(tmp_path / "sweep/1" / NEWEST), read(together / NEWEST))
     assert not (tmp_path / "sweep/0" / NEWEST).exists()
+    assert "ERROR optim.optimizer=SGD: known are" in (tmp_path / "sweep/0/logs").read_text()
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR2, 140)])
@@ -357,10 +358,36 @@ def test_all_processes_answer_when_none_is_lost():
         assert first.lost() == ""
 
 
+def test_a_process_that_fails_under_a_launcher_tells_the_others_and_the_log(monkeypatch, tmp_path, caplog):
+    """A fault of the program comes with its traceback; bad input is passed on as it is."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store.set("present/1", "")  # as the other one answers
+    monkeypatch.setattr("training.launch._torchrun_store", lambda: store)
+    monkeypatch.setattr("training.launch.World", lambda *_: None)
+
+    def failing(error):
+        def act(*_):
+            raise error
+
+        return act
+
+    for error, kind, message in (
+        (ValueError("of no use\nat all"), TrainingError, "process 0 of 2 failed: ValueError: of no use"),
+        (InputError("data.root=nowhere is not there"), InputError, "data.root=nowhere is not there"),
+    ):
+        caplog.clear()
+        with pytest.raises(kind) as caught:
+            train_in_seat(failing(error), tiny_config(), tmp_path, Seat("torchrun", 0, 2, 0, 2), CPU)
+        assert str(caught.value) == message
+        assert RollCall(store, 1, 2, "").lost() == f"process 0 failed: {message}"
+        assert ("Traceback" in caplog.text) == (kind is TrainingError)
+
+
 def test_the_server_of_a_store_that_is_gone_is_named():
     server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     call = RollCall(dist.TCPStore("127.0.0.1", server.port, is_master=False), 1, 2, "process 0")
     with call:
+        time.sleep(0.3)  # until its thread is connected
         del server
         assert call.lost().startswith("process 0, which serves the store, does not answer")
     call.failed("and nobody hears it")
@@ -390,7 +417,6 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch):
 def test_a_store_that_is_not_there_is_waited_for(monkeypatch, tmp_path):
     """What an attempt that was killed left behind leads nowhere."""
     from training.launch import _meet_by_file
-    from training.seats import Seat
 
     (tmp_path / ".rendezvous").write_text('["42/0", "127.0.0.1", 1]')
     with pytest.raises(TrainingError, match=r"process 0 did not start within training.startup_timeout=0.5 seconds"):
