@@ -92,22 +92,28 @@ def door(
                 _resolve(cfg)
                 main(cfg)
             except (CleanError, OSError) as error:  # an OSError names its file
+                if not _Outcome.here:  # a launcher's job says it in its log and in that of the run
+                    log.error("%s", printable(str(error)), exc_info=cfg.debug is True)
                 if cfg.debug is True:
                     _Outcome.bug = error
                     raise
                 if not _Outcome.here:
                     raise CompactHydraException(str(error)) from error
                 _Outcome.failed = True
-                if isinstance(error, InputError):
+                if isinstance(error, InputError) and find_seat() is None:
                     print(printable(str(error)), file=sys.stderr)
                     _leave_no_empty_directory()
                 else:
                     log.error("%s", printable(str(error)))
             except Exception as error:
-                if _is_out_of_memory(error) and cfg.debug is not True and _Outcome.here:
+                if _is_out_of_memory(error) and cfg.debug is not True:
                     _Outcome.failed = True
-                    log.error("out of memory: %s", printable(str(error).splitlines()[0]))
+                    told = str(error).partition("\n")[0] or type(error).__name__
+                    log.error("%s", message := f"out of memory: {printable(told)}")
+                    if not _Outcome.here:
+                        raise CompactHydraException(message) from error
                     return
+                log.error("%s: %s", type(error).__name__, printable(str(error)), exc_info=not _Outcome.here)
                 _Outcome.bug = error
                 raise
 

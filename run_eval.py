@@ -9,6 +9,7 @@ from omegaconf import DictConfig, open_dict
 
 from doors import door
 from schema import check_eval, eval_keys
+from training.seats import require_one_process
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +22,7 @@ def main(cfg: DictConfig) -> None:
 
     The same command with the same ``hydra.run.dir`` goes on where it was interrupted.
     """
+    require_one_process("run_eval.py")
     check_eval(cfg)  # before the imports, which take a moment
 
     from tqdm.contrib.logging import logging_redirect_tqdm
@@ -51,4 +53,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    require_one_process("run_eval.py")  # and makes no directory
     main()

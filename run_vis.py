@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from doors import door
 from schema import check_vis, vis_keys
+from training.seats import require_one_process
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +22,7 @@ def main(cfg: DictConfig) -> None:
 
     The same command with the same ``hydra.run.dir`` draws the rounds that are not there yet.
     """
+    require_one_process("run_vis.py")
     check_vis(cfg)  # before the imports, which take a moment
 
     import torch
@@ -53,4 +55,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    require_one_process("run_vis.py")  # and makes no directory
     main()

@@ -30,6 +30,7 @@ def in_precision(net: nn.Module, precision: str) -> Callable[..., Tensor]:
 
     def under_autocast(x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         with torch.autocast(x.device.type, PRECISIONS[precision]):
-            return net(x, sigma, labels)
+            score = net(x, sigma, labels)
+        return score.float()  # it is in half precision where a linear map or a convolution comes last
 
     return under_autocast

@@ -10,7 +10,7 @@ import socket
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from datetime import timedelta
 from multiprocessing import connection
 from pathlib import Path
@@ -25,6 +25,7 @@ import interrupts
 from devices import share_cores
 from errors import CleanError, TrainingError
 from training.processes import World
+from training.roll_call import RollCall
 from training.seats import Seat, find_seat
 from training.signals import StopSignals
 
@@ -64,8 +65,8 @@ def train_in_seat(train: Train, cfg: DictConfig, run_dir: Path, seat: Seat, devi
     """
     if seat.rank > 0:
         logging.getLogger().setLevel(logging.ERROR)
-    share_cores(1, seat.size)
-    with StopSignals() as stop:
+    share_cores(1, seat.local_size)
+    with StopSignals() as stop, ExitStack() as open_here:
         startup = cfg.training.startup_timeout
         if seat.size == 1:
             store = None
@@ -77,10 +78,33 @@ def train_in_seat(train: Train, cfg: DictConfig, run_dir: Path, seat: Seat, devi
         world = World(device, seat.rank, seat.size, store, startup, cfg.training.step_timeout)
         if seat.rank == 0:
             (run_dir / ".rendezvous").unlink(missing_ok=True)
-        signum = train(cfg, run_dir, world, stop)
-        world.leave()
+        roll_call = None
+        if store is not None:
+            server = "torchrun on the machine of process 0" if seat.launcher == "torchrun" else "process 0"
+            roll_call = open_here.enter_context(RollCall(store, seat.rank, seat.size, server))
+        try:
+            signum = train(cfg, run_dir, world, stop)
+            world.leave()
+        except Exception as error:
+            explained = _explained(error, roll_call, seat)
+            if explained is error:
+                raise
+            raise explained from error
     if signum:
         stop.pass_on(signum, seat.rank)
+
+
+def _explained(error: Exception, roll_call: RollCall | None, seat: Seat) -> Exception:
+    """What to raise instead of ``error``: a clean error of this process as it is, or one line on what happened."""
+    clean, who = isinstance(error, CleanError | OSError), f"process {seat.rank} of {seat.size}"
+    if not clean and roll_call is not None and (lost := roll_call.lost()):
+        return TrainingError(f"{who} cannot go on: {lost}")
+    if not clean:
+        log.error("%s:\n%s", who, "".join(traceback.format_exception(error)))
+        error = TrainingError(f"{who} failed: {type(error).__name__}: {error}".splitlines()[0])
+    if roll_call is not None:
+        roll_call.failed(str(error))
+    return error
 
 
 def train_here(train: Train, cfg: DictConfig, run_dir: Path, devices: list[torch.device], logs: dict[str, Any]) -> None:

@@ -1,7 +1,12 @@
 """Which of several processes this one is, when a launcher started them; without torch, for the doors."""
 
 import os
+import re
+import sys
+import time
 from dataclasses import dataclass
+
+from errors import InputError
 
 # Where those who start several processes say which one this is: rank, size, rank on this machine.
 ENVIRONMENTS = {
@@ -18,6 +23,7 @@ class Seat:
     Attributes:
         launcher: a key of ``ENVIRONMENTS``.
         rank, size, local_rank: numbers of this process, of all, and of this one on its machine.
+        local_size: how many of them are on this machine.
         job: the same for all processes, also when the job is requeued.
         attempt: the same for all processes of this start, and for no others.
     """
@@ -26,6 +32,7 @@ class Seat:
     rank: int
     size: int
     local_rank: int
+    local_size: int
     job: str = ""
     attempt: str = ""
 
@@ -39,5 +46,39 @@ def find_seat() -> Seat | None:
                 identity = [os.environ.get(name) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SUBMITIT_LOCAL_JOB_ID")]
                 job = ".".join(filter(None, identity))
                 attempt = f"{job}/{os.environ.get('SLURM_RESTART_COUNT', 0)}"
-                return Seat(launcher, rank, size, local_rank, job, attempt)
+                return Seat(launcher, rank, size, local_rank, _local_size(launcher, size), job, attempt)
     return None
+
+
+def _local_size(launcher: str, size: int) -> int:
+    """How many of the processes are on this machine; all, if the launcher does not say."""
+    if launcher == "torchrun":
+        return int(os.environ.get("LOCAL_WORLD_SIZE", size))
+    counts: list[int] = []
+    if launcher == "srun":  # such as "2(x3),1": two on each of three machines, one on the next
+        written = re.findall(r"(\d+)(?:\(x(\d+)\))?", os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
+        counts = [int(count) for count, times in written for _ in range(int(times or 1))]
+    machine = int(os.environ.get("SLURM_NODEID", 0))
+    return counts[machine] if machine < len(counts) else size
+
+
+def require_one_process(script: str) -> None:
+    """End this process, if a launcher started several of them for a script that is one and starts others itself.
+
+    Raises:
+        SystemExit: with status 1, after one line of process 0.
+        InputError: in a job of submitit, which then says it.
+    """
+    seat = find_seat()
+    if seat is None or seat.size == 1:
+        return
+    message = (
+        f"{script} was started as {seat.size} processes: start one, which starts others itself with ngpus=N "
+        "(and hydra.launcher.tasks_per_node=1)"
+    )
+    if "SUBMITIT_EXECUTOR" in os.environ:
+        raise InputError(message)
+    if seat.rank > 0:
+        time.sleep(5)  # torchrun ends the others as soon as one has ended, and process 0 is to have its say
+        sys.exit(1)
+    sys.exit(message)

@@ -266,6 +266,17 @@ def test_half_precision_keeps_norms_embeddings_and_the_score_in_float32(network,
     assert 1e-5 < error < 0.01
 
 
+@pytest.mark.parametrize("network", SMALL)
+def test_half_precision_gives_a_score_in_float32_also_without_the_division_by_sigma(network):
+    """A convolution is then what comes last."""
+    _, cfg = small(network)
+    cfg.model.scale_by_sigma = False
+    net = create_model(cfg.model, cfg.data, cfg.sde).eval()
+    labels = torch.tensor([0, 3]) if net.num_classes else None
+    x, sigma = torch.rand(2, 3, 16, 16), torch.tensor([0.1, 1.0])
+    assert {in_precision(net, name)(x, sigma, labels).dtype for name in ("fp32", "bf16", "fp16")} == {torch.float32}
+
+
 def test_an_unknown_precision_is_named():
     with pytest.raises(InputError, match="precision=fp8"):
         in_precision(nn.Identity(), "fp8")

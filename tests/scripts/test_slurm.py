@@ -1,5 +1,6 @@
 """Jobs of a real Slurm, which .ci/slurm brings up: python -m pytest -m slurm."""
 
+import os
 import re
 import signal
 import subprocess
@@ -73,14 +74,42 @@ def test_a_job_whose_time_is_up_and_that_is_preempted_ends_as_an_undisturbed_one
     assert [entry["step"] for entry in metrics(run)] == list(range(1, 401))
 
 
-def test_a_job_that_fails_fails_the_launcher_and_the_other_finishes(tmp_path):
-    launcher = submitted(tmp_path, "optim.optimizer=SGD,Adam")
+def test_jobs_that_fail_are_failed_for_slurm_and_the_other_finishes(tmp_path):
+    """A bad configuration, a loss that is not finite, and a run as it should be."""
+    options = ["optim.lr=-1,1e30,1e-4", "optim.warmup=0", "optim.grad_clip=-1"]
+    launcher = submitted(tmp_path, *options, "training.snapshot_sampling=false")
     said = launcher.communicate(timeout=120)[1]
-    assert launcher.returncode not in (0, -signal.SIGTERM)
-    assert "optim.optimizer=SGD: known are" in said
-    deadline = time.monotonic() + 40
-    while not (tmp_path / "sweep/1" / NEWEST).exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    assert read(tmp_path / "sweep/1" / NEWEST)["step"] == 2
-    assert not (tmp_path / "sweep/0/checkpoints").exists()
+    assert launcher.returncode == 1
+    reasons = ["optim.lr=-1: need a number", "loss or gradient not finite at step 2"]
+    lines = [line for line in said.splitlines() if not line.startswith("submitted job ")]
+    assert len(lines) == 3 and lines[-1] == "2 of 3 jobs failed"
+    job = re.search(r"submitted job (\d+)_0", said)[1]
+    for number, lr in enumerate(("-1", "1e+30")):
+        assert sum(line.startswith(f"job {job}_{number} optim.lr={lr}: {reasons[number]}") for line in lines) == 1
+    for number, reason in enumerate(reasons):
+        shown = slurm("scontrol", "show", "job", f"{job}_{number}")
+        assert "JobState=FAILED" in shown and "ExitCode=1:0" in shown
+        own = tmp_path / f"sweep/.submitit/{job}_{number}/{job}_{number}_0_log.err"
+        for log in (own, tmp_path / f"sweep/{number}/logs"):
+            assert reason in log.read_text() and "Traceback" not in log.read_text()
+        assert not (tmp_path / f"sweep/{number}/checkpoints").exists()
+    assert "JobState=COMPLETED" in slurm("scontrol", "show", "job", f"{job}_2")
+    assert read(tmp_path / "sweep/2" / NEWEST)["step"] == 2
+
+
+def test_a_task_that_is_killed_ends_the_job_and_the_launcher_within_a_minute(tmp_path):
+    launcher = submitted(tmp_path, "ngpus=2", "training.n_iters=1000000", "training.snapshot_sampling=false")
+    wait_for_steps(tmp_path / "sweep/0", 5, launcher)
+    job = job_of(tmp_path / "sweep")
+    pids = {fields[4]: fields[0] for fields in map(str.split, slurm("scontrol", "listpids", f"{job}.0").splitlines())}
+    start = time.monotonic()
+    os.kill(int(pids["1"]), signal.SIGKILL)
+    said = launcher.communicate(timeout=120)[1]
+    assert time.monotonic() - start < 60
+    assert launcher.returncode == 1
+    reason = "process 0 of 2 cannot go on: process 1 does not answer: it was killed, or its machine is lost"
+    assert said.splitlines()[-2:] == [f"job {job}: {reason}", "1 of 1 jobs failed"]
+    assert reason in (tmp_path / "sweep/0/logs").read_text()
+    own = (tmp_path / f"sweep/.submitit/{job}/{job}_0_log.err").read_text()
+    assert reason in own and "task 1: Killed" in own and "successfully" not in own
+    assert "JobState=FAILED" in slurm("scontrol", "show", "job", job)

@@ -19,10 +19,11 @@ from omegaconf import OmegaConf
 from errors import CleanError, InputError, TrainingError
 from schema import check_train
 from tests.conftest import ROOT, TINY, assert_same, environment, metrics, read, tiny_config, wait_for_steps
-from training.launch import same_for_all, seat_device, train_here
+from training.launch import same_for_all, seat_device, train_here, train_in_seat
 from training.loop import train
 from training.processes import World
-from training.seats import find_seat
+from training.roll_call import RollCall
+from training.seats import Seat, find_seat, require_one_process
 
 CPU = torch.device("cpu")
 NEWEST = "checkpoints-meta/checkpoint.pth"
@@ -122,6 +123,7 @@ def test_a_launcher_starts_a_sweep_and_one_that_fails_stops_no_other(tmp_path, t
         time.sleep(0.1)  # the other job goes on by itself
     assert_same(read(tmp_path / "sweep/1" / NEWEST), read(together / NEWEST))
     assert not (tmp_path / "sweep/0" / NEWEST).exists()
+    assert "ERROR optim.optimizer=SGD: known are" in (tmp_path / "sweep/0/logs").read_text()
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR2, 140)])
@@ -251,25 +253,144 @@ def test_a_batch_that_does_not_reach_for_all_is_refused():
         check_train(cfg, processes=3)
 
 
+SRUN = {"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1"}
+
+
 @pytest.mark.parametrize(
     ("variables", "seat"),
     [
         ({}, None),
-        ({"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "0"}, ("torchrun", 1, 4, 0)),
-        ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, ("torchrun", 0, 1, 0)),
-        ({"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1"}, ("srun", 5, 8, 1)),
+        ({"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "0"}, ("torchrun", 1, 4, 0, 4)),
+        ({"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}, ("torchrun", 1, 4, 0, 2)),
+        ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, ("torchrun", 0, 1, 0, 1)),
+        (SRUN, ("srun", 5, 8, 1, 8)),
+        ({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "2(x3),1,12", "SLURM_NODEID": "2"}, ("srun", 5, 8, 1, 2)),
+        ({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "2(x3),1,12", "SLURM_NODEID": "3"}, ("srun", 5, 8, 1, 1)),
+        ({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "2(x3),1,12", "SLURM_NODEID": "4"}, ("srun", 5, 8, 1, 12)),
+        (
+            {"SUBMITIT_LOCAL_GLOBALID": "1", "SUBMITIT_LOCAL_NTASKS": "3", "SUBMITIT_LOCAL_LOCALID": "1"},
+            ("submitit", 1, 3, 1, 3),
+        ),
         ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1", "SLURM_LOCALID": "0"}, None),  # starts its own by ngpus
         ({"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "8"}, None),  # the batch script, outside srun
     ],
 )
 def test_the_seat_that_a_launcher_gives(monkeypatch, variables, seat):
     for name in [*os.environ]:
-        if name.startswith(("SLURM_", "SUBMITIT_")) or name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        if name.startswith(("SLURM_", "SUBMITIT_")) or name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
             monkeypatch.delenv(name)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     found = find_seat()
-    assert (found and (found.launcher, found.rank, found.size, found.local_rank)) == seat
+    assert (found and (found.launcher, found.rank, found.size, found.local_rank, found.local_size)) == seat
+
+
+@pytest.mark.parametrize(("tasks_here", "threads"), [("2", 4), ("8", 1)])
+def test_a_process_takes_the_cores_that_the_others_on_its_machine_leave(monkeypatch, tmp_path, tasks_here, threads):
+    """Eight processes on four machines of eight cores each do not take one core each."""
+    for name, value in {"RANK": "0", "WORLD_SIZE": "8", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": tasks_here}.items():
+        monkeypatch.setenv(name, value)
+    for name in ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK"):
+        monkeypatch.delenv(name, raising=False)
+    taken = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(torch, "set_num_threads", taken.append)
+    monkeypatch.setattr("training.launch._torchrun_store", lambda: taken.append("met"))  # it is after that
+    with pytest.raises(AttributeError):
+        train_in_seat(train, tiny_config(), tmp_path, find_seat(), CPU)
+    assert taken == [threads, "met"]
+
+
+def stand_at(monkeypatch, rank, size):
+    """The environment that torchrun gives a process."""
+    for key, value in {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size}.items():
+        monkeypatch.setenv(key, str(value))
+
+
+@pytest.mark.parametrize("name", ["run_vis.py", "run_eval.py"])
+def test_a_script_that_is_one_process_refuses_to_be_several(script, tmp_path, monkeypatch, name):
+    message = (
+        f"{name} was started as 2 processes: start one, which starts others itself with ngpus=N "
+        "(and hydra.launcher.tasks_per_node=1)"
+    )
+    stand_at(monkeypatch, 0, 2)
+    result = script(name, "load_dir=nowhere")
+    assert result.returncode == 1 and result.stderr == f"{message}\n"
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "local")  # where each task has a log of its own, and the launcher says it
+    with pytest.raises(InputError, match=re.escape(message)):
+        require_one_process(name)
+
+
+def test_only_the_first_of_several_processes_says_so(monkeypatch):
+    waited = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+    stand_at(monkeypatch, 1, 2)
+    with pytest.raises(SystemExit) as error:
+        require_one_process("run_vis.py")
+    assert error.value.code == 1 and waited == [5]
+
+
+def test_torchrun_may_start_one_process_of_any_script(script, monkeypatch):
+    stand_at(monkeypatch, 0, 1)
+    for name in ("run_vis.py", "run_eval.py"):
+        assert "nowhere" in script(name, "load_dir=nowhere").stderr  # it gets as far as that
+
+
+def _calls(store, server="process 0"):
+    return [RollCall(store.clone(), rank, 3, server) for rank in range(3)]
+
+
+def test_a_process_that_is_lost_is_named(monkeypatch):
+    monkeypatch.setattr("training.roll_call.ANSWER_TIME", 2.0)
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    first, second, third = _calls(store)
+    with first, third:  # the second was killed
+        assert first.lost() == "process 1 does not answer: it was killed, or its machine is lost"
+    second.failed("ValueError: of no use")
+    assert first.lost() == "process 1 failed: ValueError: of no use"
+
+
+def test_all_processes_answer_when_none_is_lost():
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    first, second, third = _calls(store)
+    with first, second, third:
+        assert first.lost() == ""
+
+
+def test_a_process_that_fails_under_a_launcher_tells_the_others_and_the_log(monkeypatch, tmp_path, caplog):
+    """A fault of the program comes with its traceback; bad input is passed on as it is."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store.set("present/1", "")  # as the other one answers
+    monkeypatch.setattr("training.launch._torchrun_store", lambda: store)
+    monkeypatch.setattr("training.launch.World", lambda *_: None)
+
+    def failing(error):
+        def act(*_):
+            raise error
+
+        return act
+
+    for error, kind, message in (
+        (ValueError("of no use\nat all"), TrainingError, "process 0 of 2 failed: ValueError: of no use"),
+        (InputError("data.root=nowhere is not there"), InputError, "data.root=nowhere is not there"),
+    ):
+        caplog.clear()
+        with pytest.raises(kind) as caught:
+            train_in_seat(failing(error), tiny_config(), tmp_path, Seat("torchrun", 0, 2, 0, 2), CPU)
+        assert str(caught.value) == message
+        assert RollCall(store, 1, 2, "").lost() == f"process 0 failed: {message}"
+        assert ("Traceback" in caplog.text) == (kind is TrainingError)
+
+
+def test_the_server_of_a_store_that_is_gone_is_named():
+    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    call = RollCall(dist.TCPStore("127.0.0.1", server.port, is_master=False), 1, 2, "process 0")
+    with call:
+        time.sleep(0.3)  # until its thread is connected
+        del server
+        assert call.lost().startswith("process 0, which serves the store, does not answer")
+    call.failed("and nobody hears it")
 
 
 def test_a_requeued_job_keeps_its_directory_and_is_another_attempt(monkeypatch):
@@ -296,13 +417,12 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch):
 def test_a_store_that_is_not_there_is_waited_for(monkeypatch, tmp_path):
     """What an attempt that was killed left behind leads nowhere."""
     from training.launch import _meet_by_file
-    from training.seats import Seat
 
     (tmp_path / ".rendezvous").write_text('["42/0", "127.0.0.1", 1]')
     with pytest.raises(TrainingError, match=r"process 0 did not start within training.startup_timeout=0.5 seconds"):
-        _meet_by_file(Seat("srun", 1, 2, 1, "42", "42/1"), tmp_path / ".rendezvous", timeout=0.5)
-    first = _meet_by_file(Seat("srun", 0, 2, 0, "42", "42/1"), tmp_path / ".rendezvous", timeout=5)
-    second = _meet_by_file(Seat("srun", 1, 2, 1, "42", "42/1"), tmp_path / ".rendezvous", timeout=5)
+        _meet_by_file(Seat("srun", 1, 2, 1, 2, "42", "42/1"), tmp_path / ".rendezvous", timeout=0.5)
+    first = _meet_by_file(Seat("srun", 0, 2, 0, 2, "42", "42/1"), tmp_path / ".rendezvous", timeout=5)
+    second = _meet_by_file(Seat("srun", 1, 2, 1, 2, "42", "42/1"), tmp_path / ".rendezvous", timeout=5)
     first.set("key", "value")
     second.set_timeout(timedelta(seconds=5))
     assert second.get("key") == b"value"
