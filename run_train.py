@@ -45,10 +45,11 @@ def check_experiment(cfg: DictConfig) -> None:
     own = {*OF_ALL_NETWORKS, *NETWORKS.get(name, cfg.model)}
     foreign = [str(key) for key in cfg.model if key not in own and f"model.{key}" not in typed]
     of = [other for other, keys in NETWORKS.items() if keys.keys() >= set(foreign)]
+    without = ["data.classes=False"] * (cfg.data.get("classes") is True and name in ("ddpmpp", "vdm"))
     if experiment is not None and foreign and of:
         raise InputError(
             f"experiment={experiment} sets {', '.join(f'model.{key}' for key in foreign)} of model={' or '.join(of)}, "
-            f"not of model={name}: take them out, {' '.join(quote(f'~model.{key}') for key in foreign)}, "
+            f"not of model={name}: take them out, {' '.join([*(quote(f'~model.{key}') for key in foreign), *without])}, "
             f"or leave out model={name}"
         )
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from checks import OneOf
+from checks import OneOf, did_you_mean
 from errors import InputError
 from models.adm import ADM
 from models.ddpmpp import DDPMpp
@@ -43,8 +43,9 @@ def create_model(model: Mapping[str, Any], data: Mapping[str, Any], sde: Mapping
         "sigma_max": sde["sigma_max"],
     }
     options = {key: value for key, value in model.items() if key not in ("name", "ema_rate")}
-    for key in options.keys() & given.keys():
-        raise InputError(f"model.{key}: no such option")
+    for key in options:
+        if key in given or key not in arguments:
+            raise InputError(f"model.{key}: no such option{did_you_mean(key, arguments.keys() - given.keys())}")
     try:
         net = NETWORKS[name](**{key: value for key, value in given.items() if key in arguments}, **options)
     except InputError:

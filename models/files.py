@@ -34,6 +34,7 @@ DAMAGE = (
     *(OSError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError, MemoryError),
     *(pickle.UnpicklingError, zipfile.BadZipFile, struct.error, AssertionError, OverflowError),
 )
+OTHER_PICKLE = "its pickle is damaged, not of protocol 2, or does more than hold tensors and plain values"
 CHECKPOINT = r"checkpoint_(0|[1-9][0-9]*)\.pth"  # names of those to keep
 # Ours have some 3,000 characters and 150 values, and the names of the classes besides, of which data sets have 21,841.
 LONGEST_CONFIG = 2**20  # characters
@@ -187,13 +188,15 @@ def named_checkpoint(path: str | Path, ckpt: int = -1) -> tuple[Path, int]:
     """
     path = Path(path)
     match = re.fullmatch(CHECKPOINT, path.name)
-    if not match or not path.is_file():
+    if not match or not (path.is_file() or path.parent.name == "checkpoints"):
+        if path.is_file() and path.suffix != ".safetensors":
+            raise InputError(f"{path} is a file: give a run, RUN/checkpoints/checkpoint_N.pth, or a .safetensors file")
         return path, ckpt
     folder, number = path.absolute().parent, int(match[1])
     if folder.name != "checkpoints":
         raise InputError(f"{path} is not below the checkpoints/ of a run, whose .hydra/config.yaml says what it is of")
     if ckpt not in (-1, number):
-        raise InputError(f"eval.ckpt={ckpt}, but {path} is checkpoint {number}: leave one of them out")
+        raise InputError(f"checkpoint {ckpt} is asked for, but {path} is checkpoint {number}: leave one of them out")
     return path.parent.parent if path.parent.name == "checkpoints" else folder.parent, number
 
 
@@ -213,7 +216,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise
     except pickle.UnpicklingError as error:  # whose message has advice on running what is in the file
         found = what_is_refused(path)
-        reason = f"it holds {found}; only tensors and plain values are read" if found else "its pickle is damaged"
+        reason = f"it holds {found}; only tensors and plain values are read" if found else OTHER_PICKLE
         raise InputError(f"{path} cannot be read as a checkpoint: {reason}") from error
     except DAMAGE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

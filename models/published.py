@@ -46,8 +46,9 @@ UNREAD: dict[str, dict[str, Any]] = {
 
 
 def is_published(cfg: Mapping[str, Any]) -> bool:
-    """Tell whether the published code wrote a configuration: it calls its process vesde, and knows no seed."""
-    return cfg["sde"].get("name") == UNREAD["sde"]["name"] or "seed" not in cfg
+    """Tell whether a configuration is of the published code: its names of process and DDPM++, or no seed, say so."""
+    process, network = cfg["sde"].get("name"), cfg["model"]["name"]
+    return str(process).lower() == UNREAD["sde"]["name"] or network == "ncsnpp" or "seed" not in cfg
 
 
 def from_published(cfg: dict[str, Any]) -> dict[str, Any]:

@@ -119,6 +119,8 @@ class _Placeholder:
 
 def _refused_name(item: object, refused: list[str]) -> str | None:
     """Name ``item`` if it is not read: made by one of the ``refused`` names, or a numpy scalar but no number."""
+    if isinstance(item, type) and issubclass(item, _Placeholder):  # a class or function itself
+        return item.called
     if not isinstance(item, _Placeholder):
         return None
     first = item.arguments[0] if item.arguments else None

@@ -49,8 +49,9 @@ def check_same_data(run_dir: Path, record: dict[str, Any], allow_change: bool) -
         InputError: naming the differences, unless they are allowed; or if what was recorded cannot be read.
     """
     path = run_dir / "data.json"
-    if not path.exists():
-        return  # of a version that kept none
+    if not path.exists():  # as in runs of a version that kept none
+        log.warning("%s is missing: whether the data set is that of the run so far cannot be told", path)
+        return
     try:
         if not path.is_file() or path.stat().st_size > LARGEST:
             raise ValueError("it is not a file, or too long")
