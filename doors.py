@@ -6,6 +6,7 @@ finds this code and not an import.
 
 import contextlib
 import functools
+import itertools
 import logging
 import os
 import re
@@ -26,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from checks import did_you_mean, flat, plain
 from errors import CleanError, InputError, printable
 from overrides import quote_paths, read_override
-from training.seats import find_seat
+from training.seats import find_seat, wait_for_process_0
 
 ROOT = Path(__file__).resolve().parent
 
@@ -100,9 +101,12 @@ def door(
                 if not _Outcome.here:
                     raise CompactHydraException(str(error)) from error
                 _Outcome.failed = True
-                if isinstance(error, InputError) and find_seat() is None:
+                seat = find_seat()
+                if isinstance(error, InputError) and seat is None:
                     print(printable(str(error)), file=sys.stderr)
                     _leave_no_empty_directory()
+                elif isinstance(error, InputError) and seat is not None and seat.rank > 0:
+                    wait_for_process_0()  # which finds the same and says it
                 else:
                     log.error("%s", printable(str(error)))
             except Exception as error:
@@ -189,9 +193,11 @@ def _unreadable(argument: str, reason: str, typed: list[str]) -> str:
         whole = QuotedString(value, Quote.double).with_quotes()
         told = "in quotes, and these in the shell's, it is taken as it stands"
         return f"{reason}; {told}: {quote(f'{prefix}{key}={whole}')}"
-    before = typed[typed.index(argument) - 1] if argument in typed[1:] else ""
-    if read_override(before)[1]:
-        return f"not KEY=VALUE; if it belongs to what is before it, quote the whole: {quote(f'{before} {argument}')}"
+    place = typed.index(argument) if argument in typed else 0
+    if place and read_override(typed[place - 1])[1]:
+        torn = itertools.takewhile(lambda other: not read_override(other)[1], typed[place:])
+        whole = quote(" ".join([typed[place - 1], *torn]))
+        return f"not KEY=VALUE; if it belongs to what is before it, quote the whole: {whole}"
     return "not KEY=VALUE"
 
 

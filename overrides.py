@@ -29,7 +29,10 @@ def read_override(argument: str) -> tuple[str, str, str]:
 
 def is_multirun(arguments: Iterable[str]) -> bool:
     """Whether a command line asks for several jobs, so that commas separate values."""
-    return any(argument in ("-m", "--multirun", "hydra.mode=MULTIRUN") for argument in arguments)
+    return any(
+        argument in ("-m", "hydra.mode=MULTIRUN") or (len(argument) > 2 and "--multirun".startswith(argument))
+        for argument in arguments
+    )
 
 
 def meant_path(value: str) -> str | None:
@@ -55,7 +58,7 @@ def quote_paths(arguments: list[str]) -> list[str]:
     directories; where there are quotes or parentheses besides, Hydra's grammar decides.
 
     Raises:
-        InputError: for a name that is not UTF-8, which no configuration can hold.
+        InputError: for a name that no configuration can hold, since it is not UTF-8 or reads as an interpolation.
     """
     several = is_multirun(arguments)
     resumed = any(read_override(argument)[1] == "resume" for argument in arguments)
@@ -66,6 +69,8 @@ def quote_paths(arguments: list[str]) -> list[str]:
             prefix = "++"
         if key in PATHS and any("\ud800" <= character <= "\udfff" for character in value):
             raise InputError(f"{key}={value!r}: the name is not UTF-8: rename it, or make a link to it")
+        if key in PATHS and "${" in value and os.path.lexists(value):
+            raise InputError(f"{key}={value}: ${{ stands for the value of a key: rename it, or make a link to it")
         if key in PATHS and "${" not in value:
             whole = not several or key.startswith("hydra.") or os.path.lexists(value) or "," not in value
             if whole:

@@ -15,6 +15,9 @@ from schema import NETWORKS, OF_ALL_NETWORKS, check_train, train_keys
 from training.seats import find_seat
 
 
+WITHOUT_CLASSES = ("ddpmpp", "vdm")  # networks; their modules are not imported here, which takes a moment
+
+
 def check_resume(arguments: list[str]) -> None:
     """Check what the command line says of ``resume``, before Hydra makes a directory of that name.
 
@@ -45,11 +48,13 @@ def check_experiment(cfg: DictConfig) -> None:
     own = {*OF_ALL_NETWORKS, *NETWORKS.get(name, cfg.model)}
     foreign = [str(key) for key in cfg.model if key not in own and f"model.{key}" not in typed]
     of = [other for other, keys in NETWORKS.items() if keys.keys() >= set(foreign)]
-    without = ["data.classes=False"] * (cfg.data.get("classes") is True and name in ("ddpmpp", "vdm"))
+    advice = [quote(f"~model.{key}") for key in foreign]
+    if cfg.data.get("classes") is True and name in WITHOUT_CLASSES:
+        advice.append("data.classes=False")
     if experiment is not None and foreign and of:
         raise InputError(
             f"experiment={experiment} sets {', '.join(f'model.{key}' for key in foreign)} of model={' or '.join(of)}, "
-            f"not of model={name}: take them out, {' '.join([*(quote(f'~model.{key}') for key in foreign), *without])}, "
+            f"not of model={name}: take them out, {' '.join(advice)}, "
             f"or leave out model={name}"
         )
 

@@ -314,6 +314,9 @@ def check_what_is_modelled(cfg: Mapping[str, Any]) -> None:
     data = DATA
     if cfg["data"].get("dataset") == "folder":
         data = {**DATA, "root": optional_text, **{key: check for key, check in FOLDER.items() if key in cfg["data"]}}
+    for key in cfg["data"]:
+        if key in ("root", *FOLDER) and key not in data:
+            raise InputError(f"data.{key} is an option of data=folder, and this is data={cfg['data'].get('dataset')}")
     check_all(cfg["data"], data, "data.")
     check_all(cfg["sde"], SDE, "sde.")
     _check_sizes(cfg)

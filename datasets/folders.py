@@ -267,8 +267,8 @@ def _class_names(
                 known = ", ".join(names[:8]) + ", ..." * (len(names) > 8)
                 raise InputError(
                     f"{path} is of class {name}, but data.class_names has {known}{did_you_mean(name, names)}; if "
-                    "a class was renamed, give data.class_names anew, in the order of the labels, and in a run that goes "
-                    "on training.allow_data_change=true"
+                    "a class was renamed, give data.class_names anew, in the order of the labels, and to a run that "
+                    "goes on training.allow_data_change=true"
                 )
         absent = [name for name in names if name not in there]
         if absent:

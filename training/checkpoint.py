@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from errors import InputError, TrainingError
 from models import ScoreNetwork
 from models.files import check_whole, checkpoint_numbers, read_checkpoint
+from models.pretrained import check_finite
 from training.ema import EMA
 from training.optimizer import load_optimizer
 
@@ -74,19 +75,22 @@ class Checkpoints:
         self._next = 1
         self._newest_damaged = False
 
-    def save_snapshot(self, state: TrainState) -> Path:
-        """Write the next checkpoint to keep, under a number that is free; returns its path.
+    def save_snapshot(self, state: TrainState) -> tuple[Path, bool]:
+        """Write the next checkpoint to keep, under a number that is free.
 
         After a kill it may be there already, with the same numbers, bit for bit; then it stays.
+
+        Returns:
+            Its path, and whether it is new.
         """
         contents = state.state_dict()
         while (path := self._kept(self._next)).exists():
             self._next += 1
             if _holds(path, contents):
-                return path
+                return path, False
         save_atomically(contents, path)
         self._next += 1
-        return path
+        return path, True
 
     def save_for_resume(self, state: TrainState) -> None:
         """Write the checkpoint that the run resumes from, and keep the one before, unless that is a damaged one."""
@@ -132,19 +136,12 @@ class Checkpoints:
             InputError: if the checkpoint is of another network.
         """
         checkpoint = read_checkpoint(path)
-        names = state.model.state_dict().keys()
-        stored = checkpoint.get("model")
-        if isinstance(stored, dict) and len(names & stored.keys()) < len(names) / 2:
-            absent = next(name for name in names if name not in stored)
-            raise InputError(
-                f"{path} does not fit this run: it has no {absent}. What the published code wrote or reads, such as an "
-                "export, can be drawn from but not resumed"
-            )
         try:
             state.load_state_dict(checkpoint)
         except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
             reason = " ".join(str(error).split())
             raise InputError(f"{path} does not fit this run: {reason}") from error
+        _check_finite(state, path)
         # Numbers go on after what is older than this state; a newer one was made before a kill and comes again.
         for number in reversed(checkpoint_numbers(self.folder)):
             if path == self._kept(number) or _step_of(self._kept(number)) <= state.step:
@@ -153,6 +150,19 @@ class Checkpoints:
 
     def _kept(self, number: int) -> Path:
         return self.folder / f"checkpoint_{number}.pth"
+
+
+def _check_finite(state: TrainState, path: Path) -> None:
+    """Raise InputError, naming the tensor, if a weight, an average or a moment that was read is not finite."""
+    names: dict[Tensor, str] = {parameter: name for name, parameter in state.model.named_parameters()}
+    moments = state.optimizer.state.items()
+    tensors = {
+        **{name: parameter for parameter, name in names.items()},
+        **{f"the average of {name}": average for name, average in state.ema.network.named_parameters()},
+        **{f"{key} of {names[parameter]}": value for parameter, kept in moments for key, value in kept.items()},
+    }
+    for name, tensor in tensors.items():
+        check_finite(tensor, name, path)
 
 
 def _step_of(path: Path) -> float:

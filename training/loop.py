@@ -27,7 +27,7 @@ from training.optimizer import create_optimizer, learning_rate
 from training.processes import World
 from training.run_dir import check_same_run, keep_class_names, open_run, write_config
 from training.signals import StopSignals
-from training.snapshots import draw_samples
+from training.snapshots import draw_samples, set_aside
 from training.step import Objective, update
 from training.window import Window
 
@@ -137,8 +137,17 @@ def run_steps(
     def due(freq: int) -> bool:
         return state.step % freq == 0 or state.step == options.n_iters
 
+    def keep_snapshot() -> str:
+        path, is_new = checkpoints.save_snapshot(state)
+        if is_new:
+            set_aside(samples_folder(), path)
+        return str(path)
+
+    def samples_folder() -> Path:
+        return run_dir / "samples" / f"iter_{state.step}"
+
     def draw_if_due() -> None:
-        folder = run_dir / "samples" / f"iter_{state.step}"
+        folder = samples_folder()
         if not (due(options.snapshot_freq) and options.snapshot_sampling):
             return
         missing = world.on_first(lambda: not (folder / "sample_0.npy").exists())  # else of before a kill
@@ -176,7 +185,7 @@ def run_steps(
             if saving:
                 state.check_finite()
             if due(options.snapshot_freq):
-                path = world.on_first(lambda: str(checkpoints.save_snapshot(state)))
+                path = world.on_first(keep_snapshot)
                 metrics.snapshot()
                 log.info("step %d: wrote %s", state.step, path)
             if saving:

@@ -5,11 +5,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
+import yaml
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from errors import InputError, replacing
 from locks import exclusive
 from models.files import load_config
+from models.published import is_published
 
 IDENTITY = ("model", "data", "sde", "seed", "optim.optimizer")  # a change of these would make it another run
 # What a run writes after its configuration: without one it is of something else, over which nothing may be written.
@@ -76,6 +78,11 @@ def check_same_run(run_dir: Path, cfg: DictConfig) -> None:
                 raise InputError(f"{path} is there, but no {run_dir}/.hydra/config.yaml: choose another hydra.run.dir")
         return
     old = load_config(run_dir)
+    if is_published(yaml.safe_load((run_dir / ".hydra" / "config.yaml").read_text())):
+        raise InputError(
+            f"{run_dir} holds what the published code wrote or reads, such as an export: it can be drawn from but not "
+            "resumed"
+        )
     for group in IDENTITY:
         before, now = OmegaConf.select(old, group), OmegaConf.select(cfg, group)
         for key, (was, wanted) in _differences(before, now, group).items():

@@ -62,6 +62,11 @@ def _local_size(launcher: str, size: int) -> int:
     return counts[machine] if machine < len(counts) else size
 
 
+def wait_for_process_0() -> None:
+    """Give process 0 time to say why all of them end: torchrun ends the others as soon as one has ended."""
+    time.sleep(5)
+
+
 def require_one_process(script: str) -> None:
     """End this process, if a launcher started several of them for a script that is one and starts others itself.
 
@@ -79,6 +84,6 @@ def require_one_process(script: str) -> None:
     if "SUBMITIT_EXECUTOR" in os.environ:
         raise InputError(message)
     if seat.rank > 0:
-        time.sleep(5)  # torchrun ends the others as soon as one has ended, and process 0 is to have its say
+        wait_for_process_0()
         sys.exit(1)
     sys.exit(message)

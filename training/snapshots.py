@@ -42,6 +42,16 @@ def draw_samples(
         np.save(file, pixels)  # the array comes last and whole: its presence says done
 
 
+def set_aside(folder: Path, checkpoint: Path) -> None:
+    """Give samples another name if they are there before the ``checkpoint`` that they are to be drawn from.
+
+    They are of a history that the run was taken back from.
+    """
+    if folder.exists():
+        with writing(folder):
+            folder.rename(folder.with_name(f"{folder.name}_before_{checkpoint.stem}"))
+
+
 def _draw(
     network: ScoreNetwork, sde: ReflectedVE, cfg: DictConfig, device: torch.device, stop: StopSignals, images: range
 ) -> tuple[np.ndarray, np.ndarray | None] | None:

@@ -75,7 +75,7 @@ TRAIN_CASES = [
     ("+lr=3", "lr: no such option"),
     ("+training.lr=3", "training.lr: no such option"),
     ("+model.width=3", "model.width: no such option"),
-    ("+data.root=images", "data.root: no such option"),
+    ("+data.root=images", "data.root is an option of data=folder, and this is data=digits"),
     ("model=unet", "model=unet: known are adm, ddpmpp, vdm"),
     ("model=ddpmp", "did you mean ddpmpp?"),
     ("data=cifar", "data=cifar: known are"),

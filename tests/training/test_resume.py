@@ -83,7 +83,7 @@ def test_what_the_published_code_reads_is_not_resumed(tmp_path, network):
     before = contents(tmp_path / "out")
     cfg.training.n_iters = 4
     for resumed in (cfg, resumed_config(cfg, tmp_path / "out", [])):
-        with pytest.raises(InputError, match=r"checkpoint_1\.pth does not fit this run: .*drawn from but not resumed$"):
+        with pytest.raises(InputError, match=r"out holds what the published code wrote or reads, .*but not resumed$"):
             train(resumed, tmp_path / "out", CPU)
     assert contents(tmp_path / "out") == before
 
@@ -116,7 +116,8 @@ def test_a_damaged_kept_checkpoint_is_no_obstacle_and_stays(tmp_path, caplog):
 
 def test_checkpoints_are_not_written_over_by_a_run_that_goes_back(tmp_path):
     """Its own of before come again bit for bit; with other options they are other checkpoints."""
-    options = ["training.n_iters=6", "training.snapshot_freq=2", "optim.warmup=0"]
+    options = ["training.n_iters=6", "training.snapshot_freq=2", "optim.warmup=0", "training.snapshot_sampling=true"]
+    options += ["sampling.method=multistep", "sampling.steps=2", "eval.batch_size=4"]
     run = trained(tmp_path, *options)
     before = contents(run / "checkpoints")
     for changed, added in (([], {}), (["optim.lr=0.1"], {"4": 4, "5": 6})):
@@ -125,6 +126,9 @@ def test_checkpoints_are_not_written_over_by_a_run_that_goes_back(tmp_path):
         assert kept(run) == {"1": 2, "2": 4, "3": 6, **added}
         assert contents(run / "checkpoints").items() >= before.items()
     assert read(run / "checkpoints-meta/checkpoint.pth")["step"] == 6
+    samples = {path.name: np.load(path / "sample_0.npy") for path in (run / "samples").iterdir()}
+    assert samples.keys() == {"iter_2", "iter_4", "iter_6", "iter_4_before_checkpoint_4", "iter_6_before_checkpoint_5"}
+    assert (samples["iter_6"] != samples["iter_6_before_checkpoint_5"]).any()
     newest = read(run / "checkpoints/checkpoint_5.pth")["ema"]["shadow_params"]
     assert torch.equal(next(load_pretrained(run)[0].parameters()), newest[0])
 
@@ -223,11 +227,12 @@ def test_a_folder_that_has_grown_is_refused(tmp_path):
     assert json.loads((run / "data.json").read_text())["training"]["images"] == 36
 
 
-def test_a_run_of_before_the_record_resumes_and_has_one_then(tmp_path, pictures):
+def test_a_run_of_before_the_record_resumes_and_has_one_then(tmp_path, pictures, caplog):
     run = trained(tmp_path, *PICTURES)
     (run / "data.json").unlink()
     pictures["training"] = 40
     trained(run, *PICTURES, "training.n_iters=3")
+    assert "data.json is missing: whether the data set is that of the run so far cannot be told" in caplog.text
     assert json.loads((run / "data.json").read_text())["training"]["images"] == 40
 
 
@@ -294,3 +299,13 @@ def test_a_file_takes_the_place_of_another_when_it_is_whole(tmp_path):
     with replacing(path) as temporary:
         temporary.write_text("new")
     assert contents(tmp_path) == {path: b"new"}
+
+
+def test_a_moment_that_is_not_finite_is_named(tmp_path):
+    run = trained(tmp_path / "run")
+    path = run / "checkpoints-meta/checkpoint.pth"
+    state = read(path)
+    state["optimizer"]["state"][0]["exp_avg"].view(-1)[0] = torch.nan
+    torch.save(state, path)
+    with pytest.raises(InputError, match=r"point\.pth: exp_avg of embed1\.weight holds values that are not finite"):
+        trained(run, "training.n_iters=3")
