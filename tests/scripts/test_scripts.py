@@ -206,7 +206,10 @@ def imports_torch(pid):
 
 def has_two_children(pid):
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    commands = [Path(f"/proc/{child}/cmdline").read_bytes() for child in children]
+    commands = []
+    for child in children:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # one that has just ended
+            commands.append(Path(f"/proc/{child}/cmdline").read_bytes())
     return sum(b"spawn_main" in command for command in commands) == 2
 
 
