@@ -31,7 +31,7 @@ HELD_OUT = ("valid", "val", "validation", "test", "testing")  # the first that i
 EVERY = 10  # without the latter every tenth image is held out
 TRIED = 100  # images, in looking for one that can be read
 CHANNELS = {1: "grey", 3: "RGB", 4: "RGB and alpha"}
-DARK = 2**14  # 16-bit images that never reach a quarter of white hold fewer bits
+DARK = 2**14  # 16-bit images that never reach a quarter of white hold fewer bits, and floats are of another range
 LONGEST_NAMES = 2**17  # characters of all names of classes, which a configuration has to hold
 
 
@@ -380,7 +380,7 @@ def _report(root: Path, stats: DecodeStats, options: DecodeOptions) -> None:
     """Log what was met in the images that were packed to train on.
 
     Raises:
-        InputError: if all images of 16 bits would be nearly black.
+        InputError: if all images of 16 bits, or all of floating point, would be nearly black.
     """
     if stats.transparent and options.num_channels != 4:
         log.info("%d images have transparent parts, laid on data.background=%s", stats.transparent, options.background)
@@ -394,6 +394,13 @@ def _report(root: Path, stats: DecodeStats, options: DecodeOptions) -> None:
             raise InputError(f"{told}; store them with 8 bits a channel, or say data.white={WHITE} if that is right")
         full = 2 ** max(8, stats.peak.bit_length()) - 1
         raise InputError(f"{told}; say which value is white, data.white={full}, or data.white={WHITE} if that is right")
+    if stats.floating and stats.float_peak < DARK / 2**16 and options.white is None:
+        largest = str(np.float32(stats.float_peak))  # the digits that make this value again
+        which = f"say which value is white, such as data.white={largest}, or" if stats.float_peak else "say"
+        raise InputError(
+            f"the {stats.floating} images of floating point in {root} are nearly black: no value is above {largest} of "
+            f"1; {which} data.white=1 if that is right"
+        )
 
 
 def _pack_path(root: Path, train: bool, dataroot: str, *options: object) -> Path:

@@ -229,7 +229,9 @@ def test_floating_point_and_32_bits_whose_white_is_known(tmp_path):
     Image.fromarray(unit).save(tmp_path / "f.tif")
     Image.fromarray(unit).save(tmp_path / "f.pfm")
     for name in ("f.tif", "f.pfm"):
-        assert pixels(tmp_path / name, GREY)[0, :, 0].tolist() == [0, 64, 128, 255]
+        got, seen = decode(tmp_path / name, GREY)
+        assert got[0, :, 0].tolist() == [0, 64, 128, 255]
+        assert (seen.floating, seen.float_peak, seen.deep) == (1, 1, 0)
     for dtype, sample_format in ((np.uint32, 1), (np.int32, 2), (np.int16, 2), (np.float32, 3)):
         path = tiff(tmp_path / "x.tif", np.array([[0, 1000, 2000]], dtype), sample_format=sample_format)
         assert pixels(path, DecodeOptions(None, 1, white=2000))[0, :, 0].tolist() == [0, 128, 255]

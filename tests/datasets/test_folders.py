@@ -438,6 +438,25 @@ def test_dark_folders_of_16_bits_are_refused_until_white_is_said(tmp_path):
     assert both(tmp_path) == ([3, 156, 7, 11], [15])
 
 
+def test_dark_folders_of_floating_point_are_refused_until_white_is_said(tmp_path):
+    pics = tmp_path / "pics"
+    pics.mkdir()
+    for k, value in enumerate([0.0001, 0.0005, 0.0007, 0.0007]):
+        Image.fromarray(np.full((8, 8), value, np.float32)).save(pics / f"{k}.tif")
+    message = r"the 3 images of floating point in .*pics are nearly black: no value is above 0.0007 of 1; say which"
+    with pytest.raises(InputError, match=rf"{message} value is white, such as data.white=0.0007, or data.white=1 if"):
+        load(tmp_path)
+    assert not list((tmp_path / "data/packs").glob("*.safetensors"))
+    assert both(tmp_path, white=0.0007) == ([36, 182, 255], [255])  # the value itself, which floats of 32 bits round
+    assert both(tmp_path, white=1) == ([0, 0, 0], [0])
+    Image.fromarray(np.full((8, 8), 0.5, np.float32)).save(pics / "00.tif")
+    assert both(tmp_path) == ([0, 128, 0, 0], [0])
+    for path in pics.iterdir():
+        Image.fromarray(np.zeros((8, 8), np.float32)).save(path)
+    with pytest.raises(InputError, match=r"no value is above 0.0 of 1; say data.white=1 if that is right$"):
+        load(tmp_path)
+
+
 def test_the_background_is_an_option_and_said_once(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     (tmp_path / "pics").mkdir()
