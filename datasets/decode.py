@@ -16,6 +16,10 @@ from datasets.find import FORMATS, UNMARKED_FORMATS
 WHITE = 65535  # of 16 bits, unless the file or `data.white` says otherwise
 PHOTOMETRIC, SAMPLE_FORMAT = 262, 339  # tags of TIFF
 PAGED = ("TIFF", "GIF", "PNG", "WEBP", "AVIF", "MPO")  # formats that can hold pages or frames
+UNREAD_TIFF = (
+    "a TIFF whose kind of values Pillow does not read: store it as 8- or 16-bit integers in grey or RGB, or as one "
+    "channel of 32-bit floating point"
+)
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -120,7 +124,7 @@ def decode(path: Path, options: DecodeOptions) -> tuple[np.ndarray, DecodeStats]
     except UnreadableError:
         raise
     except UnidentifiedImageError as error:  # whose message names the file
-        raise UnreadableError("cannot identify image file") from error
+        raise UnreadableError(UNREAD_TIFF if _is_unread_tiff(path) else "cannot identify image file") from error
     except Exception as error:  # decoders raise all kinds of things on damaged files
         raise UnreadableError(" ".join(str(error).split()) or type(error).__name__) from error
 
@@ -163,6 +167,17 @@ def _decode(path: Path, options: DecodeOptions) -> tuple[np.ndarray, DecodeStats
     pixels = np.asarray(image).reshape(image.height, image.width, options.num_channels)
     float_peak = peak if floating and peak is not None else 0.0
     return pixels, DecodeStats(transparent, paged, deep is not None, deep or 0, deep_colour, floating, float_peak)
+
+
+def _is_unread_tiff(path: Path) -> bool:
+    """Return whether a file is a TIFF, and not a damaged one, whose bits, kind or number of channels Pillow lacks."""
+    try:
+        with open(path, "rb") as opened, TiffImagePlugin.TiffImageFile(opened):
+            return False
+    except SyntaxError as error:  # all that Pillow tells them by
+        return str(error) in ("unknown pixel mode", "Invalid value for samples per pixel")
+    except Exception:  # of a damaged one
+        return False
 
 
 @functools.cache
