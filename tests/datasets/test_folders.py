@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -232,6 +233,27 @@ def test_labels_of_a_run_whose_names_are_numbers(caplog):
         check_labels("cat", 0, 3, ["dog", "cat"])  # names of another number of classes are none
     with pytest.raises(InputError, match=r"label=True: the classes"):
         check_labels(True, 0, 2, ["dog", "cat"])
+
+
+def test_classes_whose_names_the_command_line_reads_as_values(caplog):
+    names = ["true", "False", "null", "1e3", "NaN", "cat"]
+
+    def typed(text):
+        overrides = OverridesParser.create().parse_override(f"label={text}")
+        return check_labels(overrides.value(), 0, len(names), names)
+
+    for name in ("true", "False", "1e3", "NaN"):
+        with pytest.raises(InputError, match=rf"called true, .*, cat; label='\"{name}\"' is the one called so$"):
+            typed(name)
+    with pytest.raises(InputError, match=r"label=None: .*; label='\"null\"' is the one called so$"):
+        typed("[cat,null]")
+    assert not caplog.text and typed("null") == []
+    assert caplog.messages == ["label=null: random classes are drawn; label='\"null\"' is the one called so"]
+    assert [typed(f"'{name}'")[0] for name in names] == list(range(6))
+    with pytest.raises(InputError, match=r"cat, True; label='\"true\"' or label='\"True\"' is the one called so$"):
+        check_labels(True, 0, 3, ["true", "cat", "True"])
+    caplog.clear()
+    assert check_labels(None, 0, 0) == check_labels(None, 0, 3, ["a", "b", "c"]) == [] and not caplog.text
 
 
 def test_a_run_from_before_names_were_recorded_keeps_its_numbers(tmp_path):
