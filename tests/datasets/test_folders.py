@@ -382,6 +382,32 @@ def test_a_folder_that_cannot_be_read_is_left_out(caplog):
         shutil.rmtree(top)
 
 
+def test_a_link_into_a_folder_that_cannot_be_listed_is_followed():
+    """As a user who is not root: the folder can be passed through, and its images can be read."""
+    top = Path(tempfile.mkdtemp())
+    try:
+        fill(top / "pics", ["0.png", "closed/1.png"])
+        (top / "pics/link.png").symlink_to("closed/1.png")
+        (top / "pics/folder").symlink_to("closed")
+        top.chmod(0o755)
+        (top / "pics/closed").chmod(0o711)
+        user = os.geteuid()
+        if user == 0:
+            os.seteuid(65534)
+        else:
+            (top / "pics/closed").chmod(0o311)
+        try:
+            found = scan_folder(top / "pics")
+        finally:
+            os.seteuid(user)
+        assert [path.name for path in found.files] == ["0.png", "link.png"]
+        unlisted = [str(top / "pics" / name) for name in ("closed", "folder")]
+        assert found.left_out == {"folders that cannot be read": unlisted}
+    finally:
+        (top / "pics/closed").chmod(0o755)
+        shutil.rmtree(top)
+
+
 def test_what_is_not_looked_at_is_counted(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     fill(tmp_path / "pics", [*numbered(3), "._0.png", ".thumbs/0.png"])
@@ -439,7 +465,12 @@ def test_what_the_scripts_wrote_is_never_trained_on(tmp_path, script, caplog):
     fill(tmp_path / "theirs", ["a/0.png", "data.png"])
     (tmp_path / "theirs/eval.yaml").write_text("metrics: [fid]\n")
     (tmp_path / "theirs/.hydra").mkdir()
-    assert len(scan_folder(tmp_path / "theirs", without_ours=True).files) == 2
+    (tmp_path / "theirs/.hydra").rmdir()
+    for other in ("", "epoch 1, loss 0.3\n", "[2026-01-31 23:59:59,123][main][INFO] - by Hydra alone\n"):
+        (tmp_path / "theirs/logs").write_text(other)
+        assert len(scan_folder(tmp_path / "theirs", without_ours=True).files) == 2
+    (tmp_path / "theirs/logs").write_text((tmp_path / "look/logs").read_text() + other)
+    assert len(scan_folder(tmp_path / "theirs", without_ours=True).files) == 1
 
 
 def test_dark_folders_of_16_bits_are_refused_until_white_is_said(tmp_path):
