@@ -5,7 +5,8 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -46,6 +47,36 @@ class Split:
 
     base: Path
     files: list[Path]
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a folder was found to hold.
+
+    Attributes:
+        found: what lies below it.
+        splits: images to train on, and those held out.
+        names: of the classes, in the order of their labels.
+        notes: what the user may not expect.
+    """
+
+    found: Scan
+    splits: tuple[Split, Split]
+    names: tuple[str, ...]
+    notes: list[str]
+
+
+_looks: ContextVar[dict[tuple[object, ...], Look] | None] = ContextVar("looks", default=None)
+
+
+@contextmanager
+def one_look() -> Iterator[None]:
+    """Let what is loaded inside look into a folder once, so that its splits are of the same listing."""
+    token = _looks.set({})
+    try:
+        yield
+    finally:
+        _looks.reset(token)
 
 
 def folder(
@@ -90,9 +121,46 @@ def folder(
     top = Path(root)
     if not top.is_dir():
         raise InputError(f"data.root={root} is not a folder")
+    options = DecodeOptions(image_size, num_channels, background, white)
+    fixed = None if class_names is None else tuple(class_names)
+    looks = _looks.get()
+    asked = (top, options, num_classes, classes, dataroot, fixed, plain_order)
+    look = looks.get(asked) if looks is not None else None
+    if look is None:
+        look = _look(*asked)
+        if looks is not None:
+            looks[asked] = look
+    split = look.splits[0] if train else look.splits[1]
+    if train:
+        look.found.log(top)
+        for line in look.notes:
+            log.warning("%s", printable(line))
+    names = look.names
+    numbers = {name: number for number, name in enumerate(names)}
+    labels = np.array([numbers[_class_name(path, split.base)] if classes else 0 for path in split.files], np.int64)
+    images = _pack(top, split.files, labels, train, options, num_classes if classes else 1, dataroot)
+    if sum(map(len, names)) > LONGEST_NAMES:
+        log.warning("the names of the classes are too long to be recorded: label=NUMBER names one")
+        names = ()
+    return replace(images, class_names=names)
+
+
+def _look(
+    top: Path,
+    options: DecodeOptions,
+    num_classes: int,
+    classes: bool,
+    dataroot: str,
+    class_names: tuple[str, ...] | None,
+    plain_order: bool,
+) -> Look:
+    """Return what the folder ``top`` holds; the arguments are those of ``folder``.
+
+    Raises:
+        InputError: naming the key or the file at fault.
+    """
     made = [Path(dataroot) / name for name in ("packs", "ds_imagenet", "imagenet-64x64")]
     found = scan_folder(top, without_ours=True, ours=_strictly_below(top, [*made, PROJECT / "docs"]))
-    options = DecodeOptions(image_size, num_channels, background, white)
     notes: list[str] = []  # said when all is as it should be, so that a refusal is one line
 
     def note(text: str, *args: object) -> None:
@@ -102,18 +170,7 @@ def folder(
     names: tuple[str, ...] = ()
     if classes:
         names = _class_names(splits, num_classes, class_names, str if plain_order else natural_order, note)
-    split = splits[0] if train else splits[1]
-    if train:
-        found.log(top)
-        for line in notes:
-            log.warning("%s", printable(line))
-    numbers = {name: number for number, name in enumerate(names)}
-    labels = np.array([numbers[_class_name(path, split.base)] if classes else 0 for path in split.files], np.int64)
-    images = _pack(top, split.files, labels, train, options, num_classes if classes else 1, dataroot)
-    if sum(map(len, names)) > LONGEST_NAMES:
-        log.warning("the names of the classes are too long to be recorded: label=NUMBER names one")
-        names = ()
-    return replace(images, class_names=names)
+    return Look(found, splits, names, notes)
 
 
 def _strictly_below(top: Path, folders: Sequence[Path]) -> list[Path]:

@@ -408,6 +408,27 @@ def test_a_link_into_a_folder_that_cannot_be_listed_is_followed():
         shutil.rmtree(top)
 
 
+def test_a_start_looks_into_the_folder_once_and_the_next_one_again(tmp_path, monkeypatch):
+    from training.data import load_splits
+
+    looked = []
+
+    def look(*args, **options):
+        looked.append(args)
+        return scan_folder(*args, **options)
+
+    monkeypatch.setattr("datasets.folders.scan_folder", look)
+    fill(tmp_path / "pics", numbered(10))
+    options = ["data=folder", f"data.root={tmp_path / 'pics'}", "data.image_size=8", f"dataroot={tmp_path / 'data'}"]
+    cfg = tiny_config(*options, "data.num_channels=3")
+    for n in (10, 15):
+        fill(tmp_path / "pics", numbered(n))
+        assert [values(split) for split in load_splits(cfg, CPU)] == [[k for k in range(n) if k != 9], [9]]
+    assert len(looked) == 2
+    (tmp_path / "pics/14.png").unlink()
+    assert both(tmp_path)[0] == [k for k in range(14) if k != 9] and len(looked) == 4
+
+
 def test_what_is_not_looked_at_is_counted(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     fill(tmp_path / "pics", [*numbered(3), "._0.png", ".thumbs/0.png"])
