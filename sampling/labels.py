@@ -65,7 +65,8 @@ def _number(value: object, num_classes: int, names: Sequence[str]) -> int:
 
 def _quoted(value: object, names: Sequence[str]) -> str:
     """Return how to name the classes, if there are some, whose names the command line reads as this ``value``."""
-    called = [name for name in names if name == str(value) or repr(_unquoted(name)) == repr(value)]
+    text = None if value is None else str(value)  # a class called None is reached without quotes
+    called = [name for name in names if name == text or repr(_unquoted(name)) == repr(value)]
     return " or ".join(f"label='\"{name}\"'" for name in called)
 
 

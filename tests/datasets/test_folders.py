@@ -253,7 +253,7 @@ def test_classes_whose_names_the_command_line_reads_as_values(caplog):
     with pytest.raises(InputError, match=r"cat, True; label='\"true\"' or label='\"True\"' is the one called so$"):
         check_labels(True, 0, 3, ["true", "cat", "True"])
     caplog.clear()
-    assert check_labels(None, 0, 0) == check_labels(None, 0, 3, ["a", "b", "c"]) == [] and not caplog.text
+    assert check_labels(None, 0, 0) == check_labels(None, 0, 3, ["a", "b", "None"]) == [] and not caplog.text
 
 
 def test_a_run_from_before_names_were_recorded_keeps_its_numbers(tmp_path):
