@@ -16,6 +16,10 @@ from datasets.find import FORMATS, UNMARKED_FORMATS
 WHITE = 65535  # of 16 bits, unless the file or `data.white` says otherwise
 PHOTOMETRIC, SAMPLE_FORMAT = 262, 339  # tags of TIFF
 PAGED = ("TIFF", "GIF", "PNG", "WEBP", "AVIF", "MPO")  # formats that can hold pages or frames
+UNREAD_TIFF = (
+    "a TIFF whose kind of values Pillow does not read: store it as 8- or 16-bit integers in grey or RGB, or as one "
+    "channel of 32-bit floating point"
+)
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -58,6 +62,8 @@ class DecodeStats:
         deep: number of images with 16 bits a channel whose format does not say which value is white.
         peak: largest value of those.
         deep_colour: number of those with colours, which Pillow reads by their upper 8 bits.
+        floating: number of images of floating point.
+        float_peak: largest value of those.
     """
 
     transparent: int = 0
@@ -65,6 +71,8 @@ class DecodeStats:
     deep: int = 0
     peak: int = 0
     deep_colour: int = 0
+    floating: int = 0
+    float_peak: float = 0.0
 
     def __add__(self, other: "DecodeStats") -> "DecodeStats":
         """Return what was met in both."""
@@ -74,6 +82,8 @@ class DecodeStats:
             self.deep + other.deep,
             max(self.peak, other.peak),
             self.deep_colour + other.deep_colour,
+            self.floating + other.floating,
+            max(self.float_peak, other.float_peak),
         )
 
 
@@ -114,7 +124,7 @@ def decode(path: Path, options: DecodeOptions) -> tuple[np.ndarray, DecodeStats]
     except UnreadableError:
         raise
     except UnidentifiedImageError as error:  # whose message names the file
-        raise UnreadableError("cannot identify image file") from error
+        raise UnreadableError(UNREAD_TIFF if _is_unread_tiff(path) else "cannot identify image file") from error
     except Exception as error:  # decoders raise all kinds of things on damaged files
         raise UnreadableError(" ".join(str(error).split()) or type(error).__name__) from error
 
@@ -128,7 +138,8 @@ def _decode(path: Path, options: DecodeOptions) -> tuple[np.ndarray, DecodeStats
         file.load()
         orientation = _orientation(file)
         image, alpha = _split_alpha(file, path, rawmodes)
-        peak = None
+        peak: int | float | None = None
+        floating = image.mode == "F"
         tags = file.tag_v2 if isinstance(file, TiffImagePlugin.TiffImageFile) else {}
         if image.mode == "L" and tags.get(SAMPLE_FORMAT) in (2, (2,)):
             raise UnreadableError("its values are signed integers of 8 bits")
@@ -138,7 +149,8 @@ def _decode(path: Path, options: DecodeOptions) -> tuple[np.ndarray, DecodeStats
             peak = _upper_bits(image, options.white)
         if image.mode == "LAB":
             image = _lab_to_srgb().apply(image)
-        deep_colour = peak is not None and image.mode != "L"
+        deep = int(peak) if peak is not None and not floating else None
+        deep_colour = deep is not None and image.mode != "L"
         if image.mode != mode or file.format not in ("JPEG", "PNG"):  # of others a copy: looking for frames moves them
             image = image.convert(mode)
         paged = file.format in PAGED and _has_more(file)
@@ -153,7 +165,19 @@ def _decode(path: Path, options: DecodeOptions) -> tuple[np.ndarray, DecodeStats
     if options.size is not None:
         image = _square(image, options.size)
     pixels = np.asarray(image).reshape(image.height, image.width, options.num_channels)
-    return pixels, DecodeStats(transparent, paged, peak is not None, peak or 0, deep_colour)
+    float_peak = peak if floating and peak is not None else 0.0
+    return pixels, DecodeStats(transparent, paged, deep is not None, deep or 0, deep_colour, floating, float_peak)
+
+
+def _is_unread_tiff(path: Path) -> bool:
+    """Return whether a file is a TIFF, and not a damaged one, whose bits, kind or number of channels Pillow lacks."""
+    try:
+        with open(path, "rb") as opened, TiffImagePlugin.TiffImageFile(opened):
+            return False
+    except SyntaxError as error:  # all that Pillow tells them by
+        return str(error) in ("unknown pixel mode", "Invalid value for samples per pixel")
+    except Exception:  # of a damaged one
+        return False
 
 
 @functools.cache
@@ -209,7 +233,7 @@ def _alpha_is_unused(path: Path) -> bool:
 
 def _scaled(
     image: Image.Image, file: ImageFile.ImageFile, rawmodes: list[str], stated: bool, white: float | None
-) -> tuple[Image.Image, int | None]:
+) -> tuple[Image.Image, int | float | None]:
     """Return an image of 16 or 32 bits or floating point in grey of 8 bits, and its largest value if that matters.
 
     Args:
@@ -246,7 +270,8 @@ def _scaled(
         levels = values >> 8  # as Pillow does with colours of 16 bits
     else:
         levels = np.rint(values.astype(np.float64) * (255 / white))
-    return Image.fromarray(levels.astype(np.uint8)), int(high) if sixteen and not stated else None
+    peak = float(high) if image.mode == "F" else int(high) if sixteen and not stated else None
+    return Image.fromarray(levels.astype(np.uint8)), peak
 
 
 def _upper_bits(image: Image.Image, white: float | None) -> int:

@@ -60,6 +60,8 @@ SPECIAL = "pipes, sockets or devices"
 UNREADABLE = "folders that cannot be read"
 HIDDEN = "hidden images"
 OURS = "folders or files that this project wrote"
+# of the file `logs` in a directory of ours, which begins with a line like 2026-01-31 23:59:59,123 INFO
+FIRST_OF_LOGS = rb"\A\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(,\d{3})? [A-Z]+ "
 
 
 @dataclass
@@ -193,9 +195,10 @@ class _Search:
                     if folder != start:
                         self.found.leave_out(AGAIN, folder)
                     continue
-                self.folders.add((status.st_dev, status.st_ino))
                 with os.scandir(folder) as listing:
                     entries = list(listing)
+                # after the listing: what lies in a folder that cannot be listed was not found in it
+                self.folders.add((status.st_dev, status.st_ino))
             except OSError:
                 self.found.leave_out(UNREADABLE, folder)
                 new = True
@@ -263,7 +266,7 @@ def _wrote_this(folder: str, names: set[str]) -> bool:
     if ".hydra" in names and names & {"checkpoints", "checkpoints-meta", "metrics.jsonl", "samples", "logs"}:
         return os.path.isfile(os.path.join(folder, ".hydra", "config.yaml"))
     if {"data.png", "logs"} <= names:  # training.n_iters=0
-        return os.path.isfile(os.path.join(folder, "logs"))
+        return _has_line(os.path.join(folder, "logs"), FIRST_OF_LOGS)
     return any(_names_a_run(os.path.join(folder, name)) for name in ("vis.yaml", "eval.yaml") if name in names)
 
 
@@ -281,10 +284,15 @@ def _written_here(folder: str, names: set[str]) -> set[str]:
 
 def _names_a_run(path: str) -> bool:
     """Return whether ``path`` is the configuration of run_vis.py or run_eval.py, and no other file of that name."""
+    return _has_line(path, rb"^load_dir:")
+
+
+def _has_line(path: str, pattern: bytes) -> bool:
+    """Return whether ``path`` is a regular file in whose beginning ``pattern`` is found, ^ being that of any line."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             return False
         with open(path, "rb") as file:
-            return re.search(rb"^load_dir:", file.read(2**16), re.MULTILINE) is not None
+            return re.search(pattern, file.read(2**16), re.MULTILINE) is not None
     except OSError:
         return False

@@ -5,7 +5,8 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,7 +32,7 @@ HELD_OUT = ("valid", "val", "validation", "test", "testing")  # the first that i
 EVERY = 10  # without the latter every tenth image is held out
 TRIED = 100  # images, in looking for one that can be read
 CHANNELS = {1: "grey", 3: "RGB", 4: "RGB and alpha"}
-DARK = 2**14  # 16-bit images that never reach a quarter of white hold fewer bits
+DARK = 2**14  # 16-bit images that never reach a quarter of white hold fewer bits, and floats are of another range
 LONGEST_NAMES = 2**17  # characters of all names of classes, which a configuration has to hold
 
 
@@ -46,6 +47,36 @@ class Split:
 
     base: Path
     files: list[Path]
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a folder was found to hold.
+
+    Attributes:
+        found: what lies below it.
+        splits: images to train on, and those held out.
+        names: of the classes, in the order of their labels.
+        notes: what the user may not expect.
+    """
+
+    found: Scan
+    splits: tuple[Split, Split]
+    names: tuple[str, ...]
+    notes: list[str]
+
+
+_looks: ContextVar[dict[tuple[object, ...], Look] | None] = ContextVar("looks", default=None)
+
+
+@contextmanager
+def one_look() -> Iterator[None]:
+    """Let what is loaded inside look into a folder once, so that its splits are of the same listing."""
+    token = _looks.set({})
+    try:
+        yield
+    finally:
+        _looks.reset(token)
 
 
 def folder(
@@ -90,9 +121,46 @@ def folder(
     top = Path(root)
     if not top.is_dir():
         raise InputError(f"data.root={root} is not a folder")
+    options = DecodeOptions(image_size, num_channels, background, white)
+    fixed = None if class_names is None else tuple(class_names)
+    looks = _looks.get()
+    asked = (top, options, num_classes, classes, dataroot, fixed, plain_order)
+    look = looks.get(asked) if looks is not None else None
+    if look is None:
+        look = _look(*asked)
+        if looks is not None:
+            looks[asked] = look
+    split = look.splits[0] if train else look.splits[1]
+    if train:
+        look.found.log(top)
+        for line in look.notes:
+            log.warning("%s", printable(line))
+    names = look.names
+    numbers = {name: number for number, name in enumerate(names)}
+    labels = np.array([numbers[_class_name(path, split.base)] if classes else 0 for path in split.files], np.int64)
+    images = _pack(top, split.files, labels, train, options, num_classes if classes else 1, dataroot)
+    if sum(map(len, names)) > LONGEST_NAMES:
+        log.warning("the names of the classes are too long to be recorded: label=NUMBER names one")
+        names = ()
+    return replace(images, class_names=names)
+
+
+def _look(
+    top: Path,
+    options: DecodeOptions,
+    num_classes: int,
+    classes: bool,
+    dataroot: str,
+    class_names: tuple[str, ...] | None,
+    plain_order: bool,
+) -> Look:
+    """Return what the folder ``top`` holds; the arguments are those of ``folder``.
+
+    Raises:
+        InputError: naming the key or the file at fault.
+    """
     made = [Path(dataroot) / name for name in ("packs", "ds_imagenet", "imagenet-64x64")]
     found = scan_folder(top, without_ours=True, ours=_strictly_below(top, [*made, PROJECT / "docs"]))
-    options = DecodeOptions(image_size, num_channels, background, white)
     notes: list[str] = []  # said when all is as it should be, so that a refusal is one line
 
     def note(text: str, *args: object) -> None:
@@ -102,18 +170,7 @@ def folder(
     names: tuple[str, ...] = ()
     if classes:
         names = _class_names(splits, num_classes, class_names, str if plain_order else natural_order, note)
-    split = splits[0] if train else splits[1]
-    if train:
-        found.log(top)
-        for line in notes:
-            log.warning("%s", printable(line))
-    numbers = {name: number for number, name in enumerate(names)}
-    labels = np.array([numbers[_class_name(path, split.base)] if classes else 0 for path in split.files], np.int64)
-    images = _pack(top, split.files, labels, train, options, num_classes if classes else 1, dataroot)
-    if sum(map(len, names)) > LONGEST_NAMES:
-        log.warning("the names of the classes are too long to be recorded: label=NUMBER names one")
-        names = ()
-    return replace(images, class_names=names)
+    return Look(found, splits, names, notes)
 
 
 def _strictly_below(top: Path, folders: Sequence[Path]) -> list[Path]:
@@ -380,7 +437,7 @@ def _report(root: Path, stats: DecodeStats, options: DecodeOptions) -> None:
     """Log what was met in the images that were packed to train on.
 
     Raises:
-        InputError: if all images of 16 bits would be nearly black.
+        InputError: if all images of 16 bits, or all of floating point, would be nearly black.
     """
     if stats.transparent and options.num_channels != 4:
         log.info("%d images have transparent parts, laid on data.background=%s", stats.transparent, options.background)
@@ -394,6 +451,13 @@ def _report(root: Path, stats: DecodeStats, options: DecodeOptions) -> None:
             raise InputError(f"{told}; store them with 8 bits a channel, or say data.white={WHITE} if that is right")
         full = 2 ** max(8, stats.peak.bit_length()) - 1
         raise InputError(f"{told}; say which value is white, data.white={full}, or data.white={WHITE} if that is right")
+    if stats.floating and stats.float_peak < DARK / 2**16 and options.white is None:
+        largest = str(np.float32(stats.float_peak))  # the digits that make this value again
+        which = f"say which value is white, such as data.white={largest}, or" if stats.float_peak else "say"
+        raise InputError(
+            f"the {stats.floating} images of floating point in {root} are nearly black: no value is above {largest} of "
+            f"1; {which} data.white=1 if that is right"
+        )
 
 
 def _pack_path(root: Path, train: bool, dataroot: str, *options: object) -> Path:

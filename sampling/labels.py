@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -34,9 +35,11 @@ def check_labels(label: Label, w: float, num_classes: int, names: Sequence[str] 
             raise InputError(f"label={label}: this network has no classes, leave label out")
         if w:
             raise InputError(f"w={w}: this network has no classes to guide by, leave w out")
-    if label is None:
-        return []
     names = names if len(names) == num_classes else ()
+    if label is None:
+        if quoted := _quoted(None, names):
+            log.warning("label=null: random classes are drawn; %s is the one called so", quoted)
+        return []
     given = list(label) if isinstance(label, Sequence) and not isinstance(label, str) else [label]
     if not given:
         raise InputError("label=[]: name at least one class")
@@ -48,15 +51,32 @@ def _number(value: object, num_classes: int, names: Sequence[str]) -> int:
     if isinstance(value, str) and value in names:
         return list(names).index(value)
     if type(value) is not int or not NULL_LABEL <= value < num_classes:
+        quoted = _quoted(value, names)
         known = f", called {', '.join(names[:20])}{', ...' * (len(names) > 20)}" if names else ""
         raise InputError(
             f"label={value}: the classes of this network are 0 to {num_classes - 1}, -1 for none{known}"
-            + (f"; label='\"{value}\"' is the one called so" if str(value) in names else did_you_mean(value, names))
+            + (f"; {quoted} is the one called so" if quoted else did_you_mean(value, names))
         )
     if value >= 0 and names and names[value] != str(value) and str(value) in names:
         numbers = (value, value, names[value], value)
         log.warning("label=%d: class number %d is called %s; label='\"%d\"' is the one called so", *numbers)
     return value
+
+
+def _quoted(value: object, names: Sequence[str]) -> str:
+    """Return how to name the classes, if there are some, whose names the command line reads as this ``value``."""
+    text = None if value is None else str(value)  # a class called None is reached without quotes
+    called = [name for name in names if name == text or repr(_unquoted(name)) == repr(value)]
+    return " or ".join(f"label='\"{name}\"'" for name in called)
+
+
+def _unquoted(name: str) -> object:
+    """Return what a ``name`` is to the command line unquoted, but for integers: true, null and 1e3 are no text."""
+    with suppress(KeyError):
+        return {"true": True, "false": False, "null": None}[name.lower()]
+    with suppress(ValueError):
+        return float(name)
+    return name
 
 
 def labels_of(images: range, classes: Sequence[int], num_classes: int, seed: int) -> Tensor | None:

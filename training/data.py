@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
-from datasets import Batches, Images, load_configured
+from datasets import Batches, Images, load_configured, one_look
 from errors import printable
 from sampling.images import save_grid, to_uint8
 from training.processes import World
@@ -30,10 +30,15 @@ def load_split(cfg: DictConfig, train: bool, world: World) -> Images:
     return loaded[0] if loaded else load()
 
 
+def load_splits(cfg: DictConfig, world: World) -> tuple[Images, Images]:
+    """The training and the held-out split; see ``load_split``."""
+    with one_look():
+        return load_split(cfg, True, world), load_split(cfg, False, world)
+
+
 def prepare_data(cfg: DictConfig) -> None:
     """Download and pack the data set that ``cfg`` names, as far as that was not done yet."""
-    for train in (True, False):
-        load_split(cfg, train, World(torch.device("cpu")))
+    load_splits(cfg, World(torch.device("cpu")))
 
 
 def show_data(images: Images, held_out: Images, batches: Batches, folder: Path) -> None:

@@ -17,7 +17,7 @@ from schema import check_train
 from sde import ReflectedVE
 from seeds import Stream, seed_torch
 from training.checkpoint import Checkpoints, TrainState
-from training.data import load_split, show_data
+from training.data import load_splits, show_data
 from training.data_record import check_same_data, describe_data, write_record
 from training.describe import describe
 from training.ema import EMA
@@ -59,7 +59,7 @@ def train(cfg: DictConfig, run_dir: Path, world: World, stop: StopSignals | None
     keep_class_names(run_dir, cfg)
     check_same_run(run_dir, cfg)
     state = create_state(cfg, world.device) if cfg.training.n_iters else None  # else it only looks at the data
-    images, images_held_out = (load_split(cfg, part, world) for part in (True, False))
+    images, images_held_out = load_splits(cfg, world)
     data, size = cfg.data, min(cfg.eval.batch_size, len(images_held_out))
     batches = Batches(images, cfg.training.batch_size, cfg.seed, world.device, data.random_flip, data.dequantize)
     held_out = Batches(images_held_out, size, cfg.seed, world.device, dequantize=data.dequantize)

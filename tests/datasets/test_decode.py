@@ -150,12 +150,13 @@ EXPECTED = [0, 3, 117, 255]
 
 
 def tiff(path, array, photometric=1, sample_format=1, order="<", bits=None):
-    """A grey TIFF, as scientific programs write it: without compression, in either order of bytes."""
+    """A TIFF, as scientific programs write it: without compression, in either order of bytes."""
     body = array.astype(array.dtype.newbyteorder(order)).tobytes() if bits is None else array
-    height, width = (1, 4) if bits is not None else array.shape
+    height, width = (1, 4) if bits is not None else array.shape[:2]
+    bands = array.shape[2] if bits is None and array.ndim == 3 else 1
     bits = bits or array.dtype.itemsize * 8
     tags = [(256, 3, width), (257, 3, height), (258, 3, bits), (259, 3, 1), (262, 3, photometric), (273, 4, 8)]
-    tags += [(277, 3, 1), (278, 3, height), (279, 4, len(body)), (339, 3, sample_format)]
+    tags += [(277, 3, bands), (278, 3, height), (279, 4, len(body)), (339, 3, sample_format)]
     entries = b""
     for tag, kind, value in tags:
         entries += struct.pack(order + "HHI", tag, kind, 1)
@@ -224,12 +225,45 @@ def test_values_whose_white_is_not_known_are_refused(tmp_path, array, sample_for
             decode(tiff(tmp_path / "x.tif", array, sample_format=sample_format, order=order), GREY)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "bands", "photometric", "sample_format"),
+    [
+        (np.float64, 1, 1, 3),
+        (np.float16, 1, 1, 3),
+        (np.float32, 3, 2, 3),
+        (np.int16, 3, 2, 2),
+        (np.uint32, 3, 2, 1),
+        (np.uint16, 5, 1, 1),
+        (np.uint8, 12, 1, 1),
+    ],
+)
+def test_a_tiff_of_a_kind_of_values_that_pillow_does_not_read_says_so(
+    tmp_path, dtype, bands, photometric, sample_format
+):
+    array = RNG.integers(100, size=(8, 8, bands)).astype(dtype)
+    for order in "<>":
+        path = tiff(tmp_path / "x.tif", array, photometric, sample_format, order)
+        with pytest.raises(UnreadableError, match=r"^a TIFF whose kind of values Pillow does not read: store it as"):
+            decode(path, WHOLE)
+
+
+def test_a_tiff_that_is_cut_is_not_said_to_be_of_a_kind_of_values(tmp_path):
+    path = tiff(tmp_path / "x.tif", np.ones((8, 8), np.float64), sample_format=3)
+    data = path.read_bytes()
+    for end in (4, 8, 300, len(data) - 124):  # the tags are at the end
+        path.write_bytes(data[:end])
+        with pytest.raises(UnreadableError, match=r"^cannot identify image file$"):
+            read_image(path, 8)
+
+
 def test_floating_point_and_32_bits_whose_white_is_known(tmp_path):
     unit = np.array([[0, 0.25, 0.5, 1]], np.float32)
     Image.fromarray(unit).save(tmp_path / "f.tif")
     Image.fromarray(unit).save(tmp_path / "f.pfm")
     for name in ("f.tif", "f.pfm"):
-        assert pixels(tmp_path / name, GREY)[0, :, 0].tolist() == [0, 64, 128, 255]
+        got, seen = decode(tmp_path / name, GREY)
+        assert got[0, :, 0].tolist() == [0, 64, 128, 255]
+        assert (seen.floating, seen.float_peak, seen.deep) == (1, 1, 0)
     for dtype, sample_format in ((np.uint32, 1), (np.int32, 2), (np.int16, 2), (np.float32, 3)):
         path = tiff(tmp_path / "x.tif", np.array([[0, 1000, 2000]], dtype), sample_format=sample_format)
         assert pixels(path, DecodeOptions(None, 1, white=2000))[0, :, 0].tolist() == [0, 128, 255]

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -234,6 +235,27 @@ def test_labels_of_a_run_whose_names_are_numbers(caplog):
         check_labels(True, 0, 2, ["dog", "cat"])
 
 
+def test_classes_whose_names_the_command_line_reads_as_values(caplog):
+    names = ["true", "False", "null", "1e3", "NaN", "cat"]
+
+    def typed(text):
+        overrides = OverridesParser.create().parse_override(f"label={text}")
+        return check_labels(overrides.value(), 0, len(names), names)
+
+    for name in ("true", "False", "1e3", "NaN"):
+        with pytest.raises(InputError, match=rf"called true, .*, cat; label='\"{name}\"' is the one called so$"):
+            typed(name)
+    with pytest.raises(InputError, match=r"label=None: .*; label='\"null\"' is the one called so$"):
+        typed("[cat,null]")
+    assert not caplog.text and typed("null") == []
+    assert caplog.messages == ["label=null: random classes are drawn; label='\"null\"' is the one called so"]
+    assert [typed(f"'{name}'")[0] for name in names] == list(range(6))
+    with pytest.raises(InputError, match=r"cat, True; label='\"true\"' or label='\"True\"' is the one called so$"):
+        check_labels(True, 0, 3, ["true", "cat", "True"])
+    caplog.clear()
+    assert check_labels(None, 0, 0) == check_labels(None, 0, 3, ["a", "b", "None"]) == [] and not caplog.text
+
+
 def test_a_run_from_before_names_were_recorded_keeps_its_numbers(tmp_path):
     """Its classes are in the plain order of their names, "10" before "9", resumed or started again."""
     from training.data import load_split
@@ -360,6 +382,53 @@ def test_a_folder_that_cannot_be_read_is_left_out(caplog):
         shutil.rmtree(top)
 
 
+def test_a_link_into_a_folder_that_cannot_be_listed_is_followed():
+    """As a user who is not root: the folder can be passed through, and its images can be read."""
+    top = Path(tempfile.mkdtemp())
+    try:
+        fill(top / "pics", ["0.png", "closed/1.png"])
+        (top / "pics/link.png").symlink_to("closed/1.png")
+        (top / "pics/folder").symlink_to("closed")
+        top.chmod(0o755)
+        (top / "pics/closed").chmod(0o711)
+        user = os.geteuid()
+        if user == 0:
+            os.seteuid(65534)
+        else:
+            (top / "pics/closed").chmod(0o311)
+        try:
+            found = scan_folder(top / "pics")
+        finally:
+            os.seteuid(user)
+        assert [path.name for path in found.files] == ["0.png", "link.png"]
+        unlisted = [str(top / "pics" / name) for name in ("closed", "folder")]
+        assert found.left_out == {"folders that cannot be read": unlisted}
+    finally:
+        (top / "pics/closed").chmod(0o755)
+        shutil.rmtree(top)
+
+
+def test_a_start_looks_into_the_folder_once_and_the_next_one_again(tmp_path, monkeypatch):
+    from training.data import load_splits
+
+    looked = []
+
+    def look(*args, **options):
+        looked.append(args)
+        return scan_folder(*args, **options)
+
+    monkeypatch.setattr("datasets.folders.scan_folder", look)
+    fill(tmp_path / "pics", numbered(10))
+    options = ["data=folder", f"data.root={tmp_path / 'pics'}", "data.image_size=8", f"dataroot={tmp_path / 'data'}"]
+    cfg = tiny_config(*options, "data.num_channels=3")
+    for n in (10, 15):
+        fill(tmp_path / "pics", numbered(n))
+        assert [values(split) for split in load_splits(cfg, CPU)] == [[k for k in range(n) if k != 9], [9]]
+    assert len(looked) == 2
+    (tmp_path / "pics/14.png").unlink()
+    assert both(tmp_path)[0] == [k for k in range(14) if k != 9] and len(looked) == 4
+
+
 def test_what_is_not_looked_at_is_counted(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     fill(tmp_path / "pics", [*numbered(3), "._0.png", ".thumbs/0.png"])
@@ -417,7 +486,12 @@ def test_what_the_scripts_wrote_is_never_trained_on(tmp_path, script, caplog):
     fill(tmp_path / "theirs", ["a/0.png", "data.png"])
     (tmp_path / "theirs/eval.yaml").write_text("metrics: [fid]\n")
     (tmp_path / "theirs/.hydra").mkdir()
-    assert len(scan_folder(tmp_path / "theirs", without_ours=True).files) == 2
+    (tmp_path / "theirs/.hydra").rmdir()
+    for other in ("", "epoch 1, loss 0.3\n", "[2026-01-31 23:59:59,123][main][INFO] - by Hydra alone\n"):
+        (tmp_path / "theirs/logs").write_text(other)
+        assert len(scan_folder(tmp_path / "theirs", without_ours=True).files) == 2
+    (tmp_path / "theirs/logs").write_text((tmp_path / "look/logs").read_text() + other)
+    assert len(scan_folder(tmp_path / "theirs", without_ours=True).files) == 1
 
 
 def test_dark_folders_of_16_bits_are_refused_until_white_is_said(tmp_path):
@@ -436,6 +510,25 @@ def test_dark_folders_of_16_bits_are_refused_until_white_is_said(tmp_path):
         load(tmp_path, white=900)
     Image.fromarray(np.full((8, 8), 40000, np.uint16)).save(tmp_path / "pics/00.png")  # one is as bright as they can be
     assert both(tmp_path) == ([3, 156, 7, 11], [15])
+
+
+def test_dark_folders_of_floating_point_are_refused_until_white_is_said(tmp_path):
+    pics = tmp_path / "pics"
+    pics.mkdir()
+    for k, value in enumerate([0.0001, 0.0005, 0.0007, 0.0007]):
+        Image.fromarray(np.full((8, 8), value, np.float32)).save(pics / f"{k}.tif")
+    message = r"the 3 images of floating point in .*pics are nearly black: no value is above 0.0007 of 1; say which"
+    with pytest.raises(InputError, match=rf"{message} value is white, such as data.white=0.0007, or data.white=1 if"):
+        load(tmp_path)
+    assert not list((tmp_path / "data/packs").glob("*.safetensors"))
+    assert both(tmp_path, white=0.0007) == ([36, 182, 255], [255])  # the value itself, which floats of 32 bits round
+    assert both(tmp_path, white=1) == ([0, 0, 0], [0])
+    Image.fromarray(np.full((8, 8), 0.5, np.float32)).save(pics / "00.tif")
+    assert both(tmp_path) == ([0, 128, 0, 0], [0])
+    for path in pics.iterdir():
+        Image.fromarray(np.zeros((8, 8), np.float32)).save(path)
+    with pytest.raises(InputError, match=r"no value is above 0.0 of 1; say data.white=1 if that is right$"):
+        load(tmp_path)
 
 
 def test_the_background_is_an_option_and_said_once(tmp_path, caplog):
