@@ -5,6 +5,7 @@ import math
 import os
 import struct
 import tokenize
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -118,11 +119,12 @@ class ArrayFile:
             BROKEN: if it holds Python objects, would not fit into the memory of this machine, or is damaged.
         """
         check_memory(self.size(name))
-        if not self._zipped:
-            with self.path.open("rb") as file:
-                return npy.read_array(file, allow_pickle=False)
-        with open_zip(self.path) as archive, archive.open(f"{name}.npy") as member:
-            return npy.read_array(member, allow_pickle=False)
+        with warnings.catch_warnings(action="ignore"):  # of files that Python 2 wrote
+            if not self._zipped:
+                with self.path.open("rb") as file:
+                    return npy.read_array(file, allow_pickle=False)
+            with open_zip(self.path) as archive, archive.open(f"{name}.npy") as member:
+                return npy.read_array(member, allow_pickle=False)
 
 
 def check_memory(size: int) -> None:
@@ -134,12 +136,14 @@ def check_memory(size: int) -> None:
 def _read_header(file: IO[bytes], size: int) -> tuple[tuple[int, ...], np.dtype]:
     """Read the shape and the type of an array from the start of an .npy file of so many bytes."""
     version = npy.read_magic(file)
-    if version == (1, 0):
-        shape, _, dtype = npy.read_array_header_1_0(file)
-    elif version == (2, 0):
-        shape, _, dtype = npy.read_array_header_2_0(file)
-    else:
+    readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+    if version not in readers:
         raise ValueError(f"it is of version {version} of the format, 1.0 and 2.0 are read")
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of files that Python 2 wrote
+            shape, _, dtype = readers[version](file)
+    except BROKEN as error:  # whose message has the header in it, or advice to trust the file
+        raise ValueError("its header is damaged or too long") from error
     if dtype.hasobject:
         return shape, dtype  # whose size is that of a pickle, which is not read
     if not all(length >= 0 for length in shape) or math.prod(shape) * dtype.itemsize != size - file.tell():
