@@ -3,6 +3,7 @@
 import io
 import logging.config
 import pickle
+import re
 import resource
 import struct
 import time
@@ -18,7 +19,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from errors import InputError
-from models.files import _check_plain, parse_config, read_checkpoint, read_safetensors
+from models.files import parse_config, read_checkpoint, read_safetensors
 from models.pickle_size import LARGEST_PICKLE
 from tests.conftest import ROOT
 from tests.models.test_models import GOLDEN
@@ -275,12 +276,47 @@ def test_a_configuration_that_takes_long(case):
 
 
 def test_a_configuration_with_many_classes_is_read():
-    """10,000 species with their whole names: the longest that a data set of images by classes has."""
+    """10,000 species with their whole names, the longest that a data set of images by classes has, or 21,841 short."""
     name = "05733_Plantae_Tracheophyta_Magnoliopsida_Caryophyllales_Cactaceae_Echinocactus_horizontha"
-    names = OmegaConf.to_yaml(OmegaConf.create({"class_names": [f"{i} {name}" for i in range(10_000)]}))
-    _check_plain(f"{CONFIG}\n{names}", Path("config.yaml"))
-    few = OmegaConf.to_yaml(OmegaConf.create({"class_names": [f"{i} {name}" for i in range(1000)]}))
-    assert len(parse_config(f"{CONFIG}\n{few}", Path("config.yaml")).class_names) == 1000
+    for names in ([f"{i} {name}" for i in range(10_000)], [f"n{i:08}" for i in range(21_841)]):
+        written = OmegaConf.create(yaml.safe_load(CONFIG))
+        written.data.class_names = names
+        assert parse_config(OmegaConf.to_yaml(written), Path("config.yaml")).data.class_names == names
+
+
+@pytest.mark.parametrize(
+    "more", ["x: [" + "a," * 23_500 + "]", "\n".join(["x:", *(f"  k{i}: 1" for i in range(11_500))])]
+)
+def test_a_configuration_at_the_limit_is_read_at_once(more):
+    with Quick():
+        assert len(parse_config(f"{CONFIG}\n{more}\n", Path("config.yaml")).x) >= 11_500
+
+
+BAD_SCALARS = [
+    "!!bool x",
+    "!!int ''",
+    "!!float ''",
+    "!!int '_'",
+    "!!timestamp x",
+    "1:" + "59:" * 1300 + "59.5",
+    "!!binary x",
+]
+
+
+@pytest.mark.parametrize(
+    "value", [*BAD_SCALARS, "!!set {b}", "!!python/none ''", "!!bool secret", "!!timestamp 2001-01-01"]
+)
+def test_a_value_that_its_tag_does_not_fit(value):
+    for more in (f"x: {value}", f"{value}: x", f"x: [{value}]"):
+        with pytest.raises(InputError, match=r"^config\.yaml (cannot be read as YAML|holds what is no)") as refusal:
+            parse_config(f"{CONFIG}\n{more}\n", Path("config.yaml"))
+        assert "secret" not in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_a_number_that_is_too_long_to_write():
+    text = re.sub("image_size: .*", f"image_size: 0x{'f' * 4000}", CONFIG)
+    with pytest.raises(InputError, match=r"^config\.yaml holds what is no value .* a number of thousands of digits$"):
+        parse_config(text, Path("config.yaml"))
 
 
 def test_what_is_logged_of_a_file_moves_no_cursor(tmp_path, capsys):
