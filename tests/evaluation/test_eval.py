@@ -262,7 +262,7 @@ def test_images_drawn_before(tmp_path, run_dir):
         (lambda path: path.write_bytes(b"PK\3\4 cut short"), "drawn cannot be read"),
         (
             lambda path: path.write_bytes(pickle.dumps([1])),
-            "drawn cannot be read as drawn images, .* file: it is neither",
+            "drawn cannot be read as drawn images, .* file: it does not start as one",
         ),
         (
             lambda path: np.savez(path.open("wb"), other=np.zeros(3)),
@@ -423,6 +423,22 @@ def test_a_header_that_is_no_header(header, tmp_path):
             read()
 
 
+@pytest.mark.parametrize(
+    ("kind", "shape", "message"),
+    [
+        ("'|u1'", f"({'9' * 4000}, 8, 8, 1)", "no array is of such a shape$"),
+        ("'|u1'", f"({'1, ' * 3000})", "no array is of such a shape$"),
+        (f"[('{'a' * 9000}', '|u1')]", "(64,)", "it holds records, not numbers$"),
+        ("('|u1', (8, 8))", "(1,)", "it holds records, not numbers$"),
+    ],
+)
+def test_a_refusal_does_not_repeat_a_long_header(kind, shape, message, tmp_path):
+    header = f"{{'descr': {kind}, 'fortran_order': False, 'shape': {shape}, }}".encode()
+    (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header + bytes(64))
+    with pytest.raises(InputError, match=message):
+        quality.read_samples(tmp_path / "a.npy", 8, 1)
+
+
 def test_a_file_of_python_2_is_read_without_a_word(tmp_path):
     header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (1L, 8L, 8L, 1L), }\n"
     (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header + bytes(64))
@@ -441,7 +457,10 @@ def test_labels_of_guided_diffusion(tmp_path):
 
 def test_statistics_that_are_no_file_are_named(tmp_path):
     (tmp_path / "real.pkl").write_bytes(pickle.dumps({"mu": np.zeros(64)}))
-    for path, message in (("gone", "gone is not a file"), ("real.pkl", "cannot be read as statistics, an .npz file: ")):
+    for path, message in (
+        ("gone", "gone is not a file"),
+        ("real.pkl", "cannot be read as statistics, an .npz file: it does not start as one$"),
+    ):
         with pytest.raises(InputError, match=message):
             quality.read_statistics(tmp_path / path, 64)
 
