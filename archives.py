@@ -5,6 +5,7 @@ import math
 import os
 import struct
 import tokenize
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ BROKEN = (
 )
 # The records at the end of a ZIP archive, the first two of them only in one of the 64-bit kind.
 END64, LOCATOR64, END = struct.Struct("<4sQ2H2L4Q"), struct.Struct("<4sLQL"), struct.Struct("<4s4H2LH")
+MOST_AXES, LONGEST_AXIS = 64, 2**63 - 1  # of an array of numpy
 LARGEST_DIRECTORY = 2**22  # bytes: 60,000 entries, 12 times those of the largest published checkpoint
 
 
@@ -95,7 +97,7 @@ class ArrayFile:
             start = file.read(len(npy.MAGIC_PREFIX))
             self._zipped = start[:2] == b"PK"
             if not self._zipped and start != npy.MAGIC_PREFIX:
-                raise ValueError("it is neither")
+                raise ValueError("it does not start as one")
             if not self._zipped:
                 file.seek(0)
                 self.arrays[""] = _read_header(file, path.stat().st_size)
@@ -118,11 +120,12 @@ class ArrayFile:
             BROKEN: if it holds Python objects, would not fit into the memory of this machine, or is damaged.
         """
         check_memory(self.size(name))
-        if not self._zipped:
-            with self.path.open("rb") as file:
-                return npy.read_array(file, allow_pickle=False)
-        with open_zip(self.path) as archive, archive.open(f"{name}.npy") as member:
-            return npy.read_array(member, allow_pickle=False)
+        with warnings.catch_warnings(action="ignore"):  # of files that Python 2 wrote
+            if not self._zipped:
+                with self.path.open("rb") as file:
+                    return npy.read_array(file, allow_pickle=False)
+            with open_zip(self.path) as archive, archive.open(f"{name}.npy") as member:
+                return npy.read_array(member, allow_pickle=False)
 
 
 def check_memory(size: int) -> None:
@@ -134,12 +137,18 @@ def check_memory(size: int) -> None:
 def _read_header(file: IO[bytes], size: int) -> tuple[tuple[int, ...], np.dtype]:
     """Read the shape and the type of an array from the start of an .npy file of so many bytes."""
     version = npy.read_magic(file)
-    if version == (1, 0):
-        shape, _, dtype = npy.read_array_header_1_0(file)
-    elif version == (2, 0):
-        shape, _, dtype = npy.read_array_header_2_0(file)
-    else:
+    readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+    if version not in readers:
         raise ValueError(f"it is of version {version} of the format, 1.0 and 2.0 are read")
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of files that Python 2 wrote
+            shape, _, dtype = readers[version](file)
+    except BROKEN as error:  # whose message has the header in it, or advice to trust the file
+        raise ValueError("its header is damaged or too long") from error
+    if dtype.names is not None or dtype.subdtype is not None:  # whose name can be as long as the header
+        raise ValueError("it holds records, not numbers")
+    if len(shape) > MOST_AXES or any(length > LONGEST_AXIS for length in shape):
+        raise ValueError("its header is damaged: no array is of such a shape")
     if dtype.hasobject:
         return shape, dtype  # whose size is that of a pickle, which is not read
     if not all(length >= 0 for length in shape) or math.prod(shape) * dtype.itemsize != size - file.tell():

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 KEPT = 50_000  # features of real images that are kept, for KID, precision and recall
 PAPERS_USE = 50_000  # drawn images
 BATCH = 100
+IMAGES = "drawn images, an .npz or .npy file"
 
 METRICS = ("fid", "kid", "inception_score", "precision_recall")
 
@@ -172,7 +173,7 @@ def _find_images_in(path: Path, size: int, num_channels: int) -> tuple[ArrayFile
     Raises:
         InputError: naming the file, and what it holds instead.
     """
-    stored = _look_into(path, "drawn images")
+    stored = _look_into(path, IMAGES)
     name = next((name for name in ("", "samples", "arr_0") if name in stored.arrays), None)
     if name is None:
         hint = ": statistics are for metrics.reference" * ({"mu", "sigma"} <= stored.arrays.keys())
@@ -195,18 +196,20 @@ def read_labels(path: Path, number: int) -> np.ndarray:
     """Read the labels beside so many images in a file, int64 (number,); -1 for each if there are none.
 
     Args:
-        path: as for ``read_samples``; only an .npz file has labels.
+        path: as for ``read_samples``; only an .npz file has labels, which guided-diffusion calls ``arr_1``.
 
     Raises:
         InputError: naming the file, if its labels are not one whole number for each image.
     """
-    stored = _look_into(path, "drawn images") if path.is_file() else None
-    if stored is None or "labels" not in stored.arrays:
+    stored = _look_into(path, IMAGES) if path.is_file() else None
+    arrays = stored.arrays if stored else {}
+    name = "labels" if "samples" in arrays or "labels" in arrays else "arr_1"
+    if stored is None or name not in arrays:
         return np.full(number, -1)
-    shape, dtype = stored.arrays["labels"]
+    shape, dtype = arrays[name]
     if dtype.kind not in "iu" or shape != (number,):
-        raise InputError(f"{path}: labels is {dtype} {shape}, need a whole number for each of {number} images")
-    return _read_array(stored, "labels").astype(np.int64)
+        raise InputError(f"{path}: {name} is {dtype} {shape}, need a whole number for each of {number} images")
+    return _read_array(stored, name).astype(np.int64)
 
 
 def read_statistics(path: Path, dimension: int) -> Reference:
@@ -221,12 +224,12 @@ def read_statistics(path: Path, dimension: int) -> Reference:
     """
     if not path.is_file():
         raise InputError(f"metrics.reference={path} is not a file")
-    stored = _look_into(path, "statistics")
+    stored = _look_into(path, "statistics, an .npz file")
     if not {"mu", "sigma"} <= stored.arrays.keys():
         raise InputError(f"{path}: found arrays {_names(stored)}; need mu and sigma, as EDM and pytorch-fid write them")
     for name, axes in (("mu", 1), ("sigma", 2)):
         shape, dtype = stored.arrays[name]
-        if dtype.kind != "f" or len(shape) != axes or len(set(shape)) != 1:
+        if dtype.kind not in "iuf" or len(shape) != axes or len(set(shape)) != 1:
             raise InputError(f"{path}: {name} is {dtype} {shape}, need numbers (d,) of mu and (d, d) of sigma")
         if shape[0] != dimension:
             raise InputError(
@@ -237,8 +240,12 @@ def read_statistics(path: Path, dimension: int) -> Reference:
     for name, values in (("mu", mean), ("sigma", covariance)):
         if not np.isfinite(values).all():
             raise InputError(f"{path}: {name} holds values that are not finite")
-    if np.abs(covariance - covariance.T).max() > 1e-5 * np.abs(covariance).max() or covariance.diagonal().min() < 0:
-        raise InputError(f"{path}: sigma is no covariance: it is not symmetric, or has a negative variance")
+    largest = np.abs(covariance).max()
+    if not np.allclose(covariance, covariance.T, rtol=0, atol=1e-5 * largest):
+        raise InputError(f"{path}: sigma is no covariance: it is not symmetric")
+    variances = np.linalg.eigvalsh(covariance / largest) if largest else np.zeros(1)  # along the axes of its own
+    if variances[0] < -1e-5 * variances[-1]:
+        raise InputError(f"{path}: sigma is no covariance: it has a negative variance along some direction")
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     protocol = {
@@ -251,7 +258,7 @@ def read_statistics(path: Path, dimension: int) -> Reference:
 
 
 def _look_into(path: Path, what: str) -> ArrayFile:
-    """Find the arrays of a file that should hold ``what``, none of which is read."""
+    """Find the arrays of a file that should be ``what``, none of which is read."""
     try:
         if not path.is_file():
             raise InputError(f"{path} is neither a file nor a folder")
@@ -259,7 +266,7 @@ def _look_into(path: Path, what: str) -> ArrayFile:
     except InputError:
         raise
     except BROKEN as error:
-        raise InputError(f"{path} cannot be read as {what}, an .npz or .npy file: {error}") from error
+        raise InputError(f"{path} cannot be read as {what}: {error}") from error
 
 
 def _read_array(stored: ArrayFile, name: str) -> np.ndarray:

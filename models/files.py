@@ -15,12 +15,13 @@ from typing import Any
 import torch
 import yaml
 from omegaconf import DictConfig, OmegaConf
+from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from archives import open_zip
-from checks import OneOf, plain
+from checks import OneOf
 from errors import InputError
 from models.pickle_size import LARGEST_PICKLE, check_pickle, check_pickles_of_old_file
 from models.published import from_published, is_published
@@ -34,6 +35,8 @@ DAMAGE = (
     *(OSError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError, MemoryError),
     *(pickle.UnpicklingError, zipfile.BadZipFile, struct.error, AssertionError, OverflowError),
 )
+# What yaml raises, and what its loader does on text that its tag, written or implied, does not fit: !!int ''.
+BAD_YAML = (yaml.YAMLError, RecursionError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 OTHER_PICKLE = "its pickle is damaged, not of protocol 2, or does more than hold tensors and plain values"
 CHECKPOINT = r"checkpoint_(0|[1-9][0-9]*)\.pth"  # names of those to keep
 # Ours have some 3,000 characters and 150 values, and the names of the classes besides, of which data sets have 21,841.
@@ -41,8 +44,8 @@ LONGEST_CONFIG = 2**20  # characters
 LONGEST_LINE = 2**16
 LONGEST_VALUE = 2**12
 DEEPEST_CONFIG = 10  # sections in each other
-MOST_VALUES = 30_000  # and beginnings and ends of sections and lists
-MOST_LINES = 2 * MOST_VALUES
+MOST_VALUES = 24_000  # and beginnings and ends of sections and lists
+MOST_LINES = 60_000
 MOST_INTERPOLATIONS = 100
 LARGEST_HEADER = 2**21  # bytes of a safetensors file: 20,000 tensors
 REQUIRED = {
@@ -73,12 +76,10 @@ def load_config(run_dir: Path) -> DictConfig:
 def parse_config(text: str, path: Path) -> DictConfig:
     """The configuration in the YAML ``text`` of ``path``; otherwise as ``load_config``."""
     try:
-        _check_plain(text, path)
-        # OmegaConf's loader, a safe one, reads 1e-2 as a number; unresolved, so that nothing is looked up.
-        values = plain(OmegaConf.create(text))
-    except (yaml.YAMLError, OmegaConfBaseException, RecursionError, ValueError, TypeError) as error:
-        if isinstance(error, InputError):
-            raise
+        values = _read_yaml(text, path)
+    except InputError:
+        raise
+    except BAD_YAML as error:
         mark = getattr(error, "problem_mark", None)  # where it is, but not what: the file may be a link to another
         raise InputError(f"{path} cannot be read as YAML{f', line {mark.line + 1}' if mark else ''}") from error
     for section, keys in REQUIRED.items():
@@ -96,6 +97,9 @@ def parse_config(text: str, path: Path) -> DictConfig:
         return OmegaConf.create(cfg)
     except (AttributeError, InputError, TypeError) as error:
         raise InputError(f"{path}: {error}") from error
+    except (OmegaConfBaseException, ValueError) as error:  # which has the value in it, or cannot write it
+        reason = "a set, a date or a number of thousands of digits"
+        raise InputError(f"{path} holds what is no value of a configuration, such as {reason}") from error
 
 
 def _without_what_nothing_reads(cfg: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -138,19 +142,32 @@ def _strings(tree: Any) -> Iterator[str]:
         yield tree
 
 
-def _check_plain(text: str, path: Path) -> None:
-    """Raise InputError for YAML that grows when it is read, or takes long."""
+def _read_yaml(text: str, path: Path) -> Any:
+    """The values in YAML, read in one pass; InputError for what grows when it is read, or takes long."""
     lines = text.split("\n")
     long = len(text) > LONGEST_CONFIG or len(lines) > MOST_LINES or max(map(len, lines)) > LONGEST_LINE
     if long or text.count("${") > MOST_INTERPOLATIONS:
         raise InputError(f"{path} is too long for the configuration of a run")
-    depth = 0
-    for number, event in enumerate(yaml.parse(text)):
-        if number > MOST_VALUES or (isinstance(event, yaml.ScalarEvent) and len(event.value) > LONGEST_VALUE):
-            raise InputError(f"{path} has too many or too long values for the configuration of a run")
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if isinstance(event, yaml.AliasEvent) or depth > DEEPEST_CONFIG:
-            raise InputError(f"{path} is not the configuration of a run: it holds YAML aliases, or is nested too deep")
+
+    # OmegaConf's loader, a safe one, reads 1e-2 as a number, and leaves interpolations as they are. Its objects would
+    # take most of the time, and are made only of what is kept.
+    class Loader(get_yaml_loader()):  # type: ignore[misc]
+        number = depth = 0
+
+        def get_event(self) -> yaml.Event:
+            """Take the next event, all of which come before anything is made of them."""
+            event = super().get_event()
+            self.number += 1
+            if self.number > MOST_VALUES or (isinstance(event, yaml.ScalarEvent) and len(event.value) > LONGEST_VALUE):
+                raise InputError(f"{path} has too many or too long values for the configuration of a run")
+            self.depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent) or self.depth > DEEPEST_CONFIG:
+                raise InputError(
+                    f"{path} is not the configuration of a run: it holds YAML aliases, or is nested too deep"
+                )
+            return event
+
+    return yaml.load(text, Loader)
 
 
 def checkpoint_numbers(folder: Path) -> list[int]:

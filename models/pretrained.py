@@ -15,6 +15,8 @@ from models.files import find_checkpoint, load_config, named_checkpoint, read_ch
 from models.layers import ScoreNetwork
 from models.published import StoredTensor, published_tensors
 
+WEIGHT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 
 def load_pretrained(
     run_dir: str | Path, ckpt: int = -1, device: torch.device | str = "cpu"
@@ -164,7 +166,7 @@ def read_weights(
         raise InputError(f"{path}: ema.shadow_params holds {found} tensors, the network has {len(trained)} to average")
     averages = {entry.name: shadow for entry, shadow in zip(trained, shadows, strict=True)}
     for name, average in averages.items():
-        check_tensor(average, shapes[name].shape, f"the average of {name}", path)
+        check_tensor(average, shapes[name], f"the average of {name}", path)
         check_finite(average, f"the average of {name}", path)
     for name in shapes:
         check_finite(stored[name], name, path)
@@ -181,19 +183,22 @@ def check_tensors(stored: Mapping[str, Any], expected: Mapping[str, Tensor], pat
     for name, tensor in expected.items():
         if name not in stored:
             raise InputError(f"{path} has no {name}, which the network of its configuration has")
-        check_tensor(stored[name], tensor.shape, name, path)
+        check_tensor(stored[name], tensor, name, path)
     for name in stored:
         if name not in expected:
             raise InputError(f"{path} has {name}, which the network of its configuration does not have")
 
 
-def check_tensor(tensor: Any, shape: torch.Size, name: str, path: Path) -> None:
-    """Raise InputError unless ``tensor`` is one of numbers with that ``shape``."""
+def check_tensor(tensor: Any, expected: Tensor, name: str, path: Path) -> None:
+    """Raise InputError unless ``tensor`` has the shape of ``expected``, and its type or one of ``WEIGHT_TYPES``."""
     plain = type(tensor) in (Tensor, nn.Parameter) and not tensor.is_nested and tensor.device.type == "cpu"
     if not plain or tensor.is_complex() or tensor.is_quantized or tensor.layout != torch.strided:
         raise InputError(f"{path}: {name} is not a dense tensor of real numbers")
-    if tensor.shape != shape:
-        raise InputError(f"{path}: {name} is {tuple(tensor.shape)}, the network wants {tuple(shape)}")
+    if tensor.dtype not in (*WEIGHT_TYPES, expected.dtype):
+        found, *known = (str(dtype).removeprefix("torch.") for dtype in (tensor.dtype, *WEIGHT_TYPES))
+        raise InputError(f"{path}: {name} is of type {found}, weights are {', '.join(known)}")
+    if tensor.shape != expected.shape:
+        raise InputError(f"{path}: {name} is {tuple(tensor.shape)}, the network wants {tuple(expected.shape)}")
 
 
 def check_finite(tensor: Tensor, name: str, path: Path) -> None:

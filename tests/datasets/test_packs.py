@@ -329,7 +329,10 @@ def test_arrays_of_image_net_org_that_are_not_what_they_should_be(tmp_path):
     for array, message in (
         (member, "is encrypted"),
         (("x.npz", tmp_path / "more.npz", None), r"it says that it holds uint8 \(9, 3072\), but has 6,144 bytes"),
-        (("x.npz", tmp_path / "text.npz", None), "x.npz is not an array of downsampled ImageNet .it is neither"),
+        (
+            ("x.npz", tmp_path / "text.npz", None),
+            "x.npz is not an array of downsampled ImageNet .it does not start as one",
+        ),
     ):
         with pytest.raises(InputError, match=message):
             imagenet32.take_arrays("valid_32x32", [array], tmp_path / "out")

@@ -262,7 +262,7 @@ def test_images_drawn_before(tmp_path, run_dir):
         (lambda path: path.write_bytes(b"PK\3\4 cut short"), "drawn cannot be read"),
         (
             lambda path: path.write_bytes(pickle.dumps([1])),
-            "drawn cannot be read as drawn images, .* file: it is neither",
+            "drawn cannot be read as drawn images, .* file: it does not start as one",
         ),
         (
             lambda path: np.savez(path.open("wb"), other=np.zeros(3)),
@@ -382,11 +382,15 @@ def test_statistics_of_other_programs(run_dir, tmp_path):
         ),
         ({"mu": np.zeros(64), "sigma": np.eye(63)}, "sigma is of 63 features"),
         ({"mu": np.zeros((1, 64)), "sigma": np.eye(64)}, r"mu is float64 \(1, 64\), need numbers \(d,\) of mu"),
-        ({"mu": np.zeros(64, int), "sigma": np.eye(64)}, r"mu is int64 \(64,\), need numbers"),
+        ({"mu": np.zeros(64, complex), "sigma": np.eye(64)}, r"mu is complex128 \(64,\), need numbers"),
         ({"mu": np.full(64, np.nan), "sigma": np.eye(64)}, "mu holds values that are not finite"),
         ({"mu": np.zeros(64), "sigma": np.full((64, 64), np.inf)}, "sigma holds values that are not finite"),
         ({"mu": np.zeros(64), "sigma": np.triu(np.ones((64, 64)))}, "sigma is no covariance"),
         ({"mu": np.zeros(64), "sigma": -np.eye(64)}, "sigma is no covariance"),
+        (
+            {"mu": np.zeros(64), "sigma": 2 * np.eye(64) - np.ones((64, 64))},
+            "sigma is no covariance: it has a negative",
+        ),
     ],
 )
 def test_statistics_that_cannot_be_compared_with_are_named(arrays, message, tmp_path):
@@ -395,9 +399,68 @@ def test_statistics_that_cannot_be_compared_with_are_named(arrays, message, tmp_
         quality.read_statistics(tmp_path / "real.npz", DigitFeatures.dimension)
 
 
+@pytest.mark.parametrize("kind", ["i2", "u1", "f2", "f8"])
+def test_statistics_may_be_whole_numbers_and_of_low_rank(kind, tmp_path):
+    one = np.ones((64, 64), kind)
+    for covariance in (np.eye(64, dtype=kind), one, 0 * one):
+        np.savez(tmp_path / "real.npz", mu=np.arange(64).astype(kind), sigma=covariance)
+        read = quality.read_statistics(tmp_path / "real.npz", 64)
+        assert np.array_equal(read.covariance, covariance) and np.array_equal(read.mean, range(64))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [b" " * 60_000, b"-" * 9_000, b"(" * 9_000, b"{'descr': '|u1', 'fortran_order': False, 'secret': 1, 'shape': ()}"],
+)
+def test_a_header_that_is_no_header(header, tmp_path):
+    path = tmp_path / "a.npy"
+    path.write_bytes(b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header)
+    for read in (lambda: quality.read_samples(path, 8, 1), lambda: quality.read_statistics(path, 64)):
+        with (
+            warnings.catch_warnings(action="error"),
+            pytest.raises(InputError, match=r"header is damaged or too long$"),
+        ):
+            read()
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "message"),
+    [
+        ("'|u1'", f"({'9' * 4000}, 8, 8, 1)", "no array is of such a shape$"),
+        ("'|u1'", f"({'1, ' * 3000})", "no array is of such a shape$"),
+        (f"[('{'a' * 9000}', '|u1')]", "(64,)", "it holds records, not numbers$"),
+        ("('|u1', (8, 8))", "(1,)", "it holds records, not numbers$"),
+    ],
+)
+def test_a_refusal_does_not_repeat_a_long_header(kind, shape, message, tmp_path):
+    header = f"{{'descr': {kind}, 'fortran_order': False, 'shape': {shape}, }}".encode()
+    (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header + bytes(64))
+    with pytest.raises(InputError, match=message):
+        quality.read_samples(tmp_path / "a.npy", 8, 1)
+
+
+def test_a_file_of_python_2_is_read_without_a_word(tmp_path):
+    header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (1L, 8L, 8L, 1L), }\n"
+    (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header + bytes(64))
+    with warnings.catch_warnings(action="error"):
+        assert quality.read_samples(tmp_path / "a.npy", 8, 1).shape == (1, 8, 8, 1)
+
+
+def test_labels_of_guided_diffusion(tmp_path):
+    pixels = np.zeros((3, 8, 8, 1), np.uint8)
+    np.savez(tmp_path / "a.npz", pixels, np.array([4, 0, 9]))
+    assert quality.read_labels(tmp_path / "a.npz", 3).tolist() == [4, 0, 9]
+    np.savez(tmp_path / "a.npz", pixels, np.array([0.5, 0, 9]))
+    with pytest.raises(InputError, match=r"arr_1 is float64 \(3,\), need a whole number for each of 3 images"):
+        quality.read_labels(tmp_path / "a.npz", 3)
+
+
 def test_statistics_that_are_no_file_are_named(tmp_path):
     (tmp_path / "real.pkl").write_bytes(pickle.dumps({"mu": np.zeros(64)}))
-    for path, message in (("gone", "gone is not a file"), ("real.pkl", "real.pkl cannot be read as statistics")):
+    for path, message in (
+        ("gone", "gone is not a file"),
+        ("real.pkl", "cannot be read as statistics, an .npz file: it does not start as one$"),
+    ):
         with pytest.raises(InputError, match=message):
             quality.read_statistics(tmp_path / path, 64)
 

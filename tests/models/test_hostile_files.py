@@ -3,21 +3,22 @@
 import io
 import logging.config
 import pickle
+import re
 import resource
 import struct
 import time
 import zipfile
 import zlib
+from collections import Counter, OrderedDict
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from errors import InputError
-from models.files import _check_plain, parse_config, read_checkpoint, read_safetensors
+from models.files import parse_config, read_checkpoint, read_safetensors
 from models.pickle_size import LARGEST_PICKLE
 from tests.conftest import ROOT
 from tests.models.test_models import GOLDEN
@@ -126,18 +127,58 @@ def pickled(data, zipped):
     return make
 
 
+def doubled(times):
+    """A tuple of two that are one tuple of two, and so on, which is the last in the memo."""
+    pairs = (b"h%ch%c\x86q%c" % (i - 1, i - 1, i) for i in range(1, times))
+    return b")q\0" + b"".join(pairs)
+
+
+def integer(value):
+    data = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
+    return b"\x8a" + bytes([len(data)]) + data
+
+
 def text(length):
     return b"X" + struct.pack("<I", length) + b"a" * length
 
 
 P = b"\x80\x02"
+OF_ONE_HASH = [integer(i * (2**61 - 1)) for i in range(1, 10_000)]
+OTHER_KEYS = "other keys than text and short integers"
 PICKLES = {
+    "a tuple that doubles as key": (P + doubled(20) + b"}h\x13K\1s.", OTHER_KEYS),
+    "one that doubles more": (P + doubled(40) + b"}h\x27K\1s.", "repeats the same values"),
+    "one in a set": (P + b"c__builtin__\nset\n](" + doubled(20) + b"e\x85R.", OTHER_KEYS),
+    "one as a storage": (P + doubled(12) + b"(X\7\0\0\0storagectorch\nFloatStorage\nh\x0btQ.", "than the tensors"),
+    "one that is called": (P + doubled(40) + b")R.", "repeats the same values"),
+    "one made of lists": (
+        P
+        + b"".join(b"]q%c" % i for i in range(1, 40))
+        + b"".join(b"h%c(h%ch%ce" % (i, i - 1, i - 1) for i in range(39, 1, -1))
+        + b".",
+        "changes a value that it has put elsewhere",
+    ),
+    "keys of one hash": (P + b"}(" + b"K\1".join(OF_ONE_HASH) + b"K\1u.", OTHER_KEYS),
+    "a set of one hash": (P + b"c__builtin__\nset\n](" + b"".join(OF_ONE_HASH) + b"e\x85R.", OTHER_KEYS),
+    "pairs of one hash": (
+        P + b"ccollections\nOrderedDict\n](" + b"".join(key + b"N\x86" for key in OF_ONE_HASH) + b"e\x85R.",
+        OTHER_KEYS,
+    ),
+    "a dictionary called by another function": (
+        P + b"ctorch._tensor\n_rebuild_from_type_v2\n(ccollections\nOrderedDict\nN))tR.",
+        "than the tensors and plain",
+    ),
+    "attributes of one hash": (
+        P + b"ccollections\nOrderedDict\n)R](" + b"".join(key + b"N\x86" for key in OF_ONE_HASH) + b"eb.",
+        "than the tensors and plain",
+    ),
+    "a set of a later protocol": (b"\x80\x04" + doubled(20) + b"(h\x13\x91.", "not of protocol 2"),
     "many values": (P + b"N" * LARGEST_PICKLE + b".", "operations"),
     "deep": (P + b"]" * 400_000 + b"a" * 399_999 + b".", "operations"),
     "a giant text": (P + text(2 * LARGEST_PICKLE) + b".", "its pickle has more than"),
     "a text that is not there": (P + text(9)[:1] + struct.pack("<I", 2**32 - 1) + b"aaa.", "cannot be read"),
     "bytes of any number": (P + b"c__builtin__\nbytearray\n\x8a\x06\0\0\0\0\0\1\x85R.", "than the tensors and plain"),
-    "many names": (P + b"ca\nb\n0" * 100_000 + b"N.", "than the tensors and plain"),
+    "many names": (P + b"ca\nb\n" * 100_000 + b"N.", "than the tensors and plain"),
     "a text encoded often": (
         P + b"c_codecs\nencode\nq\0" + text(10**6) + text(5) + b"\x86q\1" + b"h\0h\1R" * 10_000 + b".",
         "copies the same values",
@@ -174,6 +215,16 @@ def test_a_checkpoint_that_grows(case, tmp_path):
         read_checkpoint(tmp_path / "x.pth")
     assert str(refusal.value).startswith(f"{tmp_path / 'x.pth'} cannot be read as a checkpoint: ")
     assert "\n" not in str(refusal.value)
+
+
+def test_a_checkpoint_with_other_keys_than_names_is_read(tmp_path):
+    contents = {
+        **{"seed": 2**127, "epochs": {True: "a", 10**12: "b", -5: "c", None: "d"}, "sets": {"a", 1}},
+        **{"counts": Counter("abba"), "pairs": [(0.5, (1, 2)), (0.5, (1, 2))], "ordered": OrderedDict(a=1)},
+    }
+    torch.save(contents, tmp_path / "new.pth")
+    torch.save(contents, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert read_checkpoint(tmp_path / "new.pth") == read_checkpoint(tmp_path / "old.pth") == contents
 
 
 def test_a_checkpoint_with_twice_the_tensors_of_the_largest_network_is_read(tmp_path):
@@ -224,12 +275,47 @@ def test_a_configuration_that_takes_long(case):
 
 
 def test_a_configuration_with_many_classes_is_read():
-    """10,000 species with their whole names: the longest that a data set of images by classes has."""
+    """10,000 species with their whole names, the longest that a data set of images by classes has, or 21,841 short."""
     name = "05733_Plantae_Tracheophyta_Magnoliopsida_Caryophyllales_Cactaceae_Echinocactus_horizontha"
-    names = OmegaConf.to_yaml(OmegaConf.create({"class_names": [f"{i} {name}" for i in range(10_000)]}))
-    _check_plain(f"{CONFIG}\n{names}", Path("config.yaml"))
-    few = OmegaConf.to_yaml(OmegaConf.create({"class_names": [f"{i} {name}" for i in range(1000)]}))
-    assert len(parse_config(f"{CONFIG}\n{few}", Path("config.yaml")).class_names) == 1000
+    for names in ([f"{i} {name}" for i in range(10_000)], [f"n{i:08}" for i in range(21_841)]):
+        written = "".join(f"\n  - {name}" for name in names)
+        text = CONFIG.replace("\ndata:\n", f"\ndata:\n  class_names:{written}\n")
+        assert parse_config(text, Path("config.yaml")).data.class_names == names
+
+
+@pytest.mark.parametrize(
+    "more", ["x: [" + "a," * 23_500 + "]", "\n".join(["x:", *(f"  k{i}: 1" for i in range(11_500))])]
+)
+def test_a_configuration_at_the_limit_is_read_at_once(more):
+    with Quick():
+        assert len(parse_config(f"{CONFIG}\n{more}\n", Path("config.yaml")).x) >= 11_500
+
+
+BAD_SCALARS = [
+    "!!bool x",
+    "!!int ''",
+    "!!float ''",
+    "!!int '_'",
+    "!!timestamp x",
+    "1:" + "59:" * 1300 + "59.5",
+    "!!binary x",
+]
+
+
+@pytest.mark.parametrize(
+    "value", [*BAD_SCALARS, "!!set {b}", "!!python/none ''", "!!bool secret", "!!timestamp 2001-01-01"]
+)
+def test_a_value_that_its_tag_does_not_fit(value):
+    for more in (f"x: {value}", f"{value}: x", f"x: [{value}]"):
+        with pytest.raises(InputError, match=r"^config\.yaml (cannot be read as YAML|holds what is no)") as refusal:
+            parse_config(f"{CONFIG}\n{more}\n", Path("config.yaml"))
+        assert "secret" not in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_a_number_that_is_too_long_to_write():
+    text = re.sub("image_size: .*", f"image_size: 0x{'f' * 4000}", CONFIG)
+    with pytest.raises(InputError, match=r"^config\.yaml holds what is no value .* a number of thousands of digits$"):
+        parse_config(text, Path("config.yaml"))
 
 
 def test_what_is_logged_of_a_file_moves_no_cursor(tmp_path, capsys):

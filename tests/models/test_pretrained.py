@@ -320,6 +320,24 @@ def test_an_exported_file_with_numbers_beyond_float32_is_refused(tmp_path):
         load_pretrained(path)
 
 
+def test_an_exported_file_of_other_numbers_than_floating_point_is_refused(tmp_path):
+    path = tmp_path / "model.safetensors"
+    export(RUN, path, "safetensors")
+    with safe_open(path, framework="pt") as file:
+        config = file.metadata()["config"]
+    whole = load_file(path)
+    for dtype in (torch.bfloat16, torch.float8_e4m3fn, torch.uint16, torch.bool, torch.int64):
+        tensors = {name: tensor.to(dtype) for name, tensor in whole.items()}
+        save_file(tensors, path, metadata={"config": config, "sha256": digest(config, tensors)})
+        if dtype == torch.bfloat16:
+            assert torch.equal(load_pretrained(path)[0].conv_in.bias, tensors["conv_in.bias"].float())
+        else:
+            with pytest.raises(
+                InputError, match=rf" is of type {str(dtype)[6:]}, weights are float16, bfloat16, float32"
+            ):
+                load_pretrained(path)
+
+
 def test_a_filter_of_other_values_is_another_network(tmp_path):
     cfg = OmegaConf.load(GOLDEN / "adm_small.yaml")
     (tmp_path / ".hydra").mkdir()

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import shutil
 import warnings
 import zipfile
@@ -17,9 +18,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import schema
+from errors import InputError
 from models.create import NETWORKS
 from models.export import export
+from models.files import parse_config
 from models.precision import PRECISIONS
+from models.pretrained import build_shapes
 from sampling import METHODS
 from tests.conftest import TINY, tiny_config
 from training.loop import train
@@ -341,6 +345,8 @@ FILE_CASES = {
     "a nested tensor": (otherwise(lambda t: torch.nested.nested_tensor([t, t])), "checkpoint_1.pth"),
     "a sparse tensor": (otherwise(lambda t: t.to_sparse()), "is not a dense tensor of real numbers"),
     "complex numbers": (otherwise(lambda t: t.to(torch.complex64)), "is not a dense tensor of real numbers"),
+    "whole numbers": (otherwise(lambda t: t.to(torch.int64)), "is of type int64, weights are float16, bfloat16"),
+    "bits": (otherwise(lambda t: torch.zeros(t.shape, dtype=torch.uint8).view(torch.bits8)), "is of type bits8"),
     "a name with escapes": (checkpoint(lambda c: c["model"].update({"\x1b[2J\nx": torch.zeros(1)})), "has "),
     "entries of one name": (entries_of_one_name, "several of its entries have one name"),
     "weights that are not finite": (checkpoint(not_finite), "holds values that are not finite"),
@@ -495,6 +501,11 @@ VALUES = [
     "7",
     "16",
 ]
+TAGGED = [
+    *("!!bool x", "!!int ''", "!!int '_'", "!!float ''", "!!timestamp x", "!!binary x", "!!set {a}", "!!omap []"),
+    *("!!pairs []", "!!python/none ''", "!!python/tuple [1]", "!!merge x", "2001-01-01", "=", "-", "? a", "'\\x1b'"),
+    *(f"1:{'59:' * 1300}59.5", "1" * 4096, "9" * 400 + ".5", "0x" + "f" * 4000, "'???'", "{1: {2: 3}}", "1: 2: 3"),
+]
 FUZZED_KEYS = [
     key
     for key in schema.train_keys()
@@ -537,6 +548,34 @@ def test_fuzz_of_configurations(run, place, pytestconfig):
     attempt()
     print(counts)
     assert min(counts.values()) > 0
+
+
+def test_fuzz_of_the_configuration_of_a_run(place, pytestconfig):
+    """Any values, tagged ones too, or keys in a file from elsewhere: a network, or one line that names the file."""
+    lines = (place / "run/.hydra/config.yaml").read_text().splitlines()
+    places = [number for number, line in enumerate(lines) if re.match(r" *\w+: \S", line)]
+    counts, refusals = {"refused": 0, "read": 0}, []
+
+    @examples(pytestconfig)
+    @given(st.data())
+    def attempt(data):
+        new = list(lines)
+        for number in data.draw(st.lists(st.sampled_from(places), min_size=1, max_size=2)):
+            key, _, value = lines[number].partition(":")
+            drawn = data.draw(st.sampled_from([*VALUES, *TAGGED]))
+            indent = key[: len(key) - len(key.lstrip())]
+            new[number] = f"{indent}{drawn}:{value}" if data.draw(st.integers(0, 5)) == 0 else f"{key}: {drawn}"
+        try:
+            build_shapes(parse_config("\n".join(new), Path("config.yaml")), Path("config.yaml"))
+            counts["read"] += 1
+        except InputError as error:
+            refusals.append(str(error))
+            counts["refused"] += 1
+
+    attempt()
+    print(counts)
+    assert min(counts.values()) > 0
+    assert all(refusal.startswith("config.yaml") and "\n" not in refusal for refusal in refusals)
 
 
 def test_hostile_exported_file_claims_no_more_than_it_holds(place, run):
