@@ -166,7 +166,7 @@ OTHER_CASES = [
     ("run_train.py", ["data=folder", "data.root=empty", "device=cpu", "model.nf=8"], "empty has no images to train on"),
     ("run_train.py", ["data=folder", "data.root=gone", "device=cpu", "model.nf=8"], "data.root=gone is not a folder"),
     ("run_train.py", ["resume=run", "model.dropout=0.5"], "model.dropout=0.5, but the run in"),
-    ("run_train.py", ["resume=run", "data.root=images"], "data.root: no such option"),
+    ("run_train.py", ["resume=run", "data.root=images"], "data.root is an option of data=folder, and this"),
     ("run_train.py", ["resume=run", "model.nf=8"], "model.nf: no such option"),
     ("run_train.py", ["resume=run", "logger.project=x"], "logger.project: no such option"),
     (
@@ -180,7 +180,8 @@ OTHER_CASES = [
         "run_train.py",
         ["experiment=digits", "model=ddpmpp"],
         "experiment=digits sets model.model_channels, model.channel_mult, model.num_blocks of model=adm, not of "
-        "model=ddpmpp: take them out, '~model.model_channels' '~model.channel_mult' '~model.num_blocks', or leave out",
+        "model=ddpmpp: take them out, '~model.model_channels' '~model.channel_mult' '~model.num_blocks' "
+        "data.classes=False, or leave out model=ddpmpp",
     ),
     ("run_train.py", ["experiment=debug/tiny", "model.dropout=2"], "model.dropout=2: need a number"),
     ("run_train.py", ["resume=run", "training.n_iters=x"], "training.n_iters=x: need an integer"),
@@ -195,8 +196,12 @@ OTHER_CASES = [
     ("run_vis.py", ["load_dir=run", "label=[]"], "label=[]: name at least one class"),
     ("run_vis.py", ["load_dir=run", "label=three"], "label=three: the classes of this network are 0 to 9"),
     ("run_vis.py", ["load_dir=run", "w=much"], "w=much: need a number"),
-    ("run_vis.py", ["load_dir=run/checkpoints/checkpoint_1.pth", "eval.ckpt=2"], "eval.ckpt=2, but run/checkpoints/"),
-    ("run_vis.py", ["load_dir=run/checkpoints/checkpoint_2.pth"], "is not a run directory"),
+    ("run_vis.py", ["load_dir=run/checkpoints/checkpoint_1.pth", "eval.ckpt=2"], "checkpoint 2 is asked for, but run/"),
+    (
+        "run_vis.py",
+        ["load_dir=run/checkpoints/checkpoint_2.pth"],
+        "run/checkpoints has no checkpoint_2.pth: eval.ckpt can be 1",
+    ),
     ("run_vis.py", ["load_dir=run", "eval.ckpt=7"], "has no checkpoint_7.pth: eval.ckpt can be 1"),
     ("run_vis.py", ["load_dir=run", "eval.ckpt=-2"], "eval.ckpt=-2: need an integer, at least -1"),
     ("run_vis.py", ["load_dir=run", "eval.rounds=0"], "eval.rounds=0: need an integer, at least 1"),

@@ -15,8 +15,9 @@ from PIL import Image
 
 from checks import flat
 from errors import InputError
+from models import create_model
 from overrides import PATHS, meant_path, quote_paths, read_override
-from schema import eval_keys, train_keys, vis_keys
+from schema import check_train, eval_keys, train_keys, vis_keys
 from tests.conftest import TINY, composed, metrics, read, tiny_config
 from training.loop import train
 from training.processes import World
@@ -160,3 +161,10 @@ def test_read_override():
 def test_a_name_that_is_not_utf8_is_one_line():
     with pytest.raises(InputError, match=r"data\.root='pics\\udcff': the name is not UTF-8"):
         quote_paths(["data.root=pics\udcff"])
+
+
+def test_the_advice_on_an_experiment_with_another_network_can_be_followed():
+    advice = ["~model.model_channels", "~model.channel_mult", "~model.num_blocks", "data.classes=False"]
+    cfg = composed("experiment=digits", "model=ddpmpp", *advice)
+    check_train(cfg, 1)
+    assert create_model(cfg.model, cfg.data, cfg.sde).num_classes == 0
