@@ -308,12 +308,17 @@ def test_weights_that_are_not_finite_are_named(run, where, named, value):
         load_pretrained(run)
 
 
-def test_an_exported_file_with_numbers_beyond_float32_is_refused(tmp_path):
-    path = tmp_path / "model.safetensors"
+def exported_file(folder):
+    """An exported file: its path, the configuration in it, and its tensors."""
+    path = folder / "model.safetensors"
     export(RUN, path, "safetensors")
     with safe_open(path, framework="pt") as file:
-        config = file.metadata()["config"]
-    tensors = {name: tensor.double() for name, tensor in load_file(path).items()}
+        return path, file.metadata()["config"], load_file(path)
+
+
+def test_an_exported_file_with_numbers_beyond_float32_is_refused(tmp_path):
+    path, config, exported = exported_file(tmp_path)
+    tensors = {name: tensor.double() for name, tensor in exported.items()}
     tensors["conv_in.bias"][0] = 1e300
     save_file(tensors, path, metadata={"config": config, "sha256": digest(config, tensors)})
     with pytest.raises(InputError, match=r"model\.safetensors: conv_in\.bias holds values that are not finite"):
@@ -321,13 +326,9 @@ def test_an_exported_file_with_numbers_beyond_float32_is_refused(tmp_path):
 
 
 def test_an_exported_file_of_other_numbers_than_floating_point_is_refused(tmp_path):
-    path = tmp_path / "model.safetensors"
-    export(RUN, path, "safetensors")
-    with safe_open(path, framework="pt") as file:
-        config = file.metadata()["config"]
-    whole = load_file(path)
+    path, config, exported = exported_file(tmp_path)
     for dtype in (torch.bfloat16, torch.float8_e4m3fn, torch.uint16, torch.bool, torch.int64):
-        tensors = {name: tensor.to(dtype) for name, tensor in whole.items()}
+        tensors = {name: tensor.to(dtype) for name, tensor in exported.items()}
         save_file(tensors, path, metadata={"config": config, "sha256": digest(config, tensors)})
         if dtype == torch.bfloat16:
             assert torch.equal(load_pretrained(path)[0].conv_in.bias, tensors["conv_in.bias"].float())

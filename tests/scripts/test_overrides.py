@@ -1,5 +1,6 @@
 """Paths on the command line, whatever is in them, and what is said of an argument that cannot be read."""
 
+import inspect
 import os
 import shlex
 import shutil
@@ -16,7 +17,9 @@ from PIL import Image
 from checks import flat
 from errors import InputError
 from models import create_model
+from models.create import NETWORKS
 from overrides import PATHS, meant_path, quote_paths, read_override
+from run_train import WITHOUT_CLASSES
 from schema import check_train, eval_keys, train_keys, vis_keys
 from tests.conftest import TINY, composed, metrics, read, tiny_config
 from training.loop import train
@@ -168,3 +171,5 @@ def test_the_advice_on_an_experiment_with_another_network_can_be_followed():
     cfg = composed("experiment=digits", "model=ddpmpp", *advice)
     check_train(cfg, 1)
     assert create_model(cfg.model, cfg.data, cfg.sde).num_classes == 0
+    takes_classes = {name: "num_classes" in inspect.signature(network).parameters for name, network in NETWORKS.items()}
+    assert {name for name, takes in takes_classes.items() if not takes} == set(WITHOUT_CLASSES)
