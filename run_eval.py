@@ -1,15 +1,15 @@
 """Measure a trained network: python run_eval.py load_dir=RUN 'metrics=[bpd,fid]' [overrides]; see configs/eval.yaml."""
 
-import interrupts  # noqa: I001  (before what takes a moment to import)
+from utils import interrupts  # noqa: I001  (before what takes a moment to import)
 import logging
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
-from doors import door
-from schema import check_eval, eval_keys
-from training.seats import require_one_process
+from cli.entry_point import door
+from utils.schema import check_eval, eval_keys
+from utils.distributed_env import require_one_process
 
 log = logging.getLogger(__name__)
 
@@ -27,13 +27,13 @@ def main(cfg: DictConfig) -> None:
 
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    from devices import choose_devices
     from evaluation.evaluate import Evaluation
     from evaluation.output_dir import open_output
     from evaluation.report import protocol, table
-    from models.files import find_checkpoint, named_checkpoint
+    from models.io.files import find_checkpoint, named_checkpoint
+    from utils.devices import choose_devices
 
-    interrupts.raise_from_here()
+    interrupts.enable_keyboard_interrupt()
     devices = choose_devices(cfg.device, cfg.ngpus)
     cfg.device = devices[0].type
     checkpoint, cfg.eval.ckpt = named_checkpoint(cfg.load_dir, cfg.eval.ckpt)

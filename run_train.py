@@ -1,18 +1,18 @@
 """Train a score network: python run_train.py [overrides]; see configs/train.yaml."""
 
-import interrupts  # noqa: I001  (before what takes a moment to import)
+from utils import interrupts  # noqa: I001  (before what takes a moment to import)
 from pathlib import Path
 from shlex import quote
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
-from checks import plain
-from doors import door
-from errors import InputError
-from overrides import is_multirun, meant_path, read_override
-from schema import NETWORKS, OF_ALL_NETWORKS, check_train, train_keys
-from training.seats import find_seat
+from utils.checks import plain
+from cli.entry_point import door
+from utils.errors import InputError
+from cli.overrides import is_multirun, meant_path, read_override
+from utils.schema import NETWORKS, OF_ALL_NETWORKS, check_train, train_keys
+from utils.distributed_env import detect_launcher
 
 
 WITHOUT_CLASSES = ("ddpmpp", "vdm")  # networks; their modules are not imported here, which takes a moment
@@ -65,30 +65,30 @@ def main(cfg: DictConfig) -> None:
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     with open_dict(cfg):
         resume = cfg.pop("resume")  # says how this process was started, not what the run is
-    seat = find_seat()
+    env = detect_launcher()
     if resume is None:
         check_experiment(cfg)
-        check_train(cfg, cfg.ngpus if seat is None else seat.size)  # before the imports, which take a moment
+        check_train(cfg, cfg.ngpus if env is None else env.world_size)  # before the imports, which take a moment
 
-    from devices import choose_device, choose_devices
-    from training.data import prepare_data
-    from training.launch import seat_device, train_here, train_in_seat
+    from cli.launch import local_device, train_local, train_under_launcher
+    from training.data import prepare_dataset
     from training.loop import train
     from training.run_dir import resumed_config
+    from utils.devices import choose_device, choose_devices
 
-    interrupts.raise_from_here()
+    interrupts.enable_keyboard_interrupt()
     if resume is not None:
         overrides = [o for o in HydraConfig.get().overrides.task if read_override(o)[1] != "resume"]
         cfg = resumed_config(cfg, run_dir, overrides)
-        check_train(cfg, cfg.ngpus if seat is None else seat.size)
-    if seat is None:
+        check_train(cfg, cfg.ngpus if env is None else env.world_size)
+    if env is None:
         logs = plain(HydraConfig.get().job_logging, resolve=True)
         devices = choose_devices(cfg.device, cfg.ngpus)
         if len(devices) > 1:
-            prepare_data(cfg)  # which may take longer than processes wait for each other
-        train_here(train, cfg, run_dir, devices, logs)
+            prepare_dataset(cfg)  # which may take longer than processes wait for each other
+        train_local(train, cfg, run_dir, devices, logs)
     else:
-        train_in_seat(train, cfg, run_dir, seat, seat_device(seat, choose_device(cfg.device)))
+        train_under_launcher(train, cfg, run_dir, env, local_device(env, choose_device(cfg.device)))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
 """Draw samples from a trained network: python run_vis.py load_dir=RUN [overrides]; see configs/vis.yaml."""
 
-import interrupts  # noqa: I001  (before what takes a moment to import)
+from utils import interrupts  # noqa: I001  (before what takes a moment to import)
 import logging
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from doors import door
-from schema import check_vis, vis_keys
-from training.seats import require_one_process
+from cli.entry_point import door
+from utils.schema import check_vis, vis_keys
+from utils.distributed_env import require_one_process
 
 log = logging.getLogger(__name__)
 
@@ -28,13 +28,13 @@ def main(cfg: DictConfig) -> None:
     import torch
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    from devices import choose_devices
-    from evaluation.drawing import Artist, draw_rounds
-    from evaluation.images_dir import missing_rounds, save_round
+    from evaluation.generate import ImageSampler, generate_batches
+    from evaluation.images_dir import missing_batches, save_batch
     from evaluation.output_dir import open_output
-    from models.files import find_checkpoint, named_checkpoint
+    from models.io.files import find_checkpoint, named_checkpoint
+    from utils.devices import choose_devices
 
-    interrupts.raise_from_here()
+    interrupts.enable_keyboard_interrupt()
     devices = choose_devices(cfg.device, cfg.ngpus)
     cfg.device = devices[0].type
     run_dir, cfg.eval.ckpt = named_checkpoint(cfg.load_dir, cfg.eval.ckpt)
@@ -42,15 +42,15 @@ def main(cfg: DictConfig) -> None:
     if (run_dir / "checkpoints").is_dir():
         cfg.eval.ckpt = int(find_checkpoint(run_dir, cfg.eval.ckpt).stem.split("_")[1])
     # with several processes this one only looks whether everything is as it should be
-    artist = Artist(cfg, devices[0] if len(devices) == 1 else torch.device("cpu"))
+    artist = ImageSampler(cfg, devices[0] if len(devices) == 1 else torch.device("cpu"))
 
     folder = Path(HydraConfig.get().runtime.output_dir) / "images"
     with open_output(folder, cfg, "vis", FREE), logging_redirect_tqdm():
-        rounds = missing_rounds(folder, cfg.eval.rounds)
+        rounds = missing_batches(folder, cfg.eval.rounds)
         log.info("%d of %d rounds to draw in %s", len(rounds), cfg.eval.rounds, folder)
         columns = len(artist.classes) if len(artist.classes) > 1 else None
-        for r, drawn in draw_rounds(artist, rounds, cfg.eval.batch_size, devices):
-            path = save_round(folder, r, drawn, columns, cfg.eval.save_images)
+        for r, drawn in generate_batches(artist, rounds, cfg.eval.batch_size, devices):
+            path = save_batch(folder, r, drawn, columns, cfg.eval.save_images)
             log.info("round %d: %d images, %d evaluations each, in %s", r, len(drawn.pixels), drawn.nfe, path)
 
 

@@ -21,12 +21,12 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import ToTensor
 
 from benchmarks.networks import composed
-from datasets import Batches, load_images
-from datasets.pack import Part, packed
+from datasets import Loader, load_images
+from datasets.cache import Part, open_cached
 from sde import ReflectedVE
 from training.loop import create_state
-from training.processes import World
 from training.step import Objective
+from utils.distributed import Distributed
 
 BATCH, REPEATS = 128, 5
 
@@ -64,7 +64,7 @@ def reading(folder: Path, count: int) -> float:
     load_images("folder", True, **options, dataroot=str(folder), root=str(pictures))
     print(f"finding that the pack is fresh: {time.perf_counter() - start:.2f} s")
 
-    memory, disk = (Batches(images, BATCH, 0, "cpu", in_memory=limit) for limit in (2**40, 0))
+    memory, disk = (Loader(images, BATCH, 0, "cpu", in_memory=limit) for limit in (2**40, 0))
     loader = DataLoader(
         ImageFolder(str(pictures), ToTensor()), BATCH, shuffle=True, num_workers=2, persistent_workers=True
     )
@@ -98,8 +98,8 @@ def memory_over_an_epoch(folder: Path, count: int) -> None:
             n = min(10_000, count - start)
             yield rng.integers(256, size=(n, 3, 32, 32), dtype=np.uint8), np.zeros(n, np.int64), []
 
-    images = packed(folder / "large.safetensors", "random", (3, 32, 32), count, parts, 1)
-    batches = Batches(images, BATCH, 0, "cpu", in_memory=0)
+    images = open_cached(folder / "large.safetensors", "random", (3, 32, 32), count, parts, 1)
+    batches = Loader(images, BATCH, 0, "cpu", in_memory=0)
     batches(0)
     before, seen, start = resident(), [], time.perf_counter()
     for k in range(count // BATCH):
@@ -114,13 +114,15 @@ def memory_over_an_epoch(folder: Path, count: int) -> None:
 
 def step_of_training(seconds_of_a_batch: float) -> None:
     """Print what share of a training step of the CIFAR-10 model reading is."""
-    cfg = composed("data=fake", "training.accumulate=16", f"training.batch_size={BATCH}")
-    state, world = create_state(cfg, torch.device("cpu")), World(torch.device("cpu"))
+    cfg = composed("data=fake", "training.grad_accum_steps=16", f"training.batch_size={BATCH}")
+    state, distributed = create_state(cfg, torch.device("cpu")), Distributed(torch.device("cpu"))
     objective = Objective(cfg, ReflectedVE(cfg.sde.sigma_min, cfg.sde.sigma_max, cfg.sde.num_scales))
     images = load_images("fake", True, image_size=32, num_channels=3, num_classes=10)
-    batches = Batches(images, BATCH, 0, "cpu")
+    batches = Loader(images, BATCH, 0, "cpu")
     start = time.perf_counter()
-    objective.add_gradient(state.model.train(), 0, objective.draw(batches, 0), 0, world, state.scaler)
+    objective.accumulate_gradients(
+        state.model.train(), 0, objective.sample_batch(batches, 0), 0, distributed, state.scaler
+    )
     state.optimizer.step()
     state.ema.update(state.model)
     seconds = time.perf_counter() - start

@@ -4,7 +4,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-import doors
+from cli import entry_point
 from models import ScoreNetwork, create_model
 
 NARROW = {
@@ -16,7 +16,7 @@ NARROW = {
 
 def composed(*overrides: str) -> DictConfig:
     """The configuration of run_train.py with ``overrides``."""
-    with initialize_config_dir(str(doors.ROOT / "configs"), version_base="1.3"):
+    with initialize_config_dir(str(entry_point.ROOT / "configs"), version_base="1.3"):
         return compose("train", overrides=list(overrides))
 
 

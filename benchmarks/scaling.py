@@ -18,7 +18,7 @@ import torch
 from benchmarks.networks import NARROW
 from benchmarks.step import our_step
 from benchmarks.timing import device_name, interleaved
-from doors import ROOT
+from cli.entry_point import ROOT
 
 REPEATS, STEPS = 3, 24
 BATCHES, SIZES, PROCESSES = (4, 8, 16, 32), (16, 32, 64), (1, 2)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from doors import ROOT
+from cli.entry_point import ROOT
 
 REPEATS = 3
 FIRST_STEP = ["experiment=digits", "training.n_iters=1", "training.snapshot_sampling=false", "device=cpu"]

@@ -19,11 +19,11 @@ from benchmarks.kernel import textbook
 from benchmarks.memory import peak_bytes
 from benchmarks.networks import config, network
 from benchmarks.timing import device_name, interleaved
-from datasets import Batches, load_images
+from datasets import Loader, load_images
 from sde import ReflectedVE
 from training.loop import create_state
-from training.processes import World
-from training.step import Objective, update
+from training.step import Objective, train_step
+from utils.distributed import Distributed
 
 REPEATS, MATRIX = 5, 2048
 # Dense bf16 operations a second with tensor cores, of the makers' data sheets.
@@ -73,12 +73,16 @@ def plain_step(kind: str, batch: int) -> Callable[[], None]:
 def our_step(kind: str, batch: int, *options: str) -> Callable[[], None]:
     """The step of training, with options of run_train.py."""
     cfg = config(kind, f"training.batch_size={batch}", *options)
-    state, sde, world = create_state(cfg, DEVICE), ReflectedVE(cfg.sde.sigma_min, cfg.sde.sigma_max), World(DEVICE)
+    state, sde, distributed = (
+        create_state(cfg, DEVICE),
+        ReflectedVE(cfg.sde.sigma_min, cfg.sde.sigma_max),
+        Distributed(DEVICE),
+    )
     images = load_images("fake", True, image_size=cfg.data.image_size, num_channels=3, num_classes=10)
-    batches, objective = Batches(images, batch, cfg.seed, DEVICE), Objective(cfg, sde)
+    batches, objective = Loader(images, batch, cfg.seed, DEVICE), Objective(cfg, sde)
 
     def step() -> None:
-        update(objective, state.model, state, objective.draw(batches, state.step), world, 1e-4, 1.0)
+        train_step(objective, state.model, state, objective.sample_batch(batches, state.step), distributed, 1e-4, 1.0)
 
     return step
 
@@ -123,7 +127,7 @@ def main() -> None:
         ways = {
             "plain": plain_step(kind, arguments.batch),
             "fp32": our_step(kind, arguments.batch),
-            "fp32, recompute": our_step(kind, arguments.batch, "training.recompute_activations=true"),
+            "fp32, recompute": our_step(kind, arguments.batch, "training.activation_checkpointing=true"),
             "bf16": our_step(kind, arguments.batch, "precision=bf16"),
         }
         if arguments.compile:

@@ -28,9 +28,9 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the house, before this folder of it
 
-from datasets.prepare import SUFFIXES, UnreadableError, cores, find_images, in_processes, read_image  # noqa: E402
-from errors import ArgumentParser, CleanError, InputError, printable, writing  # noqa: E402
-from locks import exclusive  # noqa: E402
+from datasets.image_io import SUFFIXES, UnreadableError, cores, find_images, in_processes, read_image  # noqa: E402
+from utils.errors import ArgumentParser, InputError, UserError, printable, writing  # noqa: E402
+from utils.locks import exclusive  # noqa: E402
 
 CLS_LOC = "ILSVRC/Data/CLS-LOC"
 DEVKIT = "ILSVRC2012_devkit_t12/data"
@@ -120,7 +120,7 @@ def compile_imagenet(root: Path, out: Path, size: int, workers: int, truth: Path
 
     Raises:
         InputError: if ``root`` is not as it should be, or ``out`` holds or is making something else.
-        CleanError: if the disk does not take it.
+        UserError: if the disk does not take it.
     """
     splits = find_splits(root, truth)
     with writing(out):
@@ -323,7 +323,7 @@ def main() -> None:
     except KeyboardInterrupt:
         print("interrupted: run it again to go on", file=sys.stderr)
         sys.exit(130)
-    except (CleanError, OSError) as error:  # an OSError names its file
+    except (UserError, OSError) as error:  # an OSError names its file
         sys.exit(printable(str(error)))
 
 

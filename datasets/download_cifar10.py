@@ -7,7 +7,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the house, before this folder of it
 
 from datasets.images import cifar10  # noqa: E402
-from errors import ArgumentParser, CleanError, printable  # noqa: E402
+from utils.errors import ArgumentParser, UserError, printable  # noqa: E402
 
 
 def main() -> None:
@@ -16,7 +16,7 @@ def main() -> None:
     folder = parser.parse_args().to
     try:
         counts = [len(cifar10(train, str(folder))) for train in (True, False)]
-    except (CleanError, OSError) as error:
+    except (UserError, OSError) as error:
         sys.exit(printable(str(error)))
     print(printable(f"CIFAR-10 is in {folder}: {counts[0]} images to train on, {counts[1]} held out"))
 

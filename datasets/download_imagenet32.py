@@ -16,11 +16,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the house, before this folder of it
 
-from archives import BROKEN  # noqa: E402
 from datasets.folders import read_arrays  # noqa: E402
-from datasets.prepare import find_images  # noqa: E402
-from downloads import DownloadError, fetch_folder, google_drive  # noqa: E402
-from errors import ArgumentParser, CleanError, InputError, printable  # noqa: E402
+from datasets.image_io import find_images  # noqa: E402
+from utils.archives import BROKEN  # noqa: E402
+from utils.downloads import DownloadError, fetch_folder, google_drive  # noqa: E402
+from utils.errors import ArgumentParser, InputError, UserError, printable  # noqa: E402
 
 IDS = {"train_32x32": "1-08kPTbCYHhFcwerMbZpiYFWCbbtWR17", "valid_32x32": "14CNPjwnkYAFXI77YYHSb0qa8HwIohxnh"}
 COUNTS = {"train_32x32": 1_281_149, "valid_32x32": 49_999}  # PNGs
@@ -31,7 +31,7 @@ def fetch_pngs(split: str, folder: Path, mirror: str | None) -> None:
     """Make ``folder``/``split``, unless it is there.
 
     Raises:
-        CleanError: if the archive cannot be had or is not what it should be.
+        UserError: if the archive cannot be had or is not what it should be.
     """
     target, archive = folder / split, folder / f"{split}.tar"
     if target.exists():
@@ -139,7 +139,7 @@ def main() -> None:
         else:
             for split in IDS:
                 fetch_pngs(split, options.to, options.mirror)
-    except (CleanError, OSError) as error:
+    except (UserError, OSError) as error:
         sys.exit(printable(str(error)))
     except KeyboardInterrupt:
         sys.exit("interrupted: run it again to go on")

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from errors import InputError, printable
+from utils.errors import InputError, printable
 
 log = logging.getLogger(__name__)
 

@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from archives import BROKEN, ArrayFile
-from checks import did_you_mean
+from datasets.cache import Part, fingerprint, open_cached
 from datasets.decode import WHITE, DecodeOptions, DecodeStats, UnreadableError, decode, without_warnings
 from datasets.find import Scan, find_images, scan_folder
-from datasets.images import Images
-from datasets.pack import Part, fingerprint, packed
-from datasets.prepare import cores, read_images
-from errors import InputError, printable
+from datasets.image_io import cores, read_images
+from datasets.images import ImageDataset
+from utils.archives import BROKEN, ArrayFile
+from utils.checks import did_you_mean
+from utils.errors import InputError, printable
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ def folder(
     white: float | None = None,
     class_names: Sequence[str] | None = None,
     plain_order: bool = False,
-) -> Images:
+) -> ImageDataset:
     """Load the images in a folder and below, whatever their format and size.
 
     ``root``/train and ``root``/valid (or val, validation, test, testing; in any case) are the splits; otherwise every
@@ -353,7 +353,9 @@ def natural_order(name: str) -> tuple[list[tuple[int, int, str]], str]:
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts], name
 
 
-def imagenet32(train: bool, image_size: int, num_channels: int, classes: bool, dataroot: str, **_: object) -> Images:
+def imagenet32(
+    train: bool, image_size: int, num_channels: int, classes: bool, dataroot: str, **_: object
+) -> ImageDataset:
     """ImageNet at 32x32: ``dataroot``/ds_imagenet/{train_32x32,valid_32x32}, PNGs or the npz of image-net.org.
 
     The PNGs have no classes; the npz have the 1,000 of ImageNet.
@@ -370,7 +372,7 @@ def imagenet32(train: bool, image_size: int, num_channels: int, classes: bool, d
     if arrays:
         made_of = fingerprint(arrays, base)
         path = _pack_path(base, train, dataroot)
-        return packed(path, made_of, (3, 32, 32), 0, partial(read_arrays, arrays), 1000)
+        return open_cached(path, made_of, (3, 32, 32), 0, partial(read_arrays, arrays), 1000)
     if classes:
         raise InputError(f"data.classes=True, but the PNGs of {base} have no classes")
     return _pack(base, files, np.zeros(len(files), np.int64), train, DecodeOptions(32), 1, dataroot)
@@ -378,7 +380,7 @@ def imagenet32(train: bool, image_size: int, num_channels: int, classes: bool, d
 
 def imagenet64c(
     train: bool, image_size: int, num_channels: int, num_classes: int, dataroot: str, **_: object
-) -> Images:
+) -> ImageDataset:
     """ImageNet with its classes: ``dataroot``/imagenet-64x64/{train,valid} with PNGs and dataset.json.
 
     Raises:
@@ -411,7 +413,7 @@ def _pack(
     options: DecodeOptions,
     num_classes: int,
     dataroot: str,
-) -> Images:
+) -> ImageDataset:
     """Return the pack of some files below ``root`` with their labels, (len(files),)."""
     size = options.size or 0
 
@@ -430,7 +432,7 @@ def _pack(
         raise InputError(f"{error.filename} is not there") from error
     own = () if options == DecodeOptions(options.size, options.num_channels) else (options.background, options.white)
     path = _pack_path(root, train, dataroot, size, options.num_channels, num_classes, *own)
-    return packed(path, made_of, (options.num_channels, size, size), len(files), parts, num_classes)
+    return open_cached(path, made_of, (options.num_channels, size, size), len(files), parts, num_classes)
 
 
 def _report(root: Path, stats: DecodeStats, options: DecodeOptions) -> None:

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from errors import InputError
-from locks import in_turn
+from utils.errors import InputError
+from utils.locks import in_turn
 
 
 @dataclass(frozen=True)
-class Images:
+class ImageDataset:
     """One split of a data set.
 
     Attributes:
@@ -39,7 +39,7 @@ class Images:
         return len(self.pixels)
 
 
-def digits(train: bool, **_: object) -> Images:
+def digits(train: bool, **_: object) -> ImageDataset:
     """The 1,797 handwritten digits of 8x8 pixels and 17 levels that scikit-learn carries; every fifth is held out."""
     from sklearn.datasets import load_digits  # heavy import, only where used
 
@@ -47,18 +47,18 @@ def digits(train: bool, **_: object) -> Images:
     held_out = np.arange(len(data.target)) % 5 == 4
     chosen = ~held_out if train else held_out
     pixels = torch.from_numpy(data.images[chosen].astype(np.uint8))[:, None]
-    return Images(pixels, torch.from_numpy(data.target[chosen].astype(np.int64)), num_classes=10, levels=17)
+    return ImageDataset(pixels, torch.from_numpy(data.target[chosen].astype(np.int64)), num_classes=10, levels=17)
 
 
-def fake(train: bool, image_size: int, num_channels: int, num_classes: int, **_: object) -> Images:
+def fake(train: bool, image_size: int, num_channels: int, num_classes: int, **_: object) -> ImageDataset:
     """Random images and labels, the same at each call, 1024 to train on and 256 held out."""
     generator = torch.Generator().manual_seed(int(train))
     n = 1024 if train else 256
     pixels = torch.randint(256, (n, num_channels, image_size, image_size), dtype=torch.uint8, generator=generator)
-    return Images(pixels, torch.randint(max(1, num_classes), (n,), generator=generator), max(1, num_classes))
+    return ImageDataset(pixels, torch.randint(max(1, num_classes), (n,), generator=generator), max(1, num_classes))
 
 
-def cifar10(train: bool, dataroot: str, **_: object) -> Images:
+def cifar10(train: bool, dataroot: str, **_: object) -> ImageDataset:
     """CIFAR-10 from torchvision's files under ``dataroot``, downloaded if they are not there."""
     from torchvision.datasets import CIFAR10
 
@@ -75,4 +75,4 @@ def cifar10(train: bool, dataroot: str, **_: object) -> Images:
             "place cifar-10-python.tar.gz there"
         ) from error
     pixels = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
-    return Images(pixels, torch.tensor(data.targets), num_classes=10)
+    return ImageDataset(pixels, torch.tensor(data.targets), num_classes=10)

@@ -1,15 +1,15 @@
-"""The data sets by their names. A new one is a function that returns ``Images`` and an entry here."""
+"""The data sets by their names. A new one is a function that returns ``ImageDataset`` and an entry here."""
 
 from collections.abc import Callable, Sequence
 
 from omegaconf import DictConfig
 
-from checks import OneOf
 from datasets.folders import folder, imagenet32, imagenet64c
-from datasets.images import Images, cifar10, digits, fake
-from errors import InputError
+from datasets.images import ImageDataset, cifar10, digits, fake
+from utils.checks import OneOf
+from utils.errors import InputError
 
-DATASETS: dict[str, Callable[..., Images]] = {
+DATASETS: dict[str, Callable[..., ImageDataset]] = {
     "digits": digits,
     "fake": fake,
     "cifar10": cifar10,
@@ -33,7 +33,7 @@ def load_images(
     white: float | None = None,
     class_names: Sequence[str] | None = None,
     plain_order: bool = False,
-) -> Images:
+) -> ImageDataset:
     """Load one split of a data set, which is prepared first if that was not done yet.
 
     Args:
@@ -71,7 +71,7 @@ def load_images(
     return images
 
 
-def load_configured(data: DictConfig, train: bool, dataroot: str, root: str | None) -> Images:
+def load_configured(data: DictConfig, train: bool, dataroot: str, root: str | None) -> ImageDataset:
     """Load one split of the data set that the section ``data`` of a configuration describes.
 
     Args:

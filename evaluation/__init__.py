@@ -1,6 +1,6 @@
 """Judging a model: likelihoods, and what it draws."""
 
-from evaluation.bound import elbo
+from evaluation.elbo import elbo
 from evaluation.likelihood import log_likelihood
 
 __all__ = ["elbo", "log_likelihood"]

@@ -13,8 +13,8 @@ import numpy as np
 from scipy.spatial.distance import cdist
 
 from datasets.images import digits
-from errors import ArgumentParser, InputError, printable
-from evaluation.quality import read_labels, read_samples
+from evaluation.sample_quality import read_labels, read_samples
+from utils.errors import ArgumentParser, InputError, printable
 
 
 class DigitReader:

@@ -13,22 +13,22 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from checks import plain
-from datasets import Images
-from errors import InputError
-from evaluation import quality
-from evaluation.bits import BoundBits, FlowBits, load_split
-from evaluation.drawing import Artist, draw_rounds
+from datasets import ImageDataset
+from evaluation import sample_quality
+from evaluation.bpd import ElboBPD, FlowBPD, load_split
 from evaluation.features import Features, create_features, features_of
-from evaluation.images_dir import arrays_path, missing_rounds, save_round
+from evaluation.generate import ImageSampler, generate_batches
+from evaluation.images_dir import arrays_path, missing_batches, save_batch
 from evaluation.output_dir import write_arrays, write_text
-from evaluation.parts import of_each
+from evaluation.parts import resumable_map
 from evaluation.workers import MakeWorker
+from utils.checks import plain
+from utils.errors import InputError
 
 log = logging.getLogger(__name__)
 
-BITS = {"bpd": FlowBits, "elbo": BoundBits}
-METRICS = (*BITS, *quality.METRICS)
+BITS = {"bpd": FlowBPD, "elbo": ElboBPD}
+METRICS = (*BITS, *sample_quality.METRICS)
 
 
 class Evaluation:
@@ -54,9 +54,9 @@ class Evaluation:
         self.chosen = [name for name in METRICS if name in cfg.metrics]
         first = devices[0] if len(devices) == 1 else torch.device("cpu")
         self.workers = {name: BITS[name](cfg, first) for name in self.chosen if name in BITS}
-        self.of_quality = {name: dict(cfg.metrics[name]) for name in self.chosen if name in quality.METRICS}
+        self.of_quality = {name: dict(cfg.metrics[name]) for name in self.chosen if name in sample_quality.METRICS}
         if self.of_quality:
-            self.artist = Artist(cfg, first)
+            self.artist = ImageSampler(cfg, first)
             self.run = self.artist.run
             data = self.run.data
             if data.num_channels not in (1, 3):
@@ -66,30 +66,36 @@ class Evaluation:
                 )
             self.statistics = self._read_statistics(str(data.dataset))
             compared = self.of_quality.keys() != {"inception_score"} and self.statistics is None
-            self.real: Images | None = load_split(cfg, self.run, "train") if compared else None
-            self.features: Features = create_features(str(data.dataset), cfg.metrics.features, devices[0])
+            self.real: ImageDataset | None = load_split(cfg, self.run, "train") if compared else None
+            self.features: Features = create_features(str(data.dataset), cfg.metrics.feature_weights, devices[0])
             self.samples: np.ndarray | None = None
-            if cfg.metrics.samples is not None:
-                self.samples = quality.read_samples(Path(cfg.metrics.samples), data.image_size, data.num_channels)
+            if cfg.metrics.samples_path is not None:
+                self.samples = sample_quality.read_samples(
+                    Path(cfg.metrics.samples_path), data.image_size, data.num_channels
+                )
                 self.inputs["samples_sha256"] = hashlib.sha256(self.samples.data).hexdigest()
             self.inputs["features_sha256"] = self.features.sha256
             self._check_numbers()
 
-    def _read_statistics(self, dataset: str) -> quality.Reference | None:
+    def _read_statistics(self, dataset: str) -> sample_quality.Reference | None:
         """Read the statistics that ``metrics.reference`` names, in place of the training images."""
         metrics = self.cfg.metrics
         if metrics.reference is None:
             return None
-        dimension = features_of(dataset, metrics.features).dimension
-        statistics = quality.read_statistics(Path(metrics.reference), dimension)
+        dimension = features_of(dataset, metrics.feature_weights).dimension
+        statistics = sample_quality.read_statistics(Path(metrics.reference), dimension)
         self.inputs["reference_sha256"] = statistics.protocol["statistics_sha256"]
         return statistics
 
     def _check_numbers(self) -> None:
         """Raise InputError if there are too few images to compare."""
         fewest = 1 + self.of_quality.get("precision_recall", {}).get("neighborhood", 1)
-        drawn = self.cfg.metrics.drawn if self.samples is None else len(self.samples)
-        key = f"metrics.drawn={drawn}" if self.samples is None else f"metrics.samples={self.cfg.metrics.samples}"
+        drawn = self.cfg.metrics.num_images if self.samples is None else len(self.samples)
+        key = (
+            f"metrics.num_images={drawn}"
+            if self.samples is None
+            else f"metrics.samples_path={self.cfg.metrics.samples_path}"
+        )
         if drawn < fewest:
             raise InputError(f"{key}: {drawn} images, need at least {fewest}")
         if self.real is not None and len(self.real) < fewest:
@@ -107,15 +113,15 @@ class Evaluation:
         self.results["metrics"] |= results
         write_text(folder / "results.json", json.dumps(self.results, indent=2) + "\n")
 
-    def _bits(self, folder: Path, name: str, worker: FlowBits | BoundBits) -> dict[str, Any]:
+    def _bits(self, folder: Path, name: str, worker: FlowBPD | ElboBPD) -> dict[str, Any]:
         make: MakeWorker = BITS[name]
-        if isinstance(worker, BoundBits) and self.cfg.metrics.elbo.importance:
+        if isinstance(worker, ElboBPD) and self.cfg.metrics.elbo.importance_sampling:
             proposal = self._proposal(folder, worker)
-            worker, make = BoundBits(self.cfg, worker.device, proposal), partial(BoundBits, proposal=proposal)
+            worker, make = ElboBPD(self.cfg, worker.device, proposal), partial(ElboBPD, proposal=proposal)
         cfg, available = self.cfg, len(worker.images)
         n = available if cfg.eval.images is None else min(cfg.eval.images, available)
         batch_size = cfg.eval.batch_size
-        arrays = of_each(folder, name, worker, make, cfg, n, batch_size, self.devices, worker.num_steps)
+        arrays = resumable_map(folder, name, worker, make, cfg, n, batch_size, self.devices, worker.num_steps)
         bits = arrays.pop("bits")
         evaluations = arrays.pop("evaluations")
         given = "class of each image given" if worker.net.num_classes else "no classes"
@@ -133,13 +139,13 @@ class Evaluation:
             "evaluations": {"mean": float(evaluations.mean()), "largest": int(evaluations.max())},
         }
 
-    def _proposal(self, folder: Path, worker: BoundBits) -> Tensor:
+    def _proposal(self, folder: Path, worker: ElboBPD) -> Tensor:
         """The proposal of an evaluation: made once, for all processes, and the same when it goes on."""
         path = folder / "proposal.npz"
         if not path.exists():
             log.info("looking where the bound has its variance")
-            on_first = BoundBits(self.cfg, self.devices[0]) if worker.device != self.devices[0] else worker
-            write_arrays(path, {"proposal": on_first.look().numpy()})
+            on_first = ElboBPD(self.cfg, self.devices[0]) if worker.device != self.devices[0] else worker
+            write_arrays(path, {"proposal": on_first.estimate_proposal().numpy()})
         with np.load(path, allow_pickle=False) as arrays:
             return torch.from_numpy(arrays["proposal"])
 
@@ -148,21 +154,26 @@ class Evaluation:
         if self.samples is None:
             pixels, how = self._draw(folder)
         else:
-            pixels, how = self.samples, {"source": str(cfg.metrics.samples), "sha256": self.inputs["samples_sha256"]}
+            pixels, how = (
+                self.samples,
+                {"source": str(cfg.metrics.samples_path), "sha256": self.inputs["samples_sha256"]},
+            )
 
         def look(images: range, on_step: Any) -> dict[str, np.ndarray]:
             features, logits = self.features(pixels[images.start : images.stop])
             on_step()
             return {"features": features.numpy(), "logits": logits.numpy()}
 
-        arrays = of_each(folder, "features", look, None, cfg, len(pixels), quality.BATCH, self.devices[:1], 1)
+        arrays = resumable_map(
+            folder, "features", look, None, cfg, len(pixels), sample_quality.BATCH, self.devices[:1], 1
+        )
         features, logits = (torch.from_numpy(arrays[name]) for name in ("features", "logits"))
         how |= {"features": self.features.name, "features_sha256": self.features.sha256}
         real = self.statistics
         if self.real is not None:
             cache = Path(cfg.dataroot) / "statistics"
-            real = quality.reference(self.real, str(self.run.data.dataset), self.features, cache)
-        results = quality.judge(features, logits, real, self.of_quality, cfg.seed)
+            real = sample_quality.reference(self.real, str(self.run.data.dataset), self.features, cache)
+        results = sample_quality.compute_metrics(features, logits, real, self.of_quality, cfg.seed)
         self.results["drawn_images"] = how
         if real is not None:
             self.results["reference"] = real.protocol
@@ -172,10 +183,10 @@ class Evaluation:
         """The images to judge, drawn where they are not there yet, and how they came to be."""
         cfg, folder = self.cfg, folder / "images"
         folder.mkdir(exist_ok=True)
-        n, size = cfg.metrics.drawn, cfg.eval.batch_size
+        n, size = cfg.metrics.num_images, cfg.eval.batch_size
         rounds = math.ceil(n / size)
-        for r, drawn in draw_rounds(self.artist, missing_rounds(folder, rounds), size, self.devices):
-            save_round(folder, r, drawn, None, each=False)
+        for r, drawn in generate_batches(self.artist, missing_batches(folder, rounds), size, self.devices):
+            save_batch(folder, r, drawn, None, each=False)
             write_text(folder / "evaluations", f"{drawn.nfe}\n")
         pixels = np.concatenate([np.load(arrays_path(folder, r))["samples"] for r in range(rounds)])[:n]
         return pixels, {

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datasets.images import digits
-from errors import InputError
-from models.files import read_checkpoint
-from models.pretrained import check_finite
+from models.io.files import read_checkpoint
+from models.io.pretrained import check_finite
+from utils.errors import InputError
 
 log = logging.getLogger(__name__)
 
@@ -149,6 +149,6 @@ def _downloaded_weights() -> Path:
         except (URLError, OSError, RuntimeError) as error:
             raise InputError(
                 f"{URL_INCEPTION_V3} could not be downloaded ({error}): place the file at {path}, or say "
-                "metrics.features=PATH"
+                "metrics.feature_weights=PATH"
             ) from error
     return path

@@ -2,18 +2,18 @@
 
 from pathlib import Path
 
-from errors import writing
-from evaluation.drawing import Drawn
+from evaluation.generate import GeneratedBatch
 from evaluation.output_dir import write_arrays
 from sampling.images import save_each, save_grid, save_trajectory
+from utils.errors import writing
 
 
-def missing_rounds(folder: Path, rounds: int) -> list[int]:
+def missing_batches(folder: Path, rounds: int) -> list[int]:
     """Which of the rounds 0 .. rounds - 1 are not in ``folder``."""
     return [r for r in range(rounds) if not arrays_path(folder, r).exists()]
 
 
-def save_round(folder: Path, r: int, drawn: Drawn, columns: int | None, each: bool) -> Path:
+def save_batch(folder: Path, r: int, drawn: GeneratedBatch, columns: int | None, each: bool) -> Path:
     """Write round ``r``: its grid, single images if ``each``, a trajectory if there is one, and last its arrays.
 
     The arrays appear whole: their presence says that the round is done.

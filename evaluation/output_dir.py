@@ -9,9 +9,9 @@ import numpy as np
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from checks import flat, plain
-from errors import InputError, replacing, writing
-from locks import exclusive
+from utils.checks import flat, plain
+from utils.errors import InputError, replacing, writing
+from utils.locks import exclusive
 
 
 @contextmanager

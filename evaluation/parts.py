@@ -10,10 +10,10 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from evaluation.output_dir import write_arrays
-from evaluation.workers import MakeWorker, Worker, work_through
+from evaluation.workers import MakeWorker, Worker, parallel_map
 
 
-def of_each(
+def resumable_map(
     folder: Path,
     name: str,
     worker: Worker,
@@ -29,7 +29,7 @@ def of_each(
     Args:
         folder: where they go; the parts that are there already are not computed again.
         name: of the metric.
-        worker, make, cfg, devices: as for ``work_through``; it makes of a range of images {array: rows}. For one device
+        worker, make, cfg, devices: as for ``parallel_map``; it makes of a range of images {array: rows}. For one device
             ``make`` may be None.
         images, batch_size: how many there are, and in a part.
         steps: that the worker reports for a part.
@@ -42,7 +42,7 @@ def of_each(
         parts_dir.mkdir(parents=True, exist_ok=True)
         total, left = len(tasks) * steps, len(missing) * steps
         with tqdm(total=total, initial=total - left, desc=name, unit="step", disable=None) as bar:
-            results = work_through(worker, make, cfg, [tasks[k] for k in missing], devices, bar)
+            results = parallel_map(worker, make, cfg, [tasks[k] for k in missing], devices, bar)
             for k, arrays in zip(missing, results, strict=True):
                 write_arrays(files[k], arrays)
         parts = [_read(file) for file in files]

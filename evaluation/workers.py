@@ -12,16 +12,16 @@ from torch import multiprocessing as mp
 from torch.multiprocessing.spawn import ProcessException
 from tqdm import tqdm
 
-import interrupts
-from devices import share_cores
-from errors import CleanError
+from utils import interrupts
+from utils.devices import share_cores
+from utils.errors import UserError
 
 Worker = Callable[[range, Callable[[], object]], Any]
 """worker(images, on_step): what it makes of the images with these numbers; reports its steps on the way."""
 MakeWorker = Callable[[DictConfig, torch.device], Worker]
 
 
-def work_through(
+def parallel_map(
     worker: Worker,
     make: MakeWorker | None,
     cfg: DictConfig,
@@ -40,7 +40,7 @@ def work_through(
         bar: moved on by the steps of all.
 
     Raises:
-        CleanError: if a process fails.
+        UserError: if a process fails.
     """
     if len(devices) == 1 or not tasks:
         for task in tasks:
@@ -50,7 +50,7 @@ def work_through(
     results, steps = context.Queue(), context.Value("q", 0)
     shared = (make, cfg, tasks, devices, results, steps)
     # with join=False, a process that fails ends the others, and its traceback comes with the error
-    with interrupts.waiting():
+    with interrupts.block_sigint():
         workers = mp.start_processes(_work, shared, len(devices), join=False, start_method="spawn")
     done: dict[int, Any] = {}
     try:
@@ -61,7 +61,7 @@ def work_through(
                 except queue.Empty:
                     workers.join(timeout=0)
                 else:
-                    if isinstance(result, CleanError):
+                    if isinstance(result, UserError):
                         raise result
                     done[finished] = result
                 bar.update(steps.value - bar.n)
@@ -69,7 +69,7 @@ def work_through(
     except ProcessException as error:
         if cfg.debug:
             raise
-        raise CleanError(f"a process has failed: {str(error).strip().splitlines()[-1]}") from error
+        raise UserError(f"a process has failed: {str(error).strip().splitlines()[-1]}") from error
     finally:
         for process in workers.processes:
             process.kill()
@@ -87,7 +87,7 @@ def _work(
     """What one process does: the tasks rank, rank + n, ..., of n processes."""
     # An interrupt, which torch also sends when the parent is killed, ends this process without a word.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    interrupts.heed()
+    interrupts.unblock_sigint()
     n = len(devices)
     share_cores(n)
 
@@ -99,5 +99,5 @@ def _work(
         worker = make(cfg, devices[rank])
         for number in range(rank, len(tasks), n):
             results.put((number, worker(tasks[number], on_step)))
-    except CleanError as error:
+    except UserError as error:
         results.put((rank, error))

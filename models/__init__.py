@@ -2,9 +2,9 @@
 
 from models.compiled import compile_network, compiled
 from models.create import create_model
+from models.io.pretrained import load_denoiser, load_pretrained
 from models.layers import ScoreNetwork, recompute_activations
 from models.precision import in_precision
-from models.pretrained import load_denoiser, load_pretrained
 
 __all__ = [
     "ScoreNetwork",

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from errors import InputError
 from models.layers import (
     Block,
     PixelAttention,
@@ -23,6 +22,7 @@ from models.layers import (
     upsample,
     zero_init,
 )
+from utils.errors import InputError
 
 EPS = 1e-5  # of every group normalisation
 CHANNELS_PER_HEAD = 64

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from errors import InputError
+from utils.errors import InputError
 
 FEWEST = 16  # rows: for fewer, torch chooses other convolutions on a CPU, and one alone is a case of its own
 

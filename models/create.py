@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
-from checks import OneOf, did_you_mean
-from errors import InputError
 from models.adm import ADM
 from models.ddpmpp import DDPMpp
 from models.layers import ScoreNetwork
 from models.vdm import VDM
+from utils.checks import OneOf, did_you_mean
+from utils.errors import InputError
 
 NETWORKS: dict[str, type[ScoreNetwork]] = {"ddpmpp": DDPMpp, "vdm": VDM, "adm": ADM}
 

@@ -8,8 +8,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from downloads import DownloadError, fetch_folder, google_drive
-from errors import ArgumentParser, CleanError, printable
+from utils.downloads import DownloadError, fetch_folder, google_drive
+from utils.errors import ArgumentParser, UserError, printable
 
 IDS = {
     "cifar10": "1AYPr0R8-3CssADBfYYSi1JuYaVrpLkTm",
@@ -27,7 +27,7 @@ def download(name: str, folder: Path, mirror: str | None = None) -> Path:
         mirror: address of a folder with NAME.tar.gz, instead of the published place.
 
     Raises:
-        CleanError: if the archive cannot be had or is not what it should be; ``folder``/``name`` is not made then.
+        UserError: if the archive cannot be had or is not what it should be; ``folder``/``name`` is not made then.
     """
     target = folder / name
     if target.exists():
@@ -60,7 +60,7 @@ def main() -> None:
     for name in options.names or IDS:
         try:
             download(name, options.to, options.mirror)
-        except (CleanError, OSError) as error:
+        except (UserError, OSError) as error:
             failures.append(f"{name}: {error}")
     if failures:
         sys.exit("\n".join(map(printable, failures)))

@@ -17,11 +17,11 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
 from torch import nn
 
-from checks import plain
-from errors import ArgumentParser, CleanError, InputError, printable
-from models.files import digest, find_checkpoint, load_config, named_checkpoint, read_checkpoint
-from models.pretrained import Weights, build_shapes, read_weights
-from models.published import published_tensors, to_published
+from models.io.files import digest, find_checkpoint, load_config, named_checkpoint, read_checkpoint
+from models.io.pretrained import Weights, build_shapes, read_weights
+from models.io.published import published_tensors, to_published
+from utils.checks import plain
+from utils.errors import ArgumentParser, InputError, UserError, printable
 
 # What the published code expects of the gradient scaler that it always had for ADM: the state of a new one.
 NEW_SCALER = {
@@ -136,7 +136,7 @@ def main() -> None:
     options = parser.parse_args()
     try:
         export(options.run_dir, options.out, options.format, options.ckpt)
-    except (CleanError, OSError) as error:
+    except (UserError, OSError) as error:
         sys.exit(printable(str(error)))
     print(printable(f"wrote {options.out}"))
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from errors import InputError
+from utils.errors import InputError
 
 # A linear map or a convolution, with a bias
 Weighted = TypeVar("Weighted", nn.Linear, nn.Conv2d)

@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from errors import InputError
 from models.layers import (
     Block,
     PixelAttention,
@@ -18,6 +17,7 @@ from models.layers import (
     group_norm,
     zero_init,
 )
+from utils.errors import InputError
 
 EPS = 1e-6  # of every group normalisation
 

@@ -6,15 +6,15 @@ from typing import Any
 
 from torch import Tensor
 
-from checks import did_you_mean
-from errors import InputError
 from sampling.base import Sampler, Samples, check_known
-from sampling.denoising import Denoised, posterior_mean
+from sampling.denoising import WithDenoiser, posterior_mean
 from sampling.few_steps import Heun, Multistep
 from sampling.guidance import guided_score
 from sampling.ode import ProbabilityFlow
 from sampling.pc import PredictorCorrector
 from sde import ReflectedVE
+from utils.checks import did_you_mean
+from utils.errors import InputError
 
 __all__ = [
     "Heun",
@@ -56,8 +56,8 @@ def create_sampler(
         if denoise is None:
             raise InputError("sampling.denoiser=network: say which in denoiser_path, a key of run_vis.py")
         given.pop("denoiser", None)
-        return Denoised(METHODS[method](sde, **given), lambda _, x: denoise(x), nfe=0)
+        return WithDenoiser(METHODS[method](sde, **given), lambda _, x: denoise(x), nfe=0)
     sampler = METHODS[method](sde, **given)
     if denoiser == "mean" and method != "pc":  # whose last step can leave out its noise
-        return Denoised(sampler, lambda score_fn, x: posterior_mean(score_fn, x, sde.sigma_min), nfe=1)
+        return WithDenoiser(sampler, lambda score_fn, x: posterior_mean(score_fn, x, sde.sigma_min), nfe=1)
     return sampler

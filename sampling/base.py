@@ -7,8 +7,8 @@ from typing import Protocol
 import torch
 from torch import Generator, Tensor
 
-from checks import OneOf
-from errors import InputError
+from utils.checks import OneOf
+from utils.errors import InputError
 
 ScoreFn = Callable[[Tensor, Tensor], Tensor]
 TRAJECTORY_IMAGES = 8  # how many images a trajectory follows, the first ones of the batch

@@ -20,13 +20,13 @@ def posterior_mean(score_fn: ScoreFn, x: Tensor, sigma: float) -> Tensor:
     return (x + sigma**2 * score_fn(x, x.new_full((len(x),), sigma))).clamp(0.0, 1.0)
 
 
-def without_noise(net: Callable[[Tensor, Tensor], Tensor], x: Tensor) -> Tensor:
+def apply_published_denoiser(net: Callable[[Tensor, Tensor], Tensor], x: Tensor) -> Tensor:
     """What the published denoiser makes of samples: x - net(x, 1e-5), a network that was trained to see the noise."""
     return (x - net(x, x.new_full((len(x),), PUBLISHED_LEVEL))).clamp(0.0, 1.0)
 
 
 @dataclass(frozen=True)
-class Denoised:
+class WithDenoiser:
     """A sampler followed by ``denoise``(score_fn, samples), which calls the score ``nfe`` times."""
 
     sampler: Sampler

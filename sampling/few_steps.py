@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor
 
 from sampling.base import Progress, Samples, ScoreFn, check_count, check_trajectory
-from sampling.unfolded import noise_levels, unfolded_score
+from sampling.folding import karras_sigmas, unfolded_score
 from sde import ReflectedVE, cube
 
 DEFAULT_STEPS = 20
@@ -21,7 +21,7 @@ DEFAULT_STEPS = 20
 
 @dataclass(frozen=True)
 class _FewSteps:
-    """Fixed steps between ``noise_levels``, the same for every image.
+    """Fixed steps between ``karras_sigmas``, the same for every image.
 
     Args:
         sde: the process.
@@ -64,7 +64,7 @@ class _FewSteps:
         progress = Progress(self.num_steps, self.trajectory, x_init, on_step)
         step = self._stepper(field)
         y = x_init
-        for i, (sigma, following) in enumerate(itertools.pairwise(noise_levels(self.sde, self.num_steps)), start=1):
+        for i, (sigma, following) in enumerate(itertools.pairwise(karras_sigmas(self.sde, self.num_steps)), start=1):
             y = step(y, sigma, following)
             progress.step(i, cube.reflect(y))
         return Samples(cube.reflect(y), nfe, progress.trajectory)

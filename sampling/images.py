@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor, uint8
 
-from errors import CleanError
+from utils.errors import UserError
 
 MIN_TILE = 40  # pixels; smaller images are enlarged in a grid so that a person can read them
 GAP, GREY = 2, 128  # between the tiles of a grid
@@ -18,10 +18,10 @@ def to_uint8(x: Tensor) -> np.ndarray:
     """Images in [0, 1], (..., C, H, W), to the nearest of 256 levels, uint8 (..., H, W, C).
 
     Raises:
-        CleanError: if a value is not finite.
+        UserError: if a value is not finite.
     """
     if not x.isfinite().all():
-        raise CleanError("the samples are not finite: try a smaller w, or more sampling.steps")
+        raise UserError("the samples are not finite: try a smaller w, or more sampling.steps")
     levels = (x.detach().clamp(0.0, 1.0) * 255.0).round().to(uint8)
     return levels.movedim(-3, -1).cpu().numpy()
 

@@ -8,17 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from checks import did_you_mean
-from errors import InputError
 from sampling.guidance import NULL_LABEL
-from seeds import Stream, derived_seed
+from utils.checks import did_you_mean
+from utils.errors import InputError
+from utils.seeds import Stream, derived_seed
 
 Label = int | str | Sequence[int | str] | None
 
 log = logging.getLogger(__name__)
 
 
-def check_labels(label: Label, w: float, num_classes: int, names: Sequence[str] = ()) -> list[int]:
+def resolve_labels(label: Label, w: float, num_classes: int, names: Sequence[str] = ()) -> list[int]:
     """The classes that ``label`` names, a class or a list of them; none for None, which means random classes.
 
     Args:
@@ -47,7 +47,7 @@ def check_labels(label: Label, w: float, num_classes: int, names: Sequence[str] 
 
 
 def _number(value: object, num_classes: int, names: Sequence[str]) -> int:
-    """Return the number of the class that ``value`` names, see ``check_labels``."""
+    """Return the number of the class that ``value`` names, see ``resolve_labels``."""
     if isinstance(value, str) and value in names:
         return list(names).index(value)
     if type(value) is not int or not NULL_LABEL <= value < num_classes:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from errors import InputError
 from sampling.base import TRAJECTORY_IMAGES, Samples, ScoreFn, check_trajectory
-from sampling.dormand_prince import REPORTS, SMALLEST_STEP, Step, integrate
-from sampling.unfolded import unfolded_score
+from sampling.dopri5 import REPORTS, SMALLEST_STEP, Step, odeint
+from sampling.folding import unfolded_score
 from sde import ReflectedVE, cube
+from utils.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class ProbabilityFlow:
         """Carry ``x_init`` from sigma_max to sigma_min (arguments as for ``Sampler``; the flow has no noise).
 
         Raises:
-            CleanError: if the score is not finite.
+            UserError: if the score is not finite.
         """
         per_image = (-1,) + (1,) * (x_init.ndim - 1)
 
@@ -85,11 +85,11 @@ class ProbabilityFlow:
 
         y = self.side_eps + (1.0 - 2.0 * self.side_eps) * x_init if self.side_eps else x_init
         if not self.trajectory:
-            y, evaluations = integrate(field, y, self.rtol, self.atol, on_step)
+            y, evaluations = odeint(field, y, self.rtol, self.atol, on_step)
             return Samples(cube.reflect(y), int(evaluations.max()))
         marks = torch.linspace(0.0, 1.0, self.trajectory, dtype=torch.float64, device=y.device)
         followed = y[None, :TRAJECTORY_IMAGES].repeat(self.trajectory, *[1] * y.ndim)
-        y, evaluations = integrate(field, y, self.rtol, self.atol, on_step, lambda step: _follow(followed, marks, step))
+        y, evaluations = odeint(field, y, self.rtol, self.atol, on_step, lambda step: _follow(followed, marks, step))
         samples = cube.reflect(y)
         followed[-1] = samples[:TRAJECTORY_IMAGES]
         return Samples(samples, int(evaluations.max()), followed)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from errors import InputError
 from sampling.base import Progress, Samples, ScoreFn, check_count, check_known, check_trajectory, standard_normal
-from sampling.unfolded import noise_levels
+from sampling.folding import karras_sigmas
 from sde import ReflectedVE, cube
+from utils.errors import InputError
 
 BOUNDARIES = {"reflect": cube.reflect, "clip": lambda x: x.clamp(0.0, 1.0)}
 
@@ -28,7 +28,7 @@ class PredictorCorrector:
         steps: predictor steps; None for ``sde.num_scales``.
         predictor: ``euler_maruyama``: u = v, noise levels equidistant in log sigma (in t) from sigma_max to sigma_min.
             ``ancestral``: u = v sigma_{i+1}^2 / sigma_i^2, the exact transition to a point of the data if the score
-            leads to one, at ``noise_levels``: for few steps.
+            leads to one, at ``karras_sigmas``: for few steps.
         corrector: ``none``, or ``langevin``: before each predictor step, ``n_steps_each`` steps
             x + e score + sqrt(2 e) z with e = 2 (snr sigma)^2. This is the rule of Song et al. (2021) with the
             ratio of norms |z| / |score| replaced by sigma, its value for a Gaussian: near t = 1 the score
@@ -81,7 +81,7 @@ class PredictorCorrector:
         """Carry ``x_init`` from sigma_max to sigma_min (arguments as for ``Sampler``)."""
         n, ancestral = self.num_steps, self.predictor == "ancestral"
         if ancestral:
-            sigmas = noise_levels(self.sde, n)
+            sigmas = karras_sigmas(self.sde, n)
         else:
             sigmas = self.sde.sigma(torch.linspace(1.0, 0.0, n + 1, dtype=torch.float64)).tolist()
         into_cube = BOUNDARIES[self.boundary]

@@ -46,7 +46,7 @@ SWITCH = 0.4  # sigma at which the image sum hands over to the cosine series
 # Up to which sigma so many terms do, pairs of images below SWITCH and cosines from there on.
 BOUNDS = (0.2, SWITCH, 0.75, math.inf)
 TERMS = {torch.float32: (2, 3, 4, 2), torch.float64: (3, 4, 6, 3)}
-ASKED = ("cpu",)  # devices that say at once what sigma is
+SYNC_FREE_DEVICES = ("cpu",)  # devices that say at once what sigma is
 # Numbers evaluated at once: on a CPU what its caches hold, on a GPU enough to hide the launch of a kernel.
 CPU_CHUNK, GPU_CHUNK = 2**16, 2**22
 NORMAL_RANGE, NORMAL_STEP = 8.5, 0.125  # of the trapezoidal rule over a normal number
@@ -79,7 +79,7 @@ def log_density(x: Tensor, x0: Tensor, sigma: Tensor | float) -> Tensor:
     Returns:
         Natural logarithms, in the broadcast shape of ``x`` and ``x0``.
     """
-    return _by_rows(_log_density_by_images, _log_density_by_series, x, x0, sigma)
+    return _dispatch_by_sigma(_log_density_by_images, _log_density_by_series, x, x0, sigma)
 
 
 def score(x: Tensor, x0: Tensor, sigma: Tensor | float) -> Tensor:
@@ -87,10 +87,10 @@ def score(x: Tensor, x0: Tensor, sigma: Tensor | float) -> Tensor:
 
     Arguments as for ``log_density``. Exact also where the density itself would underflow.
     """
-    return _by_rows(_score_by_images, _score_by_series, x, x0, sigma)
+    return _dispatch_by_sigma(_score_by_images, _score_by_series, x, x0, sigma)
 
 
-def negentropy(x0: Tensor, sigma: float) -> Tensor:
+def kl_to_uniform(x0: Tensor, sigma: float) -> Tensor:
     """E[log p(x | x0, sigma)] for x ~ p(. | x0, sigma), elementwise: the divergence of the kernel from the uniform law.
 
     With x = reflect(x0 + sigma z) the logarithm is a smooth function of the normal number z, so that the trapezoidal
@@ -111,7 +111,7 @@ def negentropy(x0: Tensor, sigma: float) -> Tensor:
     return total[index].to(x0.dtype)
 
 
-def _by_rows(images: Form, series: Form, x: Tensor, x0: Tensor, sigma: Tensor | float) -> Tensor:
+def _dispatch_by_sigma(images: Form, series: Form, x: Tensor, x0: Tensor, sigma: Tensor | float) -> Tensor:
     """``images`` where sigma is below ``SWITCH``, else ``series``; temporaries stay small beside the batch.
 
     A CPU evaluates each image in the form and with the terms that it needs, a few at a time. A GPU would have to be
@@ -122,17 +122,17 @@ def _by_rows(images: Form, series: Form, x: Tensor, x0: Tensor, sigma: Tensor | 
     sigma = _per_image(sigma, x)
     x, x0, _ = torch.broadcast_tensors(x, x0, sigma)
     if torch.compiler.is_compiling():
-        return _both(images, series, x, x0, sigma)
+        return _evaluate_both_forms(images, series, x, x0, sigma)
     sigma = sigma.expand(len(x), *[1] * (x.ndim - 1))
     work: list[tuple[Callable[..., Tensor], Tensor]]
-    if x.device.type in ASKED:
+    if x.device.type in SYNC_FREE_DEVICES:
         bounds = torch.tensor(BOUNDS[:-1], dtype=sigma.dtype)
         kind = torch.bucketize(sigma.detach().reshape(-1).contiguous(), bounds, right=True)
         forms = zip((images, images, series, series), TERMS[x.dtype], strict=True)
         work = [(partial(form, terms=n), (kind == k).nonzero().flatten()) for k, (form, n) in enumerate(forms)]
         numbers = CPU_CHUNK
     else:
-        work = [(partial(_both, images, series), torch.arange(len(x), device=x.device))]
+        work = [(partial(_evaluate_both_forms, images, series), torch.arange(len(x), device=x.device))]
         numbers = GPU_CHUNK
     out = x.new_empty(x.shape)
     for form, rows in work:
@@ -141,7 +141,7 @@ def _by_rows(images: Form, series: Form, x: Tensor, x0: Tensor, sigma: Tensor | 
     return out
 
 
-def _both(images: Form, series: Form, x: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
+def _evaluate_both_forms(images: Form, series: Form, x: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
     """Both forms of every image, each where it converges, with the terms that do everywhere there."""
     _, pairs, cosines, _ = TERMS[x.dtype]
     by_images, by_series = (

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from errors import InputError
+from utils.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,11 @@ def main() -> None:
     import matplotlib.figure
     import torch.utils.tensorboard
 
+    import cli.launch
     import evaluation.evaluate
-    import training.launch
     import training.loop  # imported once, for all
 
-    assert evaluation.evaluate and matplotlib.figure and torch.utils.tensorboard and training.launch and training.loop
+    assert evaluation.evaluate and matplotlib.figure and torch.utils.tensorboard and cli.launch and training.loop
 
     for line in sys.stdin:
         request = json.loads(line)

@@ -43,7 +43,7 @@ class FinitePoints:
         """How many binomial standard errors the shares of ``x`` are from the weights, (K,)."""
         return (self.shares(x) - self.weights) / (self.weights * (1 - self.weights) / len(x)).sqrt()
 
-    def spread(self, x: Tensor) -> float:
+    def dequantize(self, x: Tensor) -> float:
         """Root mean square distance of samples (B, D) from the nearest point, per coordinate."""
         nearest = self.points[torch.cdist(x, self.points).argmin(1)]
         return (x - nearest).square().mean().sqrt().item()

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from errors import InputError, TrainingError
 from models import ScoreNetwork
-from models.files import check_whole, checkpoint_numbers, read_checkpoint
-from models.pretrained import check_finite
+from models.io.files import check_whole, checkpoint_numbers, read_checkpoint
+from models.io.pretrained import check_finite
 from training.ema import EMA
 from training.optimizer import load_optimizer
+from utils.errors import InputError, TrainingError
 
 log = logging.getLogger(__name__)
 

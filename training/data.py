@@ -6,42 +6,42 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
-from datasets import Batches, Images, load_configured, one_look
-from errors import printable
+from datasets import ImageDataset, Loader, load_configured, one_look
 from sampling.images import save_grid, to_uint8
-from training.processes import World
+from utils.distributed import Distributed
+from utils.errors import printable
 
 log = logging.getLogger(__name__)
 
 SHOWN = 64  # images in the grid
 
 
-def load_split(cfg: DictConfig, train: bool, world: World) -> Images:
+def load_split(cfg: DictConfig, train: bool, distributed: Distributed) -> ImageDataset:
     """The training or the held-out split of the data set that ``cfg`` names.
 
     Process 0 goes first, so that one alone downloads or packs.
     """
 
-    def load() -> Images:
+    def load() -> ImageDataset:
         return load_configured(cfg.data, train, cfg.dataroot, cfg.data.get("root"))
 
     loaded = []
-    world.on_first(lambda: loaded.append(load()))
+    distributed.run_on_main(lambda: loaded.append(load()))
     return loaded[0] if loaded else load()
 
 
-def load_splits(cfg: DictConfig, world: World) -> tuple[Images, Images]:
+def load_splits(cfg: DictConfig, distributed: Distributed) -> tuple[ImageDataset, ImageDataset]:
     """The training and the held-out split; see ``load_split``."""
     with one_look():
-        return load_split(cfg, True, world), load_split(cfg, False, world)
+        return load_split(cfg, True, distributed), load_split(cfg, False, distributed)
 
 
-def prepare_data(cfg: DictConfig) -> None:
+def prepare_dataset(cfg: DictConfig) -> None:
     """Download and pack the data set that ``cfg`` names, as far as that was not done yet."""
-    load_splits(cfg, World(torch.device("cpu")))
+    load_splits(cfg, Distributed(torch.device("cpu")))
 
 
-def show_data(images: Images, held_out: Images, batches: Batches, folder: Path) -> None:
+def show_data(images: ImageDataset, held_out: ImageDataset, batches: Loader, folder: Path) -> None:
     """Log what the data set is, and save the first images of the first batch as ``folder``/data.png."""
     counts = images.labels.bincount(minlength=images.num_classes)
     shape = " x ".join(map(str, images.pixels.shape[1:]))

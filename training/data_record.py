@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from datasets import Images
-from errors import InputError, replacing
+from datasets import ImageDataset
+from utils.errors import InputError, replacing
 
 log = logging.getLogger(__name__)
 
@@ -16,7 +16,7 @@ NAMED = 5  # differences between classes that a message lists
 LARGEST = 2**24  # bytes of a record
 
 
-def describe_data(images: Images, held_out: Images) -> dict[str, Any]:
+def describe_data(images: ImageDataset, held_out: ImageDataset) -> dict[str, Any]:
     """What is remembered of a data set: its classes, and of each split how many images and which.
 
     Args:

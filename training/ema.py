@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from errors import InputError
 from models import ScoreNetwork
+from utils.errors import InputError
 
 
 class EMA:

@@ -13,8 +13,8 @@ import numpy as np
 from omegaconf import DictConfig
 from PIL import Image
 
-from checks import plain
-from errors import InputError, writing
+from utils.checks import plain
+from utils.errors import InputError, writing
 
 
 class Logger(Protocol):
@@ -30,7 +30,7 @@ class Logger(Protocol):
         """Write what is still to be written."""
 
 
-class NoLogger:
+class NullLogger:
     """Nothing but the files of the run."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -135,7 +135,7 @@ def open_logger(cfg: DictConfig, run_dir: Path, step: int) -> Logger:
     """What ``logger`` of the configuration asks for, of the run in ``run_dir`` that goes on at ``step``."""
     if cfg.logger.name == "tensorboard":
         return TensorBoard(run_dir, step)
-    return WandB(cfg, run_dir) if cfg.logger.name == "wandb" else NoLogger()
+    return WandB(cfg, run_dir) if cfg.logger.name == "wandb" else NullLogger()
 
 
 def watched_by(cfg: DictConfig, run_dir: Path) -> str | None:

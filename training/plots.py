@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from errors import replacing
+from utils.errors import replacing
 
 
 def draw_losses(entries: Sequence[dict[str, Any]], path: Path) -> None:

@@ -8,10 +8,10 @@ from typing import cast
 import yaml
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from errors import InputError, replacing
-from locks import exclusive
-from models.files import load_config
-from models.published import is_published
+from models.io.files import load_config
+from models.io.published import is_published
+from utils.errors import InputError, replacing
+from utils.locks import exclusive
 
 IDENTITY = ("model", "data", "sde", "seed", "optim.optimizer")  # a change of these would make it another run
 # What a run writes after its configuration: without one it is of something else, over which nothing may be written.

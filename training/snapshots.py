@@ -6,14 +6,14 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from errors import replacing, writing
 from models import ScoreNetwork, in_precision
 from sampling import create_sampler, guided_score
 from sampling.images import save_grid, save_trajectory, to_uint8
 from sde import ReflectedVE
-from seeds import image_generators
-from training.processes import World
-from training.signals import StopSignals
+from utils.distributed import Distributed
+from utils.errors import replacing, writing
+from utils.seeds import image_generators
+from utils.signals import StopSignals
 
 
 class _StoppedError(Exception):
@@ -21,14 +21,14 @@ class _StoppedError(Exception):
 
 
 def draw_samples(
-    network: ScoreNetwork, sde: ReflectedVE, cfg: DictConfig, world: World, stop: StopSignals, folder: Path
+    network: ScoreNetwork, sde: ReflectedVE, cfg: DictConfig, distributed: Distributed, stop: StopSignals, folder: Path
 ) -> None:
     """Draw ``eval.batch_size`` images, one class after the other, to ``sample_0.png`` and ``sample_0.npy``.
 
     The processes share the images. After a signal nothing is written.
     """
-    own = range(cfg.eval.batch_size)[world.share(cfg.eval.batch_size)]
-    parts = world.gather(_draw(network, sde, cfg, world.device, stop, own) if own else ())
+    own = range(cfg.eval.batch_size)[distributed.local_slice(cfg.eval.batch_size)]
+    parts = distributed.gather(_draw(network, sde, cfg, distributed.device, stop, own) if own else ())
     if parts is None or None in parts:
         return
     drawn = [part for part in parts if part]

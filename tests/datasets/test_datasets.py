@@ -6,8 +6,8 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from datasets import Batches, load_images
-from errors import InputError
+from datasets import Loader, load_images
+from utils.errors import InputError
 
 
 def digits(train):
@@ -91,8 +91,8 @@ def test_cifar10_that_cannot_be_had_says_what_to_place_where(tmp_path, monkeypat
 
 def test_batches_scale_by_the_levels_and_keep_labels_with_images():
     data = digits(True)
-    x0, labels = Batches(data, 64, seed=0, device="cpu")(0)
-    index = Batches(data, 64, seed=0, device="cpu").indices(0)
+    x0, labels = Loader(data, 64, seed=0, device="cpu")(0)
+    index = Loader(data, 64, seed=0, device="cpu").indices(0)
     assert x0.dtype == torch.float32 and x0.max() == 1.0 and x0.min() == 0.0
     assert torch.equal((x0 * 16).round().to(torch.uint8), data.pixels[index])
     assert torch.equal(labels, data.labels[index])
@@ -100,23 +100,23 @@ def test_batches_scale_by_the_levels_and_keep_labels_with_images():
 
 def test_the_order_is_a_function_of_seed_and_step_and_every_epoch_is_a_permutation():
     data = load_images("fake", False, image_size=2, num_channels=1, num_classes=2)
-    batches = Batches(data, 100, seed=7, device="cpu")
+    batches = Loader(data, 100, seed=7, device="cpu")
     stream = np.concatenate([batches.indices(k) for k in range(64)])  # 25 epochs of 256
     for epoch in stream.reshape(25, 256):
         assert sorted(epoch) == list(range(256))
     assert not np.array_equal(stream[:256], stream[256:512])
-    fresh = Batches(data, 100, seed=7, device="cpu")
+    fresh = Loader(data, 100, seed=7, device="cpu")
     for k in (50, 3, 2, 51):
         np.testing.assert_array_equal(fresh.indices(k), stream[100 * k : 100 * (k + 1)])
-    assert not np.array_equal(Batches(data, 100, seed=8, device="cpu").indices(0), stream[:100])
-    small = Batches(data, 600, seed=7, device="cpu")  # more than two epochs in a batch
+    assert not np.array_equal(Loader(data, 100, seed=8, device="cpu").indices(0), stream[:100])
+    small = Loader(data, 600, seed=7, device="cpu")  # more than two epochs in a batch
     np.testing.assert_array_equal(small.indices(1), stream[600:1200])
 
 
 def test_flips_mirror_about_half_of_the_images():
     data = load_images("fake", True, image_size=4, num_channels=1, num_classes=2)
     torch.manual_seed(0)
-    plain, flipped = (Batches(data, 1024, 0, "cpu", random_flip=flip)(0)[0] for flip in (False, True))
+    plain, flipped = (Loader(data, 1024, 0, "cpu", random_flip=flip)(0)[0] for flip in (False, True))
     same = (plain == flipped).flatten(1).all(1)
     mirrored = (plain.flip(-1) == flipped).flatten(1).all(1)
     assert torch.all(same ^ mirrored)

@@ -20,17 +20,17 @@ from datasets import load_images
 from datasets.decode import read_image
 from datasets.find import find_images, scan_folder
 from datasets.folders import natural_order
-from errors import InputError, printable
 from models import load_pretrained
 from models.export import export
-from models.files import load_config
+from models.io.files import load_config
 from sampling.images import grid, save_each
-from sampling.labels import check_labels
+from sampling.labels import resolve_labels
 from tests.conftest import TINY, tiny_config
 from training.loop import train
-from training.processes import World
+from utils.distributed import Distributed
+from utils.errors import InputError, printable
 
-CPU = World(torch.device("cpu"))
+CPU = Distributed(torch.device("cpu"))
 
 
 def save(path, value=0):
@@ -224,15 +224,15 @@ def test_the_run_records_the_names_of_its_classes_and_labels_go_by_them(tmp_path
 
 def test_labels_of_a_run_whose_names_are_numbers(caplog):
     names = ["1", "2", "3"]
-    assert check_labels(["1", 1, -1], 0, 3, names) == [0, 1, -1]
+    assert resolve_labels(["1", 1, -1], 0, 3, names) == [0, 1, -1]
     assert "label=1: class number 1 is called 2; label='\"1\"' is the one called so" in caplog.text
     with pytest.raises(InputError, match=r"label=3: .* called 1, 2, 3; label='\"3\"' is the one called so"):
-        check_labels(3, 0, 3, names)
-    assert check_labels("cat", 0, 2, ["dog", "cat"]) == [1]
+        resolve_labels(3, 0, 3, names)
+    assert resolve_labels("cat", 0, 2, ["dog", "cat"]) == [1]
     with pytest.raises(InputError, match=r"label=cat: the classes of this network are 0 to 2, -1 for none$"):
-        check_labels("cat", 0, 3, ["dog", "cat"])  # names of another number of classes are none
+        resolve_labels("cat", 0, 3, ["dog", "cat"])  # names of another number of classes are none
     with pytest.raises(InputError, match=r"label=True: the classes"):
-        check_labels(True, 0, 2, ["dog", "cat"])
+        resolve_labels(True, 0, 2, ["dog", "cat"])
 
 
 def test_classes_whose_names_the_command_line_reads_as_values(caplog):
@@ -240,7 +240,7 @@ def test_classes_whose_names_the_command_line_reads_as_values(caplog):
 
     def typed(text):
         overrides = OverridesParser.create().parse_override(f"label={text}")
-        return check_labels(overrides.value(), 0, len(names), names)
+        return resolve_labels(overrides.value(), 0, len(names), names)
 
     for name in ("true", "False", "1e3", "NaN"):
         with pytest.raises(InputError, match=rf"called true, .*, cat; label='\"{name}\"' is the one called so$"):
@@ -251,9 +251,9 @@ def test_classes_whose_names_the_command_line_reads_as_values(caplog):
     assert caplog.messages == ["label=null: random classes are drawn; label='\"null\"' is the one called so"]
     assert [typed(f"'{name}'")[0] for name in names] == list(range(6))
     with pytest.raises(InputError, match=r"cat, True; label='\"true\"' or label='\"True\"' is the one called so$"):
-        check_labels(True, 0, 3, ["true", "cat", "True"])
+        resolve_labels(True, 0, 3, ["true", "cat", "True"])
     caplog.clear()
-    assert check_labels(None, 0, 0) == check_labels(None, 0, 3, ["a", "b", "None"]) == [] and not caplog.text
+    assert resolve_labels(None, 0, 0) == resolve_labels(None, 0, 3, ["a", "b", "None"]) == [] and not caplog.text
 
 
 def test_a_run_from_before_names_were_recorded_keeps_its_numbers(tmp_path):
@@ -558,7 +558,7 @@ def test_the_background_is_an_option_and_said_once(tmp_path, caplog):
     ],
 )
 def test_options_of_a_folder_are_checked(tmp_path, option, message):
-    from schema import check_train
+    from utils.schema import check_train
 
     with pytest.raises(InputError) as caught:
         check_train(tiny_config("data=folder", "data.root=x", option), 1)

@@ -13,9 +13,9 @@ import scipy.io
 from PIL import Image
 
 from datasets.compile_imagenet64 import compile_imagenet, read_truth
-from errors import InputError
-from locks import exclusive
 from tests.conftest import ROOT, environment
+from utils.errors import InputError
+from utils.locks import exclusive
 
 RNG = np.random.default_rng(0)
 IDS = ["n01440764", "n01443537", "n02979186"]

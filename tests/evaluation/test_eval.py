@@ -18,18 +18,18 @@ from omegaconf import open_dict
 from PIL import Image
 
 from datasets.images import digits
-from errors import InputError
-from evaluation import quality
-from evaluation.bits import BoundBits, FlowBits
+from evaluation import sample_quality
+from evaluation.bpd import ElboBPD, FlowBPD
 from evaluation.evaluate import Evaluation
 from evaluation.features import DigitFeatures, Inception, create_features, to_pixels
 from evaluation.output_dir import open_output
-from evaluation.parts import of_each
+from evaluation.parts import resumable_map
 from run_eval import FREE
-from schema import check_eval
 from tests.conftest import composed, tiny_config
 from training.loop import train
-from training.processes import World
+from utils.distributed import Distributed
+from utils.errors import InputError
+from utils.schema import check_eval
 
 CPU = torch.device("cpu")
 PROTOCOL = {"checkpoint": {"sha256": "of the test"}}
@@ -37,8 +37,8 @@ ALL = "metrics=[bpd,elbo,fid,kid,inception_score,precision_recall]"
 QUICK = [
     "metrics.bpd.rtol=1e-2",
     "metrics.bpd.atol=1e-2",
-    "metrics.elbo.times=4",
-    "metrics.drawn=30",
+    "metrics.elbo.num_times=4",
+    "metrics.num_images=30",
     "sampling.method=multistep",
     "sampling.steps=4",
     "eval.images=25",
@@ -51,7 +51,7 @@ QUICK = [
 def run_dir(tmp_path_factory):
     """A run of two steps on the digits."""
     path = tmp_path_factory.mktemp("eval") / "run"
-    train(tiny_config("training.snapshot_sampling=false"), path, World(CPU))
+    train(tiny_config("training.snapshot_sampling=false"), path, Distributed(CPU))
     return path
 
 
@@ -112,17 +112,17 @@ def test_an_evaluation_goes_on_where_it_stopped(run_dir, tmp_path):
         if len(calls) == 2:
             raise InterruptedError
         calls.append(images)
-        return FlowBits.__call__(bits, images, on_step)
+        return FlowBPD.__call__(bits, images, on_step)
 
     folder = tmp_path / "parts"
     with pytest.raises(InterruptedError):
-        of_each(folder, "bpd", two_parts, FlowBits, cfg, 25, 10, [CPU], bits.num_steps)
+        resumable_map(folder, "bpd", two_parts, FlowBPD, cfg, 25, 10, [CPU], bits.num_steps)
     assert calls == [range(10), range(10, 20)] and not (folder / "bpd.npz").exists()
 
     fresh = Evaluation(cfg, [CPU], PROTOCOL)
     computed = []
 
-    class Counting(FlowBits):
+    class Counting(FlowBPD):
         def __call__(self, images, on_step):
             computed.append(images)
             return super().__call__(images, on_step)
@@ -146,9 +146,9 @@ def test_a_compiled_network_has_the_same_bound(run_dir, tmp_path):
 
 @pytest.mark.slow(12)
 def test_bits_do_not_depend_on_batches_or_processes(run_dir, tmp_path):
-    cfg = eval_config(run_dir, "metrics.elbo.importance=true")
+    cfg = eval_config(run_dir, "metrics.elbo.importance_sampling=true")
     with open_dict(cfg):
-        for name in quality.METRICS:
+        for name in sample_quality.METRICS:
             del cfg.metrics[name]
     other = copy.deepcopy(cfg)
     other.eval.batch_size = 7
@@ -162,13 +162,13 @@ def test_bits_do_not_depend_on_batches_or_processes(run_dir, tmp_path):
 def test_a_network_that_knows_nothing_needs_the_bits_of_a_uniform_density(tmp_path):
     """With all weights 0 the score is 0 and the flow stands still."""
     run = tmp_path / "run"
-    train(tiny_config("training.snapshot_sampling=false", "data.dequantize=true"), run, World(CPU))
+    train(tiny_config("training.snapshot_sampling=false", "data.dequantize=true"), run, Distributed(CPU))
     path = run / "checkpoints/checkpoint_1.pth"
     checkpoint = torch.load(path, weights_only=True)
     for shadow in checkpoint["ema"]["shadow_params"]:
         shadow.zero_()
     torch.save(checkpoint, path)
-    options = ["metrics.bpd.rtol=1e-2", "metrics.elbo.times=30", "eval.images=100", "eval.batch_size=100"]
+    options = ["metrics.bpd.rtol=1e-2", "metrics.elbo.num_times=30", "eval.images=100", "eval.batch_size=100"]
     cfg = eval_config(run, *options, chosen="metrics=[bpd,elbo]")
     results = evaluate(cfg, tmp_path / "out")["metrics"]
     assert results["bpd"]["value"] == pytest.approx(np.log2(17), abs=1e-6)
@@ -179,7 +179,7 @@ def test_a_network_that_knows_nothing_needs_the_bits_of_a_uniform_density(tmp_pa
 
 
 def test_the_terms_of_the_bound_add_up(run_dir):
-    worker = BoundBits(eval_config(run_dir), CPU)
+    worker = ElboBPD(eval_config(run_dir), CPU)
     arrays = worker(range(5), lambda: None)
     np.testing.assert_allclose(arrays["bits"], arrays["data"] + arrays["diffusion"] + arrays["prior"])
     assert arrays["data"].min() > 0 and abs(arrays["prior"]).max() < 1e-12
@@ -195,11 +195,11 @@ CHOSEN = {
 
 def test_quality_of_real_digits_of_noise_and_of_one_class(tmp_path):
     features, real, held_out = DigitFeatures(), digits(train=True), digits(train=False)
-    known = quality.reference(real, "digits", features, tmp_path)
+    known = sample_quality.reference(real, "digits", features, tmp_path)
     pixels = to_pixels(held_out.pixels, 17)
 
     def of(samples):
-        results = quality.judge(*features(samples), known, CHOSEN, seed=0)
+        results = sample_quality.compute_metrics(*features(samples), known, CHOSEN, seed=0)
         return {name: result["value"] for name, result in results.items()}
 
     noise = of(np.random.default_rng(0).integers(0, 256, (300, 8, 8, 1), dtype=np.uint8))
@@ -210,7 +210,9 @@ def test_quality_of_real_digits_of_noise_and_of_one_class(tmp_path):
     assert noise["precision"] < 0.01 and noise["recall"] < 0.01
     assert threes["precision"] > 0.9 and threes["recall"] < 0.3
     assert good["inception_score"] > 6 > 1.5 > threes["inception_score"]
-    same = quality.judge(*features(to_pixels(real.pixels, 17)), known, {"fid": {}}, seed=0)["fid"]["value"]
+    same = sample_quality.compute_metrics(*features(to_pixels(real.pixels, 17)), known, {"fid": {}}, seed=0)["fid"][
+        "value"
+    ]
     assert same == pytest.approx(0, abs=1e-3)
     _, logits = features(pixels)
     assert (logits.argmax(1) == held_out.labels).float().mean() > 0.95
@@ -218,21 +220,21 @@ def test_quality_of_real_digits_of_noise_and_of_one_class(tmp_path):
 
 def test_statistics_are_those_of_all_images_and_are_kept(tmp_path, monkeypatch):
     features, real = DigitFeatures(), digits(train=True)
-    first = quality.reference(real, "digits", features, tmp_path)
+    first = sample_quality.reference(real, "digits", features, tmp_path)
     all_features = features(to_pixels(real.pixels, 17))[0].double().numpy()
     np.testing.assert_allclose(first.mean, all_features.mean(0), atol=1e-9)
     np.testing.assert_allclose(first.covariance, np.cov(all_features, rowvar=False), atol=1e-9)
     assert sorted(map(tuple, first.features.tolist())) == sorted(map(tuple, all_features.astype(np.float32).tolist()))
 
-    monkeypatch.setattr(quality, "_statistics", None)  # cannot be called
-    second = quality.reference(real, "digits", features, tmp_path)
+    monkeypatch.setattr(sample_quality, "_statistics", None)  # cannot be called
+    second = sample_quality.reference(real, "digits", features, tmp_path)
     assert np.array_equal(first.mean, second.mean) and torch.equal(first.features, second.features)
     monkeypatch.undo()
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:-1])
-    third = quality.reference(real, "digits", features, tmp_path)
+    third = sample_quality.reference(real, "digits", features, tmp_path)
     assert np.array_equal(first.covariance, third.covariance)
-    assert quality.reference(digits(False), "digits", features, tmp_path).protocol != first.protocol
+    assert sample_quality.reference(digits(False), "digits", features, tmp_path).protocol != first.protocol
 
 
 def test_images_drawn_before(tmp_path, run_dir):
@@ -242,12 +244,15 @@ def test_images_drawn_before(tmp_path, run_dir):
     folder.mkdir()
     for i, image in enumerate(pixels):
         Image.fromarray(image[..., 0]).save(folder / f"{i:03d}.png")
-    both = [quality.read_samples(path, 8, 1) for path in (tmp_path / "drawn.npz", folder)]
+    both = [sample_quality.read_samples(path, 8, 1) for path in (tmp_path / "drawn.npz", folder)]
     assert np.array_equal(both[0], pixels) and np.array_equal(both[1], pixels)
-    cfg = eval_config(run_dir, f"metrics.samples={folder}", chosen="metrics=[fid]")
+    cfg = eval_config(run_dir, f"metrics.samples_path={folder}", chosen="metrics=[fid]")
     results = evaluate(cfg, tmp_path / "out")
-    expected = quality.judge(
-        *DigitFeatures()(pixels), quality.reference(digits(True), "digits", DigitFeatures(), tmp_path), {"fid": {}}, 0
+    expected = sample_quality.compute_metrics(
+        *DigitFeatures()(pixels),
+        sample_quality.reference(digits(True), "digits", DigitFeatures(), tmp_path),
+        {"fid": {}},
+        0,
     )
     assert results["metrics"]["fid"]["value"] == pytest.approx(expected["fid"]["value"], rel=1e-4)
     assert not (tmp_path / "out/images").exists()
@@ -301,7 +306,7 @@ def test_images_that_cannot_be_judged_are_named(tmp_path, make, message):
     path = tmp_path / "drawn"
     make(path)
     with pytest.raises(InputError, match=message) as refusal:
-        quality.read_samples(path, 8, 1)
+        sample_quality.read_samples(path, 8, 1)
     assert "\n" not in str(refusal.value)
 
 
@@ -312,7 +317,7 @@ def test_more_images_than_fit_into_memory_are_refused_before_they_are_read(tmp_p
     with pytest.raises(
         InputError, match=r"black\.npz cannot be read: 0\.0 GB are more than the memory of this machine"
     ):
-        quality.read_samples(tmp_path / "black.npz", 8, 1)
+        sample_quality.read_samples(tmp_path / "black.npz", 8, 1)
 
 
 def test_images_that_other_programs_drew(tmp_path, caplog):
@@ -323,12 +328,12 @@ def test_images_that_other_programs_drew(tmp_path, caplog):
     np.savez_compressed(tmp_path / "all.zip", np.asfortranarray(pixels))
     (tmp_path / "all.zip.npz").rename(tmp_path / "all")
     for path, part in (("a.npz", pixels[:10]), ("b.npz", pixels[10:20]), ("c.npy", pixels[20:]), ("all", pixels)):
-        assert np.array_equal(quality.read_samples(tmp_path / path, 8, 1), part)
+        assert np.array_equal(sample_quality.read_samples(tmp_path / path, 8, 1), part)
     os.mkfifo(tmp_path / "d.npz")
     (tmp_path / "e.npy").symlink_to(tmp_path / "nowhere")
     (tmp_path / "f.npy").symlink_to("/dev/zero")
     (tmp_path / "g.npz").symlink_to("b.npz")
-    assert np.array_equal(quality.read_samples(tmp_path, 8, 1), pixels)
+    assert np.array_equal(sample_quality.read_samples(tmp_path, 8, 1), pixels)
     assert f"4 of the arrays in {tmp_path} left out" in caplog.text
 
 
@@ -344,21 +349,21 @@ def test_a_folder_of_images_with_links_that_loop_pipes_and_devices(tmp_path, cap
     (folder / "gone.png").symlink_to(folder / "nowhere.png")
     (folder / "zero.png").symlink_to("/dev/zero")
     os.mkfifo(folder / "pipe.png")
-    assert np.array_equal(quality.read_samples(folder, 8, 1), pixels)
+    assert np.array_equal(sample_quality.read_samples(folder, 8, 1), pixels)
     for told in ("1 links that lead nowhere", "2 pipes, sockets or devices", "3 links to what is there already"):
         assert told in caplog.text
 
 
 def test_statistics_of_other_programs(run_dir, tmp_path):
     features = DigitFeatures()
-    known = quality.reference(digits(True), "digits", features, tmp_path)
+    known = sample_quality.reference(digits(True), "digits", features, tmp_path)
     np.savez(tmp_path / "edm.npz", mu=known.mean, sigma=known.covariance)
     np.savez_compressed(tmp_path / "pytorch_fid.npz", mu=known.mean.astype("f4"), sigma=known.covariance.astype("f4"))
     pixels = to_pixels(digits(False).pixels, 17)
     np.savez(tmp_path / "drawn.npz", pixels)
-    expected = quality.judge(*features(pixels), known, {"fid": {}}, 0)["fid"]["value"]
+    expected = sample_quality.compute_metrics(*features(pixels), known, {"fid": {}}, 0)["fid"]["value"]
     for name in ("edm", "pytorch_fid"):
-        options = [f"metrics.samples={tmp_path / 'drawn.npz'}", f"metrics.reference={tmp_path / name}.npz"]
+        options = [f"metrics.samples_path={tmp_path / 'drawn.npz'}", f"metrics.reference={tmp_path / name}.npz"]
         cfg = eval_config(run_dir, *options, "dataroot=/nowhere", chosen="metrics=[fid,inception_score]")
         check_eval(cfg)
         evaluation = Evaluation(cfg, [CPU], PROTOCOL)
@@ -396,7 +401,7 @@ def test_statistics_of_other_programs(run_dir, tmp_path):
 def test_statistics_that_cannot_be_compared_with_are_named(arrays, message, tmp_path):
     np.savez(tmp_path / "real.npz", **arrays)
     with pytest.raises(InputError, match=rf"real\.npz: {message}"):
-        quality.read_statistics(tmp_path / "real.npz", DigitFeatures.dimension)
+        sample_quality.read_statistics(tmp_path / "real.npz", DigitFeatures.dimension)
 
 
 @pytest.mark.parametrize("kind", ["i2", "u1", "f2", "f8"])
@@ -404,7 +409,7 @@ def test_statistics_may_be_whole_numbers_and_of_low_rank(kind, tmp_path):
     one = np.ones((64, 64), kind)
     for covariance in (np.eye(64, dtype=kind), one, 0 * one):
         np.savez(tmp_path / "real.npz", mu=np.arange(64).astype(kind), sigma=covariance)
-        read = quality.read_statistics(tmp_path / "real.npz", 64)
+        read = sample_quality.read_statistics(tmp_path / "real.npz", 64)
         assert np.array_equal(read.covariance, covariance) and np.array_equal(read.mean, range(64))
 
 
@@ -415,7 +420,7 @@ def test_statistics_may_be_whole_numbers_and_of_low_rank(kind, tmp_path):
 def test_a_header_that_is_no_header(header, tmp_path):
     path = tmp_path / "a.npy"
     path.write_bytes(b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header)
-    for read in (lambda: quality.read_samples(path, 8, 1), lambda: quality.read_statistics(path, 64)):
+    for read in (lambda: sample_quality.read_samples(path, 8, 1), lambda: sample_quality.read_statistics(path, 64)):
         with (
             warnings.catch_warnings(action="error"),
             pytest.raises(InputError, match=r"header is damaged or too long$"),
@@ -436,23 +441,23 @@ def test_a_refusal_does_not_repeat_a_long_header(kind, shape, message, tmp_path)
     header = f"{{'descr': {kind}, 'fortran_order': False, 'shape': {shape}, }}".encode()
     (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header + bytes(64))
     with pytest.raises(InputError, match=message):
-        quality.read_samples(tmp_path / "a.npy", 8, 1)
+        sample_quality.read_samples(tmp_path / "a.npy", 8, 1)
 
 
 def test_a_file_of_python_2_is_read_without_a_word(tmp_path):
     header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (1L, 8L, 8L, 1L), }\n"
     (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header + bytes(64))
     with warnings.catch_warnings(action="error"):
-        assert quality.read_samples(tmp_path / "a.npy", 8, 1).shape == (1, 8, 8, 1)
+        assert sample_quality.read_samples(tmp_path / "a.npy", 8, 1).shape == (1, 8, 8, 1)
 
 
 def test_labels_of_guided_diffusion(tmp_path):
     pixels = np.zeros((3, 8, 8, 1), np.uint8)
     np.savez(tmp_path / "a.npz", pixels, np.array([4, 0, 9]))
-    assert quality.read_labels(tmp_path / "a.npz", 3).tolist() == [4, 0, 9]
+    assert sample_quality.read_labels(tmp_path / "a.npz", 3).tolist() == [4, 0, 9]
     np.savez(tmp_path / "a.npz", pixels, np.array([0.5, 0, 9]))
     with pytest.raises(InputError, match=r"arr_1 is float64 \(3,\), need a whole number for each of 3 images"):
-        quality.read_labels(tmp_path / "a.npz", 3)
+        sample_quality.read_labels(tmp_path / "a.npz", 3)
 
 
 def test_statistics_that_are_no_file_are_named(tmp_path):
@@ -462,7 +467,7 @@ def test_statistics_that_are_no_file_are_named(tmp_path):
         ("real.pkl", "cannot be read as statistics, an .npz file: it does not start as one$"),
     ):
         with pytest.raises(InputError, match=message):
-            quality.read_statistics(tmp_path / path, 64)
+            sample_quality.read_statistics(tmp_path / path, 64)
 
 
 def folder(path):
@@ -531,7 +536,7 @@ def test_inception_weights_that_are_not(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    with pytest.raises(InputError, match=r"could not be downloaded \(no route to host\).*metrics\.features=PATH"):
+    with pytest.raises(InputError, match=r"could not be downloaded \(no route to host\).*metrics\.feature_weights=PATH"):
         create_features("cifar10", None, CPU)
 
 
@@ -541,14 +546,14 @@ def test_inception_weights_that_are_not(tmp_path, monkeypatch):
         ("eval.split=valid", "eval.split=valid: known are test, train"),
         ("eval.images=0", "eval.images=0"),
         ("metrics.bpd.divergence=trace", "metrics.bpd.divergence=trace: known are hutchinson, exact"),
-        ("metrics.bpd.probes=0", "metrics.bpd.probes=0"),
+        ("metrics.bpd.num_probes=0", "metrics.bpd.num_probes=0"),
         ("metrics.bpd.rtol=0", "metrics.bpd.rtol=0"),
-        ("metrics.elbo.times=1.5", "metrics.elbo.times=1.5"),
-        ("metrics.elbo.importance=3", "metrics.elbo.importance=3"),
+        ("metrics.elbo.num_times=1.5", "metrics.elbo.num_times=1.5"),
+        ("metrics.elbo.importance_sampling=3", "metrics.elbo.importance_sampling=3"),
         ("metrics.kid.subsets=0", "metrics.kid.subsets=0"),
         ("metrics.inception_score.splits=0", "metrics.inception_score.splits=0"),
         ("metrics.precision_recall.neighborhood=0", "metrics.precision_recall.neighborhood=0"),
-        ("metrics.drawn=3", "metrics.drawn=3: need more images"),
+        ("metrics.num_images=3", "metrics.num_images=3: need more images"),
         ("metrics.reference=x.npz", "x.npz is a mean and covariance, from which kid and precision_recall cannot be"),
         ("metrics.reference=[x]", "need a name or path"),
         ("precision=fp8", "precision=fp8"),
@@ -595,11 +600,11 @@ def test_the_images_of_a_folder_run_are_where_the_command_line_says(run_dir, tmp
 
 
 def test_training_on_spread_images():
-    from datasets import Batches
+    from datasets import Loader
 
     data = digits(train=True)
     torch.manual_seed(0)
-    batches = Batches(data, 500, 0, "cpu", dequantize=True)
+    batches = Loader(data, 500, 0, "cpu", dequantize=True)
     x0, _ = batches(0)
     levels = data.pixels[batches.indices(0)]
     assert torch.equal((x0 * 17).floor().to(torch.uint8), levels)

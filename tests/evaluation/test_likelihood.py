@@ -9,16 +9,16 @@ import torch
 from scipy.integrate import quad
 from torch import Generator, nn
 
-from errors import CleanError, InputError
 from evaluation import elbo, log_likelihood
-from evaluation.bound import INTERVALS, quantile, time_proposal
+from evaluation.elbo import INTERVALS, quantile, time_proposal
 from evaluation.likelihood import _score_and_trace
 from losses import score_matching_loss
 from models import create_model
-from sampling.unfolded import unfolded_score
+from sampling.folding import unfolded_score
 from sde import ReflectedVE, cube, heat_kernel
 from tests.conftest import composed
 from tests.targets import FIVE_POINTS, WEIGHTS, FinitePoints
+from utils.errors import InputError, UserError
 
 SDE = ReflectedVE(0.01, 5.0)
 
@@ -63,7 +63,7 @@ def test_hutchinsons_estimate_has_the_right_mean(probes):
     exact = log_likelihood(target.score, sde, x, "exact", rtol=1e-5, atol=1e-5).log_prob
     draws = 800 // probes
     many = x.repeat_interleave(draws, 0)
-    out = log_likelihood(target.score, sde, many, generator=seeded(1), probes=probes, rtol=1e-4, atol=1e-4)
+    out = log_likelihood(target.score, sde, many, generator=seeded(1), num_probes=probes, rtol=1e-4, atol=1e-4)
     errors = out.log_prob.reshape(2, draws) - exact[:, None]
     standard = errors.std(1) / math.sqrt(draws)
     print(f"| {probes} | {(errors.mean(1) / standard).abs().max():.1f} | {errors.std(1).max():.3f} |")
@@ -101,7 +101,7 @@ def test_more_probes_scatter_less():
     sde = ReflectedVE(0.1, 5.0)
     x = target.sample(1, sde.sigma_min, seeded()).repeat(300, 1)
     scatter = [
-        log_likelihood(target.score, sde, x, generator=seeded(2), probes=k, rtol=1e-3, atol=1e-3).log_prob.std()
+        log_likelihood(target.score, sde, x, generator=seeded(2), num_probes=k, rtol=1e-3, atol=1e-3).log_prob.std()
         for k in (1, 4)
     ]
     assert 1.6 < scatter[0] / scatter[1] < 2.5
@@ -119,13 +119,13 @@ def test_a_likelihood_does_not_depend_on_its_batch():
 
 def test_what_cannot_be_asked_is_refused():
     x = torch.rand(2, 2)
-    for options, message in [({"divergence": "excat"}, "divergence=excat: known are"), ({"probes": 0}, "probes=0")]:
+    for options, message in [({"divergence": "excat"}, "divergence=excat: known are"), ({"num_probes": 0}, "num_probes=0")]:
         with pytest.raises(InputError, match=message):
             log_likelihood(FIVE_POINTS.score, SDE, x, **options)
-    with pytest.raises(InputError, match="times=0"):
-        elbo(FIVE_POINTS.score, SDE, x, None, times=0)
+    with pytest.raises(InputError, match="num_times=0"):
+        elbo(FIVE_POINTS.score, SDE, x, None, num_times=0)
     for measure in (log_likelihood, lambda *arguments: elbo(*arguments, None)):
-        with pytest.raises(CleanError, match="not finite"):
+        with pytest.raises(UserError, match="not finite"):
             measure(lambda x, sigma: x * math.nan, SDE, x)
 
 
@@ -178,7 +178,7 @@ def test_the_negentropy_of_the_kernel(sigma):
 
         edges = sorted({min(1.0, max(0.0, start + k * sigma)) for k in range(-8, 9)})
         exact = sum(quad(integrand, a, b, epsabs=1e-13)[0] for a, b in pairwise(edges))
-        assert heat_kernel.negentropy(x0, sigma).item() == pytest.approx(exact, abs=1e-11)
+        assert heat_kernel.kl_to_uniform(x0, sigma).item() == pytest.approx(exact, abs=1e-11)
 
 
 @pytest.mark.parametrize("importance", [False, True])
@@ -188,7 +188,7 @@ def test_the_bound_is_tight_for_the_exact_score(importance):
     sde, n = ReflectedVE(0.002, 5.0), 6000
     x0 = target.points.repeat_interleave(n, 0)
     proposal = time_proposal(target.score, sde, target.points.repeat(20, 1), seeded(4)) if importance else None
-    bound = elbo(target.score, sde, x0, 17, times=16, proposal=proposal, generator=seeded(5))
+    bound = elbo(target.score, sde, x0, 17, num_times=16, proposal=proposal, generator=seeded(5))
     gap = (bound.log_prob.reshape(5, n) - WEIGHTS.double().log()[:, None]).double()
     errors = gap.std(1) / math.sqrt(n)
     print(f"| {importance} | {gap.mean(1).abs().max():.3f} | {errors.max():.3f} |")
@@ -203,7 +203,7 @@ def test_importance_sampling_lowers_the_variance():
     sde, x0 = ReflectedVE(0.0001, 5.0), target.points.repeat(100, 1)
     proposal = time_proposal(target.score, sde, x0, seeded(1))
     uniform, weighted = (
-        elbo(target.score, sde, x0, 17, times=4, proposal=p, generator=seeded(2)).log_prob.reshape(100, 5).std(0)
+        elbo(target.score, sde, x0, 17, num_times=4, proposal=p, generator=seeded(2)).log_prob.reshape(100, 5).std(0)
         for p in (None, proposal)
     )
     assert (weighted < 0.8 * uniform).all()
@@ -214,7 +214,7 @@ def test_the_data_term_is_the_posterior_of_the_level():
     """At a large sigma_min, where levels are confused: against the sum over levels written down here."""
     sde, levels = ReflectedVE(0.05, 5.0), 17
     x0 = torch.tensor([[0.0, 0.5, 1.0]]).repeat(4000, 1)
-    bound = elbo(lambda x, sigma: torch.zeros_like(x), sde, x0, levels, times=1, generator=seeded())
+    bound = elbo(lambda x, sigma: torch.zeros_like(x), sde, x0, levels, num_times=1, generator=seeded())
 
     def mean_log_posterior(value):
         grid = torch.linspace(0, 1, 4001, dtype=torch.float64)[:, None]
@@ -233,14 +233,14 @@ def test_the_prior_term_is_computed():
     sde = ReflectedVE(0.01, 0.3)
     x0 = torch.tensor([[0.0, 0.5]])
     bound = elbo(lambda x, sigma: torch.zeros_like(x), sde, x0, None, generator=seeded())
-    assert bound.prior.item() == pytest.approx(heat_kernel.negentropy(x0.double(), 0.3).sum().item())
+    assert bound.prior.item() == pytest.approx(heat_kernel.kl_to_uniform(x0.double(), 0.3).sum().item())
     assert bound.prior.item() > 0.1
 
 
 def test_the_bound_on_the_density_is_tight_for_the_uniform_one():
     """Score and log density are 0: what the diffusion term adds, the entropy at sigma_min takes away."""
     x0 = torch.rand(4000, 3, generator=seeded())
-    bound = elbo(lambda x, sigma: torch.zeros_like(x), SDE, x0, None, times=10, generator=seeded(1))
+    bound = elbo(lambda x, sigma: torch.zeros_like(x), SDE, x0, None, num_times=10, generator=seeded(1))
     error = bound.log_prob.std().item() / math.sqrt(4000)
     assert bound.diffusion.mean() > 5
     assert error < 0.1

@@ -13,11 +13,11 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 
-from errors import CleanError
 from models import load_pretrained
 from models.download import IDS, download
 from tests.conftest import ROOT
 from tests.models.test_models import GOLDEN
+from utils.errors import UserError
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -102,7 +102,7 @@ def member(name, size=1, **attributes):
 def test_what_is_no_good_archive_is_refused_and_leaves_nothing(mirror, tmp_path, spoil, message):
     folder, url = mirror
     spoil(folder)
-    with pytest.raises(CleanError, match=message) as refusal:
+    with pytest.raises(UserError, match=message) as refusal:
         download("cifar10", tmp_path / "weights", url)
     assert "\n" not in str(refusal.value)
     left = {p.name for p in (tmp_path / "weights").iterdir()}
@@ -117,14 +117,14 @@ def test_an_archive_that_differs_from_the_recorded_one_is_refused(mirror, tmp_pa
     shutil.rmtree(target)
     with tarfile.open(folder / "cifar10.tar.gz", "w:gz") as archive:
         archive.add(GOLDEN / "reference_run", arcname="other")
-    with pytest.raises(CleanError, match="SHA256SUMS recorded"):
+    with pytest.raises(UserError, match="SHA256SUMS recorded"):
         download("cifar10", tmp_path / "weights", url)
     assert not target.exists()
 
 
 def test_a_python_that_cannot_unpack_safely_does_not_unpack(mirror, tmp_path, monkeypatch):
     monkeypatch.delattr(tarfile, "data_filter")
-    with pytest.raises(CleanError, match=r"needs Python 3\.11\.4"):
+    with pytest.raises(UserError, match=r"needs Python 3\.11\.4"):
         download("cifar10", tmp_path / "weights", mirror[1])
     assert not (tmp_path / "weights/cifar10").exists()
 

@@ -17,11 +17,11 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from errors import InputError
-from models.files import parse_config, read_checkpoint, read_safetensors
-from models.pickle_size import LARGEST_PICKLE
+from models.io.files import parse_config, read_checkpoint, read_safetensors
+from models.io.pickle_size import LARGEST_PICKLE
 from tests.conftest import ROOT
 from tests.models.test_models import GOLDEN
+from utils.errors import InputError
 
 GOOD = GOLDEN / "reference_run/checkpoints/checkpoint_1.pth"
 

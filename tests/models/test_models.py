@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from errors import InputError
 from models import create_model, in_precision
 from models.adm import ADM
-from models.files import parse_config
+from models.io.files import parse_config
+from models.io.pretrained import read_weights
+from models.io.published import published_tensors
 from models.layers import GroupNorm
-from models.pretrained import read_weights
-from models.published import published_tensors
 from tests.conftest import composed
+from utils.errors import InputError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SMALL = ("ddpmpp_small", "vdm_small", "adm_small")

@@ -9,15 +9,15 @@ import torch
 from omegaconf import open_dict
 from torch import Tensor, nn
 
-import schema
-from errors import InputError
-from evaluation.drawing import Artist, draw_rounds
+from evaluation.generate import ImageSampler, generate_batches
 from models import create, load_pretrained
 from models.export import export
 from models.layers import Block, ScoreNetwork, divide_by_sigma, full_precision, group_norm
 from tests.conftest import composed, tiny_config
 from training.loop import train
-from training.processes import World
+from utils import schema
+from utils.distributed import Distributed
+from utils.errors import InputError
 
 CPU = torch.device("cpu")
 
@@ -82,7 +82,7 @@ def config(*overrides):
 
 def test_a_network_of_ones_own(registered, tmp_path):
     run = tmp_path / "run"
-    train(config(), run, World(CPU))
+    train(config(), run, Distributed(CPU))
     first, cfg = load_pretrained(run)
     assert type(first) is Small and (cfg.model.name, cfg.model.channels) == ("small", 8)
     assert first.seen == 3 and first.seen.dtype == torch.int64 and first.scale == pytest.approx(0.2)
@@ -91,7 +91,7 @@ def test_a_network_of_ones_own(registered, tmp_path):
     for name, average in zip(trained, stored["ema"]["shadow_params"], strict=True):
         assert torch.equal(first.get_parameter(name), average)
 
-    train(config("training.n_iters=4"), run, World(CPU))
+    train(config("training.n_iters=4"), run, Distributed(CPU))
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4]
     second, _ = load_pretrained(run)
@@ -101,8 +101,8 @@ def test_a_network_of_ones_own(registered, tmp_path):
     for load_dir in (run, tmp_path / "small.safetensors"):
         if load_dir.suffix:
             export(run, load_dir, "safetensors")
-        artist = Artist(composed(*draw, f"load_dir={load_dir}", name="vis"), CPU)
-        ((_, drawn),) = draw_rounds(artist, [0], 6, [CPU])
+        artist = ImageSampler(composed(*draw, f"load_dir={load_dir}", name="vis"), CPU)
+        ((_, drawn),) = generate_batches(artist, [0], 6, [CPU])
         assert drawn.pixels.shape == (6, 8, 8, 1) and drawn.labels.tolist() == [3, 4] * 3
         if load_dir == run:
             before = copy.deepcopy(drawn.pixels)
@@ -114,7 +114,7 @@ def test_a_network_of_ones_own(registered, tmp_path):
 
 
 def test_a_checkpoint_that_does_not_fit_a_network_of_ones_own_is_refused(registered, tmp_path):
-    train(config(), tmp_path, World(CPU))
+    train(config(), tmp_path, Distributed(CPU))
     path = tmp_path / "checkpoints/checkpoint_1.pth"
     stored = torch.load(path, weights_only=True)
     for change, message in [

@@ -17,16 +17,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from errors import InputError
 from models import create_model, load_pretrained
 from models.export import export, main
-from models.files import digest, load_config, parse_config, read_checkpoint
-from models.pretrained import build_shapes
-from models.published import from_published, published_tensors, to_published
+from models.io.files import digest, load_config, parse_config, read_checkpoint
+from models.io.pretrained import build_shapes
+from models.io.published import from_published, published_tensors, to_published
 from tests.conftest import composed
 from tests.models.test_models import GOLDEN, SMALL, published_checkpoint
 from training.loop import train
-from training.processes import World
+from utils.distributed import Distributed
+from utils.errors import InputError
 
 RUN = GOLDEN / "reference_run"
 
@@ -385,7 +385,7 @@ def trained(request, tmp_path_factory):
     cfg = composed(*options)
     with open_dict(cfg):
         del cfg.resume
-    train(cfg, folder, World(torch.device("cpu")))
+    train(cfg, folder, Distributed(torch.device("cpu")))
     return folder
 
 

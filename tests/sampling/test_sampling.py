@@ -3,15 +3,15 @@ import pytest
 import torch
 from PIL import Image
 
-from errors import CleanError, InputError
 from sampling import ProbabilityFlow, create_sampler, guided_score
+from sampling.folding import karras_sigmas
 from sampling.images import save_each, save_grid, save_trajectory, to_uint8
-from sampling.labels import check_labels, labels_of
-from sampling.unfolded import noise_levels
+from sampling.labels import labels_of, resolve_labels
 from sde import ReflectedVE
-from seeds import image_generators
 from tests.conftest import ROOT, composed
 from tests.targets import FIVE_POINTS, FinitePoints
+from utils.errors import InputError, UserError
+from utils.seeds import image_generators
 
 SDE = ReflectedVE(0.01, 5.0)
 
@@ -59,16 +59,16 @@ def test_the_flow_is_followed_from_end_to_end(method, nfe):
     levels = torch.stack(calls)
     assert out.nfe == len(calls) == (nfe or len(calls)) and len(steps) == flow.num_steps
     assert calls[0].tolist() == pytest.approx([5.0 if method == "ode" else 1.5] * 50)
-    lowest = 0.01 if method != "multistep" else noise_levels(SDE, 20)[-2]
+    lowest = 0.01 if method != "multistep" else karras_sigmas(SDE, 20)[-2]
     assert levels.min().item() == pytest.approx(lowest, rel=1e-5)
 
 
 def test_noise_levels_of_few_steps():
-    levels = noise_levels(SDE, 10)
+    levels = karras_sigmas(SDE, 10)
     assert len(levels) == 11 and levels[0] == pytest.approx(1.5) and levels[-1] == pytest.approx(0.01)
     np.testing.assert_allclose(np.diff(np.power(levels, 1 / 7)), (0.01 ** (1 / 7) - 1.5 ** (1 / 7)) / 10, rtol=1e-9)
-    assert noise_levels(ReflectedVE(0.1, 0.7), 3)[0] == pytest.approx(0.7)
-    assert noise_levels(ReflectedVE(2.0, 5.0), 3)[0] == pytest.approx(5.0)
+    assert karras_sigmas(ReflectedVE(0.1, 0.7), 3)[0] == pytest.approx(0.7)
+    assert karras_sigmas(ReflectedVE(2.0, 5.0), 3)[0] == pytest.approx(5.0)
 
 
 @pytest.mark.parametrize("method", ["pc", "ode", "heun", "multistep"])
@@ -123,7 +123,7 @@ def test_network_denoiser_has_the_last_word(method):
 
 
 def test_a_score_that_is_not_finite_ends_the_flow():
-    with pytest.raises(CleanError, match="score is not finite"):
+    with pytest.raises(UserError, match="score is not finite"):
         sampler("sampling.method=ode")(lambda x, _: x / 0.0, torch.rand(2, 3))
 
 
@@ -217,15 +217,15 @@ def test_guidance_is_the_stated_combination_in_one_call():
 
 
 def test_labels_to_draw():
-    assert check_labels(3, 1.0, 10) == [3] and check_labels([0, -1, 9], 0, 10) == [0, -1, 9]
-    assert check_labels(None, 1.0, 10) == check_labels(None, 0, 0) == []
+    assert resolve_labels(3, 1.0, 10) == [3] and resolve_labels([0, -1, 9], 0, 10) == [0, -1, 9]
+    assert resolve_labels(None, 1.0, 10) == resolve_labels(None, 0, 0) == []
     for bad in (10, -2, "three", 3.0, True, []):
         with pytest.raises(InputError, match="label="):
-            check_labels(bad, 0, 10)
+            resolve_labels(bad, 0, 10)
     with pytest.raises(InputError, match="label=1"):
-        check_labels(1, 0, 0)
+        resolve_labels(1, 0, 0)
     with pytest.raises(InputError, match="w=2"):
-        check_labels(None, 2, 0)
+        resolve_labels(None, 2, 0)
 
 
 def test_a_label_is_a_function_of_the_number_of_the_image():
@@ -238,7 +238,7 @@ def test_a_label_is_a_function_of_the_number_of_the_image():
 
 
 def test_samples_that_are_not_finite_are_no_picture():
-    with pytest.raises(CleanError, match="not finite"):
+    with pytest.raises(UserError, match="not finite"):
         to_uint8(torch.tensor([[[[0.5, float("nan")]]]]))
 
 
@@ -284,7 +284,7 @@ def test_a_trajectory_is_a_strip_and_an_animation(tmp_path):
 
 def test_the_example_in_two_dimensions_draws_its_picture(tmp_path, monkeypatch):
     """The script of docs/, with less training and fewer points."""
-    text = (ROOT / "docs/density_2d.py").read_text()
+    text = (ROOT / "examples/density_2d.py").read_text()
     assert text.count("4000") == 2 and text.count("200_000") == 2
     (tmp_path / "docs").mkdir()
     monkeypatch.chdir(tmp_path)

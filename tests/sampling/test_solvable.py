@@ -36,7 +36,7 @@ def test_component_shares(method, kind):
         return target.score(x, sigma)
 
     out = SAMPLERS[method](score_fn, start(target), torch.Generator().manual_seed(1))
-    errors, spread = target.standard_errors(out.samples).abs().max().item(), target.spread(out.samples)
+    errors, spread = target.standard_errors(out.samples).abs().max().item(), target.dequantize(out.samples)
     print(f"| {kind} | {method} | {out.nfe} | {errors:.1f} | {spread:.4f} |")
     assert errors < 4
     assert out.samples.min() >= 0 and out.samples.max() <= 1

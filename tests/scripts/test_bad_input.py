@@ -17,18 +17,18 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-import schema
-from errors import InputError
 from models.create import NETWORKS
 from models.export import export
-from models.files import parse_config
+from models.io.files import parse_config
+from models.io.pretrained import build_shapes
 from models.precision import PRECISIONS
-from models.pretrained import build_shapes
 from sampling import METHODS
 from tests.conftest import TINY, tiny_config
 from training.loop import train
 from training.optimizer import OPTIMIZERS
-from training.processes import World
+from utils import schema
+from utils.distributed import Distributed
+from utils.errors import InputError
 
 QUICK = ["device=cpu", "sampling.method=multistep", "sampling.steps=2", "eval.batch_size=2", "hydra.run.dir=out"]
 
@@ -38,7 +38,7 @@ def place(tmp_path_factory):
     """A folder with a run of the digits, ``run``, an exported file, and some images."""
     folder = tmp_path_factory.mktemp("bad") / "place"
     folder.mkdir()
-    train(tiny_config("training.snapshot_sampling=false"), folder / "run", World(torch.device("cpu")))
+    train(tiny_config("training.snapshot_sampling=false"), folder / "run", Distributed(torch.device("cpu")))
     export(folder / "run", folder / "model.safetensors", "safetensors", -1)
     (folder / "images").mkdir()
     (folder / "empty").mkdir()
@@ -90,7 +90,7 @@ TRAIN_CASES = [
     ("device=cuda", "device=cuda, but torch sees no GPU here"),
     ("precision=fp8", "precision=fp8: known are fp32, bf16, fp16"),
     ("compile=perhaps", "compile=perhaps: need true or false"),
-    ("training.recompute_activations=2", "training.recompute_activations=2: need true or false"),
+    ("training.activation_checkpointing=2", "training.activation_checkpointing=2: need true or false"),
     ("logger=wandbb", "logger=wandbb: known are none, tensorboard, wandb; did you mean wandb?"),
     ("logger.name=csv", "logger.name=csv: known are tensorboard, wandb, none"),
     ("logger.mode=offline", "logger.mode: no such option"),
@@ -108,7 +108,7 @@ TRAIN_CASES = [
     ("training.batch_size=0", "training.batch_size=0: need an integer, at least 1"),
     ("training.batch_size=8.5", "training.batch_size=8.5: need an integer"),
     ("training.batch_size=true", "training.batch_size=True: need an integer"),
-    ("training.accumulate=9", "training.batch_size=8: less than an image for each of 1 processes x"),
+    ("training.grad_accum_steps=9", "training.batch_size=8: less than an image for each of 1 processes x"),
     ("ngpus=9", "training.batch_size=8: less than an image for each of 9 processes"),
     ("ngpus=0", "ngpus=0: need an integer, at least 1"),
     (f"training.n_iters=1{'0' * 400}", "need an integer, at least 0, at most 1e+12"),
@@ -211,8 +211,12 @@ OTHER_CASES = [
     ("run_eval.py", ["load_dir=run", "metrics=[fd]"], "metrics=fd: known are bpd, elbo, fid"),
     ("run_eval.py", ["load_dir=run", "metrics=[]"], "metrics=[]: choose some of bpd, elbo, fid"),
     ("run_eval.py", ["load_dir=run", "metrics.bpd.divergence=trace"], "metrics.bpd.divergence=trace: known are"),
-    ("run_eval.py", ["load_dir=run", "metrics=[fid]", "metrics.samples=gone"], "metrics.samples=gone does not exist"),
-    ("run_eval.py", ["load_dir=run", "metrics=[fid]", "metrics.features=gone"], "gone cannot be read"),
+    (
+        "run_eval.py",
+        ["load_dir=run", "metrics=[fid]", "metrics.samples_path=gone"],
+        "metrics.samples_path=gone does not exist",
+    ),
+    ("run_eval.py", ["load_dir=run", "metrics=[fid]", "metrics.feature_weights=gone"], "gone cannot be read"),
 ]
 
 
@@ -529,7 +533,7 @@ SCRIPTS = {
     "run_eval.py": ["load_dir=run", *QUICK[:-1], "eval.images=2", "metrics.bpd.rtol=0.1", "metrics.bpd.atol=0.1"],
 }
 KEYS = {"run_train.py": FUZZED_KEYS, "run_vis.py": schema.vis_keys(), "run_eval.py": schema.eval_keys()}
-NOT_FUZZED = ("load_dir", "eval.images", "eval.rounds", "eval.batch_size", "ngpus", "metrics.elbo.times", "metrics")
+NOT_FUZZED = ("load_dir", "eval.images", "eval.rounds", "eval.batch_size", "ngpus", "metrics.elbo.num_times", "metrics")
 
 
 def test_fuzz_of_configurations(run, place, pytestconfig):

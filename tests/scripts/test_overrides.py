@@ -14,18 +14,18 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from checks import flat
-from errors import InputError
+from cli.overrides import PATHS, meant_path, quote_paths, read_override
 from models import create_model
 from models.create import NETWORKS
-from overrides import PATHS, meant_path, quote_paths, read_override
 from run_train import WITHOUT_CLASSES
-from schema import check_train, eval_keys, train_keys, vis_keys
 from tests.conftest import TINY, composed, metrics, read, tiny_config
 from training.loop import train
-from training.processes import World
+from utils.checks import flat
+from utils.distributed import Distributed
+from utils.errors import InputError
+from utils.schema import check_train, eval_keys, train_keys, vis_keys
 
-CPU = World(torch.device("cpu"))
+CPU = Distributed(torch.device("cpu"))
 # Every character that Hydra, YAML or a shell reads otherwise, and some that not all can write.
 AWKWARD = 'a=b, c:(d) [e] {f} it\'s "q" #1 $x `y` ~ & | ; * ? ! % @ ünï ☃ \\'
 NAMES = ["1", "1e3", "null", "true", "~", "~x", "a b", "a=b", "a,b", "(", "[x]", "{", "'", '"', '"q"', "\\", "a\\", "#"]
@@ -127,7 +127,13 @@ def test_an_awkward_run_is_resumed_drawn_from_and_measured(script, tmp_path):
     assert drawn.returncode == 0, drawn.stderr
     assert np.load(tmp_path / "drawn (1)/images/samples_0.npz")["samples"].shape == (2, 8, 8, 1)
     assert "ckpt: 1\n" in (tmp_path / "drawn (1)/images/vis.yaml").read_text()
-    few = ["metrics=[elbo]", "metrics.elbo.times=1", "metrics.elbo.importance=false", "eval.images=2", "device=cpu"]
+    few = [
+        "metrics=[elbo]",
+        "metrics.elbo.num_times=1",
+        "metrics.elbo.importance_sampling=false",
+        "eval.images=2",
+        "device=cpu",
+    ]
     measured = script("run_eval.py", first, *few, "hydra.run.dir=measured,")
     assert measured.returncode == 0, measured.stderr
     assert "checkpoint_1.pth" in (tmp_path / "measured,/results.json").read_text()

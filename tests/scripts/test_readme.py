@@ -15,11 +15,11 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from benchmarks import kernel, recipes, step
-from schema import eval_keys, train_keys, vis_keys
 from tests.conftest import ROOT, TINY, composed, environment, tiny_config
 from tests.scripts.test_recipes import NARROW
 from training.loop import train
-from training.processes import World
+from utils.distributed import Distributed
+from utils.schema import eval_keys, train_keys, vis_keys
 
 README = (ROOT / "README.md").read_text()
 SPANS = re.findall(r"`([^`\n]+)`", README)
@@ -33,11 +33,11 @@ SHORT += ["training.snapshot_freq=2", "eval.batch_size=4", "device=cpu"]
 FEW_STEPS = ["sampling.method=multistep", "sampling.steps=2"]
 # Those that take more than options to run here, and the test that runs them.
 ELSEWHERE = {
-    "python datasets/download_cifar10.py": "datasets/test_packs.py::test_cifar10",
-    "sh datasets/download_imagenet32.sh": "datasets/test_packs.py::test_imagenet32",
+    "python datasets/download_cifar10.py": "datasets/test_cache.py::test_cifar10",
+    "sh datasets/download_imagenet32.sh": "datasets/test_cache.py::test_imagenet32",
     "python datasets/compile_imagenet64.py /path/to/imagenet": "datasets/test_imagenet64.py::test_",
     "sh download_pretrained.sh": "models/test_download.py::test_the_script_fetches_all",
-    "python -m docs.density_2d": "sampling/test_sampling.py::test_the_example_in_two_dimensions",
+    "python -m examples.density_2d": "sampling/test_sampling.py::test_the_example_in_two_dimensions",
     "make demo": "scripts/test_digits.py::test_the_demo_recipe",
     "make test": "",  # what runs this
     "make check": "",  # ruff and mypy, which .ci/run runs before
@@ -49,7 +49,7 @@ SLURM = "hydra/launcher=slurm"  # scripts/test_slurm.py, on a cluster
 def place(tmp_path_factory):
     """A folder with runs of digits and of 1,000 classes, images, and drawn digits."""
     folder = tmp_path_factory.mktemp("readme")
-    cpu = World(torch.device("cpu"))
+    cpu = Distributed(torch.device("cpu"))
     train(tiny_config("training.snapshot_sampling=false"), folder / "RUN", cpu)
     classes = ["data=fake", "data.image_size=8", "data.classes=true", "data.num_classes=1000"]
     many = [option for option in TINY if option != "data=digits"] + ["training.snapshot_sampling=false"]
@@ -94,8 +94,10 @@ def shortened(script, arguments):
         flow = "sampling.method=ode" in arguments
         extra += ["eval.rounds=1"] + (["sampling.rtol=0.1", "sampling.atol=0.1"] if flow else ["sampling.steps=2"])
     else:
-        extra += ["eval.images=4", "metrics.drawn=8", *FEW_STEPS]
-        extra += ["metrics.elbo.times=2"] if "elbo" in " ".join(arguments) or arguments[-1] == "load_dir=RUN" else []
+        extra += ["eval.images=4", "metrics.num_images=8", *FEW_STEPS]
+        extra += (
+            ["metrics.elbo.num_times=2"] if "elbo" in " ".join(arguments) or arguments[-1] == "load_dir=RUN" else []
+        )
         extra += ["metrics.bpd.rtol=0.1", "metrics.bpd.atol=0.1"] if len(arguments) == 1 else []
     return [*arguments, *extra]
 

@@ -8,10 +8,10 @@ import torch
 from omegaconf import open_dict
 
 from models import load_pretrained
-from schema import check_train
 from tests.conftest import ROOT, composed, metrics
 from training.loop import train
-from training.processes import World
+from utils.distributed import Distributed
+from utils.schema import check_train
 
 NARROW = {
     "ddpmpp": ["model.nf=8", "model.ch_mult=[1,1]", "model.num_res_blocks=1"],
@@ -50,7 +50,7 @@ def test_a_recipe_trains(name, tmp_path):
     cfg = composed(f"experiment={name}", *NARROW[network], *small)
     with open_dict(cfg):
         del cfg.resume
-    train(cfg, tmp_path, World(torch.device("cpu")))
+    train(cfg, tmp_path, Distributed(torch.device("cpu")))
     entries = metrics(tmp_path)
     assert [entry["step"] for entry in entries] == [1, 2]
     assert all(math.isfinite(entry["loss"]) and entry["loss"] > 0 for entry in entries)

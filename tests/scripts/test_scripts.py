@@ -21,10 +21,10 @@ import pytest
 import torch
 from PIL import Image
 
-from devices import choose_device
-from errors import InputError
 from run_train import check_resume
 from tests.conftest import ROOT, TINY, assert_same, environment, metrics, read, wait_for_steps
+from utils.devices import choose_device
+from utils.errors import InputError
 
 
 def one(paths):

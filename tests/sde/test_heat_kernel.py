@@ -148,7 +148,7 @@ def test_a_device_that_is_not_asked_what_sigma_is_gets_the_same(function, monkey
     """The way of a GPU, which evaluates both forms of every image; here on a CPU, whole and in parts."""
     x, x0, sigma = adversarial_points(2000)
     asked = function(x, x0, sigma)
-    monkeypatch.setattr(heat_kernel, "ASKED", ())
+    monkeypatch.setattr(heat_kernel, "SYNC_FREE_DEVICES", ())
     whole = function(x, x0, sigma)
     monkeypatch.setattr(heat_kernel, "GPU_CHUNK", 300)
     assert torch.equal(function(x, x0, sigma), whole)

@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from errors import InputError
 from sde import ReflectedVE
+from utils.errors import InputError
 
 
 def test_schedule_and_its_inverse():

@@ -14,12 +14,12 @@ from sde import heat_kernel
 from tests.conftest import TINY, assert_same, metrics, read, tiny_config
 from tests.models.test_models import SMALL, with_published_weights
 from tests.sde.test_heat_kernel import GOLDEN, columns, scaled_error
-from training.logs import Metrics
 from training.loop import train
+from training.metric_writer import MetricWriter
 from training.optimizer import create_optimizer, load_optimizer
-from training.processes import World
+from utils.distributed import Distributed
 
-CPU = World(torch.device("cpu"))
+CPU = Distributed(torch.device("cpu"))
 
 
 def gradients(net, *inputs):
@@ -94,9 +94,9 @@ def test_moments_come_in_the_memory_format_of_their_parameter():
 
 
 SWITCHES = {
-    "recompute_activations": ["training.recompute_activations=true"],
+    "recompute_activations": ["training.activation_checkpointing=true"],
     "bf16": ["precision=bf16"],
-    "all and compile": ["compile=true", "training.recompute_activations=true", "precision=bf16"],
+    "all and compile": ["compile=true", "training.activation_checkpointing=true", "precision=bf16"],
 }
 
 
@@ -105,12 +105,12 @@ SWITCHES = {
 def test_a_run_with_it_resumes_exactly(switch, tmp_path, monkeypatch):
     """And with compile=true nothing is compiled after the first evaluation and drawing, whatever the batch."""
     counters.clear()
-    graphs, honest_write = [], Metrics.write
+    graphs, honest_write = [], MetricWriter.write
     monkeypatch.setattr(
-        Metrics, "write", lambda *args: graphs.append(counters["stats"]["unique_graphs"]) or honest_write(*args)
+        MetricWriter, "write", lambda *args: graphs.append(counters["stats"]["unique_graphs"]) or honest_write(*args)
     )
     tiny = [*SWITCHES[switch], "model.dropout=0.1", "training.snapshot_freq=2", "training.eval_freq=2"]
-    tiny += ["training.accumulate=3", "eval.batch_size=20"]  # batches of 2, 3, 3 and of 20
+    tiny += ["training.grad_accum_steps=3", "eval.batch_size=20"]  # batches of 2, 3, 3 and of 20
     for run, steps in (("stopped", 2), ("stopped", 4), ("whole", 4)):
         train(tiny_config(*tiny, f"training.n_iters={steps}"), tmp_path / run, CPU)
     assert_same(*(read(tmp_path / run / "checkpoints-meta/checkpoint.pth") for run in ("stopped", "whole")))

@@ -14,30 +14,30 @@ import torch
 from PIL import Image
 
 import datasets.registry
-import training.logs
-from checks import plain
-from datasets import Images
-from errors import CleanError, InputError, replacing
+import training.metric_writer
+from datasets import ImageDataset
 from evaluation.output_dir import write_arrays
 from models import load_pretrained
 from models.export import export
-from models.files import load_config
-from models.published import from_published, to_published
+from models.io.files import load_config
+from models.io.published import from_published, to_published
 from run_train import check_resume
 from tests.conftest import assert_same, composed, metrics, read, tiny_config
 from tests.scripts.test_recipes import NARROW
 from training.loop import train
-from training.processes import World
 from training.run_dir import resumed_config, write_config
+from utils.checks import plain
+from utils.distributed import Distributed
+from utils.errors import InputError, UserError, replacing
 
-CPU = World(torch.device("cpu"))
+CPU = Distributed(torch.device("cpu"))
 QUICK = ["training.snapshot_sampling=false", "logger=none"]
 
 
 @pytest.fixture(autouse=True)
 def no_picture_of_losses(monkeypatch):
     """Which takes longer than the steps of these runs."""
-    monkeypatch.setattr(training.logs, "draw_losses", lambda *_: None)
+    monkeypatch.setattr(training.metric_writer, "draw_losses", lambda *_: None)
 
 
 def trained(run_dir: Path, *overrides: str) -> Path:
@@ -148,11 +148,13 @@ def pictures(monkeypatch):
     """A data set that a test changes: {"names", "training", "held_out", "pixels"}."""
     held = {"names": ("ant", "bee", "cat"), "training": 30, "held_out": 6, "pixels": "f00"}
 
-    def load(train: bool, num_classes: int, **_) -> Images:
+    def load(train: bool, num_classes: int, **_) -> ImageDataset:
         n = held["training" if train else "held_out"]
         pixels = torch.full((n, 1, 8, 8), 100, dtype=torch.uint8)
         labels = torch.arange(n) % num_classes
-        return Images(pixels, labels, num_classes, class_names=held["names"], fingerprint=held["pixels"] + str(train))
+        return ImageDataset(
+            pixels, labels, num_classes, class_names=held["names"], fingerprint=held["pixels"] + str(train)
+        )
 
     monkeypatch.setitem(datasets.registry.DATASETS, "pictures", load)
     return held
@@ -202,9 +204,9 @@ def test_a_built_in_data_set_that_is_another_is_refused(tmp_path, monkeypatch):
     run = trained(tmp_path)
     digits = datasets.registry.DATASETS["digits"]
 
-    def fewer(train: bool, **options) -> Images:
+    def fewer(train: bool, **options) -> ImageDataset:
         images = digits(train, **options)
-        return Images(images.pixels[:-1], images.labels[:-1], images.num_classes, images.levels)
+        return ImageDataset(images.pixels[:-1], images.labels[:-1], images.num_classes, images.levels)
 
     monkeypatch.setitem(datasets.registry.DATASETS, "digits", fewer)
     with pytest.raises(InputError, match=r"it had 1,438 images to train on, now 1,437; it had 359 .* now 358\."):
@@ -284,7 +286,7 @@ def test_a_full_disk_leaves_no_temporary_file(tmp_path):
         lambda: trained(tmp_path / "run"),
     ]
     for act in acts:
-        with pytest.raises(CleanError, match="cannot be written: File too large"), full_disk(100):
+        with pytest.raises(UserError, match="cannot be written: File too large"), full_disk(100):
             act()
     assert contents(tmp_path) == {}
 

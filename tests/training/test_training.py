@@ -11,20 +11,20 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from datasets import load_images
-from errors import InputError, TrainingError
 from models import load_pretrained
-from models.files import find_checkpoint, load_config
-from schema import check_train
-from seeds import Stream, derived_seed
+from models.io.files import find_checkpoint, load_config
 from tests.conftest import assert_same, composed, metrics, read, tiny_config
 from training import checkpoint
 from training.ema import EMA
 from training.loop import create_state, train
-from training.processes import World
 from training.run_dir import resumed_config
 from training.step import drop_labels
+from utils.distributed import Distributed
+from utils.errors import InputError, TrainingError
+from utils.schema import check_train
+from utils.seeds import Stream, derived_seed
 
-CPU = World(torch.device("cpu"))
+CPU = Distributed(torch.device("cpu"))
 
 
 def rewrite(path, change):
@@ -496,8 +496,8 @@ def test_a_damaged_run_is_named_and_runs_no_code(tmp_path, monkeypatch, damage):
         "sampling.steps=many",
         "eval.batch_size=0",
         "ngpus=0",
-        "training.accumulate=0",
-        "training.accumulate=200",
+        "training.grad_accum_steps=0",
+        "training.grad_accum_steps=200",
         "training.step_timeout=0",
         "precision=fp8",
         "seed=-1",
@@ -524,8 +524,8 @@ def test_the_published_defaults():
         "likelihood_weighting": False,
         "reduce_mean": False,
         "drop_label": 0.2,
-        "accumulate": 1,
-        "recompute_activations": False,
+        "grad_accum_steps": 1,
+        "activation_checkpointing": False,
         "startup_timeout": 600,
         "step_timeout": 600,
         "allow_data_change": False,

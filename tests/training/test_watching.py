@@ -17,16 +17,16 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import training.loop
-from errors import CleanError, InputError
 from sde import ReflectedVE
 from tests.conftest import TINY, metrics, tiny_config
 from training.loggers import TensorBoard
-from training.logs import read_entries
 from training.loop import train
-from training.processes import World
-from training.window import Window
+from training.metric_accumulator import MetricAccumulator
+from training.metric_writer import read_entries
+from utils.distributed import Distributed
+from utils.errors import InputError, UserError
 
-CPU = World(torch.device("cpu"))
+CPU = Distributed(torch.device("cpu"))
 
 
 def events(run_dir):
@@ -62,7 +62,7 @@ def test_tensorboard_shows_the_metrics_and_samples_each_step_once_also_after_a_k
 
 
 def test_a_run_killed_before_its_first_checkpoint_leaves_one_history(tmp_path, monkeypatch):
-    cfg, honest = tiny_config("training.n_iters=6"), training.loop.update
+    cfg, honest = tiny_config("training.n_iters=6"), training.loop.train_step
 
     def killed(objective, net, state, *rest):
         if state.step == 4:
@@ -70,7 +70,7 @@ def test_a_run_killed_before_its_first_checkpoint_leaves_one_history(tmp_path, m
         return honest(objective, net, state, *rest)
 
     with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
-        patch.setattr(training.loop, "update", killed)
+        patch.setattr(training.loop, "train_step", killed)
         train(cfg, tmp_path, CPU)
     assert [entry["step"] for entry in metrics(tmp_path)] == [1, 2, 3, 4] and not list(tmp_path.rglob("*.pth"))
     train(cfg, tmp_path, CPU)
@@ -84,7 +84,7 @@ def test_a_disk_that_is_full_is_no_traceback_of_a_thread(tmp_path, monkeypatch):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
-        with pytest.raises(CleanError, match="tensorboard cannot be written: File too large"):
+        with pytest.raises(UserError, match="tensorboard cannot be written: File too large"):
             TensorBoard(tmp_path, 0)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -100,7 +100,7 @@ def test_a_disk_that_is_full_is_no_traceback_of_a_thread(tmp_path, monkeypatch):
 
 def test_the_loss_by_quarters_of_the_noise_levels():
     sde = ReflectedVE(0.01, 5.0)
-    window = Window(CPU, sde)
+    window = MetricAccumulator(CPU, sde)
     t = torch.tensor([0.01, 0.2, 0.3, 0.9, 0.99])
     window.add(1, torch.tensor([1.0, 2.0, 3.0, 4.0, 6.0]), sde.sigma(t), torch.tensor(7.0), images=5)
     window.add(2, torch.tensor([5.0]), sde.sigma(t[:1]), torch.tensor(9.0), images=1)
@@ -128,7 +128,7 @@ def test_a_half_written_line_and_others_are_not_entries(tmp_path):
 
 def test_a_run_says_what_it_is_at_its_start(tmp_path, caplog):
     caplog.set_level("INFO")
-    train(tiny_config("training.accumulate=2", "precision=bf16"), tmp_path, CPU)
+    train(tiny_config("training.grad_accum_steps=2", "precision=bf16"), tmp_path, CPU)
     block = next(message for message in caplog.messages if message.startswith("model "))
     lines = dict(re.split(r"\s{2,}", line, maxsplit=1) for line in block.splitlines())
     assert lines["model"] == "adm, 11,929 parameters"

@@ -1,0 +1,211 @@
+"""What the entry scripts share: Hydra with one-line errors, a directory nobody else has.
+
+Nothing heavy is imported here or at the top of a script: ``--help`` and a wrong option take a moment, and an interrupt
+finds this code and not an import.
+"""
+
+import contextlib
+import functools
+import itertools
+import logging
+import os
+import re
+import secrets
+import sys
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from pathlib import Path
+from shlex import quote
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import CompactHydraException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from cli.overrides import quote_paths, read_override
+from utils.checks import did_you_mean, flat, plain
+from utils.distributed_env import detect_launcher, wait_for_process_0
+from utils.errors import InputError, UserError, printable
+
+ROOT = Path(__file__).resolve().parent.parent
+
+log = logging.getLogger(__name__)
+
+# What a launcher starts in another process finds our modules, from whatever folder.
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+logging.raiseExceptions = False  # a full disk shows in what the run itself writes, not in every line it logs
+
+
+@functools.cache
+def _stamp() -> str:
+    """DATE/TIME-UNIQUE: two processes that start in the same second share no directory, unless they work together."""
+    own = f"{datetime.now():%Y.%m.%d/%H%M%S}-{secrets.token_hex(3)}"
+    if detect_launcher() is None:
+        return own
+    from cli.launch import broadcast_run_id  # heavy, and needed by several processes only
+
+    return broadcast_run_id(own)
+
+
+def _output_dir(root: str, resume: str | None = None) -> str:
+    """The directory to continue, or a new one in ``root``."""
+    return str(resume) if resume is not None else f"{root}/{_stamp()}"
+
+
+# With its cache a launcher's job, also a requeued one, has the directory that was chosen when it was submitted.
+OmegaConf.register_new_resolver("output_dir", _output_dir, replace=True, use_cache=True)
+
+
+class _Outcome:
+    """What became of the jobs that this process ran, which Hydra is not told: it would add lines to ours.
+
+    Attributes:
+        here: whether this process was started by a user, and not by a launcher.
+        failed: whether a job ended with a clean error, which was shown.
+        bug: what else a job raised.
+    """
+
+    here = False
+    failed = False
+    bug: BaseException | None = None
+
+
+def door(
+    config_name: str, keys: Iterable[str], check: Callable[[list[str]], None] = lambda _: None
+) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
+    """Make ``main(cfg)`` an entry script on configs/``config_name``.yaml.
+
+    A UserError or OSError, and what Hydra or a launcher find wrong, show as one line without a traceback, unless
+    debug=true or HYDRA_FULL_ERROR=1. Any failure exits non-zero, in a multirun after the other jobs are done.
+
+    Args:
+        config_name: of the configuration.
+        keys: of all options, of which the nearest is suggested for one that does not exist.
+        check: of the arguments as they were typed, before Hydra makes a directory; raises InputError.
+    """
+
+    def decorate(main: Callable[[DictConfig], None]) -> Callable[[], None]:
+        @functools.wraps(main)
+        def job(cfg: DictConfig) -> None:
+            try:
+                _resolve(cfg)
+                main(cfg)
+            except (UserError, OSError) as error:  # an OSError names its file
+                if not _Outcome.here:  # a launcher's job says it in its log and in that of the run
+                    log.error("%s", printable(str(error)), exc_info=cfg.debug is True)
+                if cfg.debug is True:
+                    _Outcome.bug = error
+                    raise
+                if not _Outcome.here:
+                    raise CompactHydraException(str(error)) from error
+                _Outcome.failed = True
+                env = detect_launcher()
+                if isinstance(error, InputError) and env is None:
+                    print(printable(str(error)), file=sys.stderr)
+                    _leave_no_empty_directory()
+                elif isinstance(error, InputError) and env is not None and env.rank > 0:
+                    wait_for_process_0()  # which finds the same and says it
+                else:
+                    log.error("%s", printable(str(error)))
+            except Exception as error:
+                if _is_out_of_memory(error) and cfg.debug is not True:
+                    _Outcome.failed = True
+                    told = str(error).partition("\n")[0] or type(error).__name__
+                    log.error("%s", message := f"out of memory: {printable(told)}")
+                    if not _Outcome.here:
+                        raise CompactHydraException(message) from error
+                    return
+                log.error("%s: %s", type(error).__name__, printable(str(error)), exc_info=not _Outcome.here)
+                _Outcome.bug = error
+                raise
+
+        run = hydra.main(version_base="1.3", config_path=str(ROOT / "configs"), config_name=config_name)(job)
+
+        def entry() -> None:
+            full = os.environ.get("HYDRA_FULL_ERROR") == "1"
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra leaves what it finds wrong to us
+            _Outcome.here = True
+            typed = sys.argv[1:]
+            try:
+                check(typed)
+                sys.argv[1:] = quote_paths(typed)
+                run()
+            except KeyboardInterrupt:
+                print("interrupted", file=sys.stderr)
+                sys.exit(130)
+            except Exception as error:
+                if full or error is _Outcome.bug:
+                    raise
+                print(printable(_in_one_line(error, keys, typed)), file=sys.stderr)
+                sys.exit(1)
+            if _Outcome.failed:
+                sys.exit(1)
+
+        return entry
+
+    return decorate
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    told = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in told or "can't allocate memory" in told
+
+
+def _resolve(cfg: DictConfig) -> None:
+    """Put values in the places of interpolations."""
+    try:
+        OmegaConf.resolve(cfg)
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+    else:
+        return
+    for key, value in flat(plain(cfg)).items():
+        if isinstance(value, str) and "${" in value:
+            try:
+                OmegaConf.select(cfg, key)
+            except OmegaConfBaseException:
+                raise InputError(f"{key}={value}: {reason}") from None
+    raise InputError(reason)
+
+
+def _in_one_line(error: Exception, keys: Iterable[str], typed: list[str]) -> str:
+    """What Hydra, OmegaConf or a launcher find wrong, without their advice on other programs."""
+    message = str(error)
+    if unknown := re.match(r"Could not override '([^']+)'", message):
+        return f"{unknown[1]}: no such option{did_you_mean(unknown[1], keys)}"
+    if missing := re.search(r"Could not (?:find|load) '(?:[^']*/)?([^/']+)/([^/']+)'", message):
+        group, name = missing[1], missing[2]
+        known = sorted(path.stem for path in (ROOT / "configs").glob(f"**/{group}/*.yaml"))
+        return f"{group}={name}: known are {', '.join(known)}{did_you_mean(name, known)}"
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: {_unreadable(error.override or '', message.splitlines()[0], typed)}"
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    told = [line for line in lines if not line.startswith(("See https", "full_key", "object_type", "reference_type"))]
+    return " ".join(told) or type(error).__name__
+
+
+def _unreadable(argument: str, reason: str, typed: list[str]) -> str:
+    """What is wrong with an argument, one of those ``typed``, that Hydra's grammar cannot read, and what to do."""
+    prefix, key, value = read_override(argument)
+    if key:
+        whole = QuotedString(value, Quote.double).with_quotes()
+        told = "in quotes, and these in the shell's, it is taken as it stands"
+        return f"{reason}; {told}: {quote(f'{prefix}{key}={whole}')}"
+    place = typed.index(argument) if argument in typed else 0
+    if place and read_override(typed[place - 1])[1]:
+        torn = itertools.takewhile(lambda other: not read_override(other)[1], typed[place:])
+        whole = quote(" ".join([typed[place - 1], *torn]))
+        return f"not KEY=VALUE; if it belongs to what is before it, quote the whole: {whole}"
+    return "not KEY=VALUE"
+
+
+def _leave_no_empty_directory() -> None:
+    """Remove the new directory of a job that was refused, as far as it is empty."""
+    folder, start = (Path(getattr(HydraConfig.get().runtime, name)) for name in ("output_dir", "cwd"))
+    if _stamp.cache_info().currsize and _stamp() in str(folder) and folder.is_relative_to(start):
+        with contextlib.suppress(OSError):  # it is not empty
+            while folder != start:
+                folder.rmdir()
+                folder = folder.parent

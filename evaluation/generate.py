@@ -1,0 +1,145 @@
+"""Drawing many images from a trained network: each a function of its own seed, in rounds, on one or more devices."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+from tqdm import tqdm
+
+from evaluation.workers import parallel_map
+from models import compile_network, in_precision, load_denoiser, load_pretrained
+from sampling import create_sampler, guided_score
+from sampling.denoising import apply_published_denoiser, posterior_mean
+from sampling.images import to_uint8
+from sampling.labels import labels_of, resolve_labels
+from sde import ReflectedVE
+from utils.errors import InputError
+from utils.seeds import image_generators
+
+
+@dataclass(frozen=True)
+class GeneratedBatch:
+    """Some images.
+
+    Attributes:
+        pixels: uint8 (N, H, W, C).
+        labels: int64 (N,), or None for a network without classes.
+        trajectory: moments of the first images, uint8 (K, n, H, W, C), or None.
+        nfe: evaluations of the score for each image.
+    """
+
+    pixels: np.ndarray
+    labels: np.ndarray | None
+    trajectory: np.ndarray | None
+    nfe: int
+
+
+class ImageSampler:
+    """Draws image number i as a function of (seed, i), from the network that a configuration of run_vis.py names.
+
+    Args:
+        cfg: ``load_dir``, ``eval.ckpt``, ``precision``, ``compile``, ``sampling``, ``denoiser_path``, ``label``, ``w``,
+            ``seed``.
+        device: where.
+
+    Raises:
+        InputError: naming the key or file at fault.
+    """
+
+    def __init__(self, cfg: DictConfig, device: torch.device) -> None:
+        self.cfg, self.device = cfg, device
+        self.net, self.run = load_pretrained(cfg.load_dir, cfg.eval.ckpt, device)
+        if cfg.compile:
+            compile_network(self.net)
+        self.score_net = in_precision(self.net, cfg.precision)
+        self.sde = ReflectedVE(self.run.sde.sigma_min, self.run.sde.sigma_max, self.run.sde.num_scales)
+        self.classes = resolve_labels(cfg.label, cfg.w, self.net.num_classes, self.run.data.get("class_names") or ())
+        self.denoise = self._denoiser()
+        self.num_steps = create_sampler(cfg.sampling, self.sde, self.denoise and (lambda x: x)).num_steps
+
+    def __call__(self, images: range, on_step: Callable[[], object] | None = None) -> GeneratedBatch:
+        """Draw the images with these numbers, all at once."""
+        labels = labels_of(images, self.classes, self.net.num_classes, self.cfg.seed)
+        labels = labels if labels is None else labels.to(self.device)
+        generators = image_generators(self.cfg.seed, images, self.device)
+        data = self.run.data
+        shape = (data.num_channels, data.image_size, data.image_size)
+        x_init = torch.stack([self.sde.prior_sample(shape, generator, self.device) for generator in generators])
+        denoise = self.denoise
+        sampler = create_sampler(self.cfg.sampling, self.sde, denoise and (lambda x: denoise(x, labels)))
+        out = sampler(guided_score(self.score_net, labels, self.cfg.w), x_init, generators, on_step)
+        return GeneratedBatch(
+            to_uint8(out.samples),
+            None if labels is None else labels.cpu().numpy(),
+            None if out.trajectory is None else to_uint8(out.trajectory),
+            out.nfe,
+        )
+
+    def _denoiser(self) -> Callable[[Tensor, Tensor | None], Tensor] | None:
+        """What ``sampling.denoiser=network`` does to samples and their labels, if it is asked for."""
+        if self.cfg.sampling.denoiser != "network":
+            return None
+        path = self.cfg.denoiser_path
+        if path is None:
+            raise InputError("sampling.denoiser=network: denoiser_path is missing, a run or the published denoiser")
+        net, run, published = load_denoiser(path, self.device)
+        for key in ("image_size", "num_channels"):
+            if run.data[key] != self.run.data[key]:
+                raise InputError(
+                    f"denoiser_path={path} has data.{key}={run.data[key]}, load_dir has {self.run.data[key]}"
+                )
+        if net.num_classes not in (0, self.net.num_classes):
+            raise InputError(f"denoiser_path={path} has {net.num_classes} classes, load_dir {self.net.num_classes}")
+        if self.cfg.compile:
+            compile_network(net)
+        denoising_net = in_precision(net, self.cfg.precision)
+        if published:
+            return lambda x, _: apply_published_denoiser(denoising_net, x)
+        sigma = self.sde.sigma_min
+        if not run.sde.sigma_min <= sigma <= run.sde.sigma_max:
+            raise InputError(
+                f"denoiser_path={path} knows noise from {run.sde.sigma_min} to {run.sde.sigma_max}, not the "
+                f"sde.sigma_min={sigma} that is left here"
+            )
+        return lambda x, labels: posterior_mean(
+            guided_score(denoising_net, labels if net.num_classes else None), x, sigma
+        )
+
+
+def generate_batches(
+    artist: ImageSampler, rounds: list[int], batch_size: int, devices: list[torch.device]
+) -> Iterator[tuple[int, GeneratedBatch]]:
+    """Draw rounds of ``batch_size`` images, round r the images from r batch_size on, with a progress bar.
+
+    Args:
+        artist: who draws; if there are several devices, a process for each makes one of its own like it.
+        rounds: their numbers.
+        devices: which share every round among them.
+
+    Yields:
+        Each round and its images, in order.
+
+    Raises:
+        UserError: if a process fails.
+    """
+    shares = min(len(devices), batch_size)
+    cuts = [batch_size * k // shares for k in range(shares + 1)]
+    tasks = [range(r * batch_size + first, r * batch_size + stop) for r in rounds for first, stop in pairwise(cuts)]
+    with tqdm(total=len(tasks) * artist.num_steps, unit="step", desc="drawing", disable=None) as bar:
+        drawn = parallel_map(artist, ImageSampler, artist.cfg, tasks, devices[:shares], bar)
+        for r in rounds:
+            yield r, _joined([next(drawn) for _ in range(shares)])
+
+
+def _joined(parts: list[GeneratedBatch]) -> GeneratedBatch:
+    """One round out of the shares of the processes."""
+    return GeneratedBatch(
+        np.concatenate([part.pixels for part in parts]),
+        None if parts[0].labels is None else np.concatenate([part.labels for part in parts]),
+        parts[0].trajectory,
+        max(part.nfe for part in parts),
+    )

@@ -1,0 +1,250 @@
+"""How the published code calls what we have: configuration keys, and the tensors of its checkpoints.
+
+A published model directory differs from a run of ours in the values and spare keys of its configuration, in the names
+of the tensors, and in that its attention maps of DDPM++ are stored transposed. Nothing else: our parameters come in the
+published order.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.adm import ADM
+from models.ddpmpp import DDPMpp
+from models.vdm import VDM
+from utils.errors import InputError
+
+DATASETS = {"cifar10": "CIFAR10", "imagenet32": "ImageNet32", "imagenet64c": "ImageNet64C"}
+# What the published DDPM++ could be told, with the only value that we have; other values are other networks.
+VARIANTS = {
+    "nonlinearity": "swish",
+    "conditional": True,
+    "fir": False,
+    "resblock_type": "biggan",
+    "progressive": "none",
+    "progressive_input": "residual",
+    "embedding_type": "fourier",
+}
+# Keys that the published code never read, or not with these variants, with the values of its configuration files.
+UNREAD: dict[str, dict[str, Any]] = {
+    "model": {
+        "normalization": "GroupNorm",
+        "resamp_with_conv": True,
+        "fir_kernel": [1, 3, 3, 1],
+        "progressive_combine": "sum",
+        "attention_type": "ddpm",
+        "conv_size": 3,
+    },
+    "sde": {"name": "vesde"},
+    "sampling": {"noise_removal": True, "probability_flow": False},
+}
+
+
+def is_published(cfg: Mapping[str, Any]) -> bool:
+    """Tell whether a configuration is of the published code: its names of process and DDPM++, or no seed, say so."""
+    process, network = cfg["sde"].get("name"), cfg["model"]["name"]
+    return str(process).lower() == UNREAD["sde"]["name"] or network == "ncsnpp" or "seed" not in cfg
+
+
+def from_published(cfg: dict[str, Any]) -> dict[str, Any]:
+    """A loaded configuration in our keys; one that is in them already comes back as it is.
+
+    Raises:
+        InputError: naming the key, for a variant of the network that we do not have.
+    """
+    published = is_published(cfg)
+    cfg = {section: dict(part) if isinstance(part, dict) else part for section, part in cfg.items()}
+    model, data = cfg["model"], cfg["data"]
+    for section, keys in UNREAD.items():
+        for key in keys:
+            if isinstance(cfg.get(section), dict) and (section != "sde" or published):
+                cfg[section].pop(key, None)
+    if model["name"] == "ncsnpp":
+        model["name"] = "ddpmpp"
+        for key, supported in VARIANTS.items():
+            value = model.pop(key, supported)
+            if (value.lower() if isinstance(value, str) else value) != supported:
+                raise InputError(f"model.{key}={value} is a variant that this code does not have, only {supported}")
+    data.setdefault("num_classes", 0)
+    data.setdefault("classes", False)
+    data.setdefault("dequantize", False)
+    if published:
+        names = {theirs: ours for ours, theirs in DATASETS.items()}
+        data["dataset"] = names.get(data.get("dataset"), data.get("dataset"))
+        if model["name"] == "adm":
+            data["classes"] = bool(data["num_classes"])  # the published ADM looks at the number alone
+    return cfg
+
+
+def to_published(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration of ours as the published code wants it; the inverse of ``from_published``."""
+    cfg = {section: dict(part) if isinstance(part, Mapping) else part for section, part in cfg.items()}
+    for section, keys in UNREAD.items():
+        if section != "model" or cfg["model"]["name"] == "ddpmpp":
+            cfg[section] = {**cfg.get(section, {}), **keys}
+    if cfg["model"]["name"] == "ddpmpp":
+        cfg["model"] |= {**VARIANTS, "name": "ncsnpp"}
+    if cfg["model"]["name"] == "adm" and not cfg["data"]["classes"]:
+        cfg["data"]["num_classes"] = 0  # the published ADM looks at the number alone
+    cfg["data"]["dataset"] = DATASETS.get(cfg["data"]["dataset"], cfg["data"]["dataset"])
+    cfg["data"].pop("dequantize", None)  # of training, and unknown there
+    return cfg
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One entry of the ``state_dict`` of a checkpoint.
+
+    Attributes:
+        name: there.
+        ours: name of our parameter; None for a constant, which follows from the configuration.
+        transposed: stored with the axes of a matrix exchanged.
+        constant: value of a constant.
+    """
+
+    name: str
+    ours: str | None = None
+    transposed: bool = False
+    constant: Tensor | None = None
+
+    def convert(self, tensor: Tensor) -> Tensor:
+        """From the stored layout to ours, or back."""
+        return tensor.T if self.transposed else tensor
+
+
+def published_tensors(net: nn.Module, sde: Mapping[str, Any]) -> list[StoredTensor]:
+    """The published ``state_dict`` of ``net`` in its order, which is that of the EMA list for what is trained.
+
+    It is empty for a network that the published code does not have.
+
+    Args:
+        net: the network; a DDPMpp, VDM or ADM is published.
+        sde: ``sigma_min``, ``sigma_max`` and ``num_scales``, which a constant of DDPM++ holds.
+    """
+    walk = {DDPMpp: _ddpmpp, VDM: _vdm, ADM: _adm}.get(type(net))
+    if walk is None:
+        return []
+    with torch.device("cpu"):  # the constants have values also where the network is only shapes
+        return list(walk(net, sde))
+
+
+def _unit(
+    net: nn.Module, ours: str, theirs: str, layers: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[StoredTensor]:
+    """The parameters of our submodule ``ours``, which is ``theirs`` there and has the ``layers`` {our name: theirs}."""
+    for name, _ in net.get_submodule(ours).named_parameters():
+        layer, _, kind = name.rpartition(".")
+        layer, kind = layers.get(layer, layer), layers.get(kind, kind)
+        linear_map = layer.startswith("NIN")  # kept as W[in, out] and b
+        if linear_map:
+            kind = {"weight": "W", "bias": "b"}[kind]
+        path = ".".join(part for part in (theirs, layer, kind) if part)
+        yield StoredTensor(path, f"{ours}.{name}", transposed=linear_map and kind == "W")
+
+
+DDPMPP_LAYERS = MappingProxyType(
+    {
+        **{"frequencies": "W", "norm1": "GroupNorm_0", "conv1": "Conv_0", "embed": "Dense_0", "norm2": "GroupNorm_1"},
+        **{"conv2": "Conv_1", "shortcut": "Conv_2"},
+        **{"norm": "GroupNorm_0", "query": "NIN_0", "key": "NIN_1", "value": "NIN_2", "out": "NIN_3"},
+    }
+)
+
+
+def _ddpmpp(net: DDPMpp, sde: Mapping[str, Any]) -> Iterator[StoredTensor]:
+    """all_modules.K, where K counts blocks and the layers between them in the order of computation."""
+    if not 1 <= sde["num_scales"] <= 1_000_000:
+        raise InputError(f"sde.num_scales={sde['num_scales']}: need an integer, 1 to 1000000")
+    log_min, log_max = math.log(sde["sigma_min"]), math.log(sde["sigma_max"])
+    levels = torch.linspace(log_max, log_min, sde["num_scales"], dtype=torch.float64).exp()
+    yield StoredTensor("sigmas", constant=levels.float())
+
+    units = ["fourier", "embed1", "embed2", "conv_in"]
+    for i, level in enumerate(net.down_levels):
+        units += [f"down_levels.{i}.blocks.{j}.{part}" for j in range(len(level.blocks)) for part in (0, 1)]
+        units += [f"down_levels.{i}.down", f"down_levels.{i}.pyramid"] * (level.down is not None)
+    units += ["mid_block1", "mid_attention", "mid_block2"]
+    for i, level in enumerate(net.up_levels):
+        units += [f"up_levels.{i}.blocks.{j}" for j in range(len(level.blocks))] + [f"up_levels.{i}.attention"]
+        units += [f"up_levels.{i}.up"] * (level.up is not None)
+    units += ["norm_out", "conv_out"]
+
+    present = [unit for unit in units if not isinstance(net.get_submodule(unit), nn.Identity)]
+    for k, unit in enumerate(present):
+        inner = ".Conv_0" if unit.endswith("pyramid") else ""
+        yield from _unit(net, unit, f"all_modules.{k}{inner}", DDPMPP_LAYERS)
+
+
+VDM_LAYERS = MappingProxyType({"shortcut": "skip", "embed": "cond_map", "out": "proj_out"})
+
+
+def _vdm(net: VDM, _: object) -> Iterator[StoredTensor]:
+    """Blocks and their attentions, if they have any, counted in one list on the way in and one on the way out."""
+
+    def path(ours: str, theirs: str) -> Iterator[StoredTensor]:
+        pairs = [f"{ours}.{i}.{part}" for i in range(len(net.get_submodule(ours))) for part in (0, 1)]
+        present = [unit for unit in pairs if not isinstance(net.get_submodule(unit), nn.Identity)]
+        for k, unit in enumerate(present):
+            yield from _unit(net, unit, f"{theirs}.{k}", VDM_LAYERS)
+
+    yield from _unit(net, "embed1", "cond_map.0")
+    yield from _unit(net, "embed2", "cond_map.2")
+    if net.image_fourier:
+        yield StoredTensor("image_fourier.freqs", constant=2 ** torch.tensor(net.fourier_powers))
+    yield from _unit(net, "conv_in", "conv_in")
+    yield from path("encoder", "enc")
+    yield from _unit(net, "mid_block1", "mid1", VDM_LAYERS)
+    yield from _unit(net, "mid_attention", "midattn", VDM_LAYERS)
+    yield from _unit(net, "mid_block2", "mid2", VDM_LAYERS)
+    yield from path("decoder", "dec")
+    yield from _unit(net, "norm_out", "out.0")
+    yield from _unit(net, "conv_out", "out.2")
+
+
+ADM_LAYERS = MappingProxyType(
+    {
+        **{"norm1": "norm0", "conv1": "conv0", "norm2": "norm1", "conv2": "conv1", "shortcut": "skip"},
+        **{"attention.norm": "norm2", "attention.qkv": "qkv", "attention.out": "proj"},
+    }
+)
+
+
+def _adm(net: ADM, _: object) -> Iterator[StoredTensor]:
+    """Blocks are called by their resolution and their place in the level."""
+
+    def resampling(ours: str, theirs: str) -> Iterator[StoredTensor]:
+        """A block that changes the resolution; two of its layers hold the filter of four equal weights."""
+        for tensor in _unit(net, ours, theirs, ADM_LAYERS):
+            yield tensor
+            for last, layer in (("conv0.bias", "conv0"), ("conv1.bias", "skip")):
+                if tensor.name.endswith(last):
+                    yield StoredTensor(f"{theirs}.{layer}.resample_filter", constant=torch.full((1, 1, 2, 2), 0.25))
+
+    yield from _unit(net, "embed1", "model.map_layer0")
+    yield from _unit(net, "embed2", "model.map_layer1")
+    if net.num_classes:
+        yield from _unit(net, "embed_label", "model.map_label")
+    for i, level in enumerate(net.encoder):
+        ours, theirs = f"encoder.{i}", f"model.enc.{level.size}x{level.size}"
+        if i == 0:
+            yield from _unit(net, "conv_in", f"{theirs}_conv")
+        else:
+            yield from resampling(f"{ours}.enter.0", f"{theirs}_down")
+        for j in range(len(level.blocks)):
+            yield from _unit(net, f"{ours}.blocks.{j}", f"{theirs}_block{j}", ADM_LAYERS)
+    for i, level in enumerate(net.decoder):
+        ours, theirs = f"decoder.{i}", f"model.dec.{level.size}x{level.size}"
+        if i == 0:
+            yield from _unit(net, f"{ours}.enter.0", f"{theirs}_in0", ADM_LAYERS)
+            yield from _unit(net, f"{ours}.enter.1", f"{theirs}_in1", ADM_LAYERS)
+        else:
+            yield from resampling(f"{ours}.enter.0", f"{theirs}_up")
+        for j in range(len(level.blocks)):
+            yield from _unit(net, f"{ours}.blocks.{j}", f"{theirs}_block{j}", ADM_LAYERS)
+    yield from _unit(net, "norm_out", "model.out_norm")
+    yield from _unit(net, "conv_out", "model.out_conv")

@@ -1,0 +1,108 @@
+"""Dormand & Prince (1980), orders 5 and 4, with step sizes of each image's own."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from utils.errors import UserError
+
+# The last stage is the first one of the next step.
+NODES = (0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
+STAGES = (
+    (),
+    (1 / 5,),
+    (3 / 40, 9 / 40),
+    (44 / 45, -56 / 15, 32 / 9),
+    (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+    (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+    (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
+)
+ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
+
+FIRST_STEP = 0.01  # of the way
+SMALLEST_STEP = 1e-6  # of the way; taken whatever its error, so that a jump of the score at a face cannot stop it
+REPORTS = 100  # times that one solution reports how far it is
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step did to each image; one that was refused goes from ``before`` to ``before``.
+
+    Attributes:
+        before, done: the share of the way behind it, float64 (B,).
+        y, new: where it led from and to, (B, ...).
+        rise, rise_new: slopes at both ends times the length of the step, (B, ...).
+    """
+
+    before: Tensor
+    done: Tensor
+    y: Tensor
+    new: Tensor
+    rise: Tensor
+    rise_new: Tensor
+
+
+def odeint(
+    field: Callable[[Tensor, Tensor], Tensor],
+    y: Tensor,
+    rtol: float,
+    atol: float,
+    on_step: Callable[[], object] | None = None,
+    watch: Callable[[Step], object] | None = None,
+    parts: Sequence[int] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Solve dy = field(done, y) d done from done = 0 to 1.
+
+    Every image has its own step size, from its own error: it does not depend on its neighbours.
+
+    Args:
+        field: of the share of the way, float64 (B,), and the place, (B, ...).
+        y: start, (B, ...).
+        rtol, atol: the error of a step, root mean square over the coordinates, is at most 1 in units of
+            atol + rtol |y|.
+        on_step: called ``REPORTS`` times on the way, for a progress bar.
+        watch: called with each step.
+        parts: numbers of coordinates, of which each group is held to the tolerance by itself; None for one group.
+
+    Returns:
+        The end, (B, ...), and how many evaluations of the field each image took, int64 (B,): the slowest as many as
+        there were calls.
+
+    Raises:
+        UserError: if the field is not finite.
+    """
+    per_image = (-1,) + (1,) * (y.ndim - 1)
+    done = torch.zeros(len(y), dtype=torch.float64, device=y.device)
+    step = torch.full_like(done, FIRST_STEP)
+    slope, evaluations, reported = field(done, y), torch.ones_like(done, dtype=torch.int64), 0
+    while (left := 1.0 - done).any():
+        h = torch.minimum(step, left)
+        scale = h.to(y.dtype).reshape(per_image)
+        slopes = [slope]
+        for node, weights in zip(NODES[1:], STAGES[1:], strict=True):
+            new = y + scale * sum(w * k for w, k in zip(weights, slopes, strict=True) if w)
+            slopes.append(field(done + node * h, new))
+        evaluations += (left > 0) * (len(slopes) - 1)
+
+        error = scale * sum(w * k for w, k in zip(ERROR, slopes, strict=True) if w)
+        relative = (error / (atol + rtol * torch.maximum(y.abs(), new.abs()))).flatten(1)
+        groups = relative.split(list(parts) if parts else relative.shape[1], dim=1)
+        norm = torch.stack([group.square().mean(1).sqrt() for group in groups]).amax(0).to(h.dtype)
+        if not norm.isfinite().all():
+            raise UserError("the score is not finite: try a smaller w, or precision=fp32")
+        accepted = (norm <= 1.0) | (h <= SMALLEST_STEP)
+        before, done = done, torch.where(accepted, torch.where(h < left, done + h, 1.0), done)
+        if watch is not None:
+            watch(Step(before, done, y, new, scale * slope, scale * slopes[-1]))
+        y = torch.where(accepted.reshape(per_image), new, y)
+        slope = torch.where(accepted.reshape(per_image), slopes[-1], slope)
+        step = (h * (0.9 * norm.clamp(min=1e-10) ** -0.2).clamp(0.2, 5.0)).clamp(min=SMALLEST_STEP)
+
+        if on_step is not None:
+            reached = int(done.min().item() * REPORTS)
+            for _ in range(reported, reached):
+                on_step()
+            reported = reached
+    return y, evaluations

@@ -1,0 +1,226 @@
+"""Many images from a network: seeds, batches, processes, the denoiser, and the directory they go to."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+
+from evaluation.generate import ImageSampler, generate_batches
+from evaluation.images_dir import missing_batches, save_batch
+from evaluation.output_dir import open_output
+from models import load_pretrained
+from run_vis import FREE
+from tests.conftest import ROOT, composed
+from utils.devices import choose_devices
+from utils.errors import InputError, UserError
+
+CPU = torch.device("cpu")
+RUN = ROOT / "tests/golden/reference_run"
+
+
+def vis_config(*overrides, load_dir=RUN):
+    return composed(
+        f"load_dir={load_dir}", "device=cpu", "sampling.method=multistep", "sampling.steps=4", *overrides, name="vis"
+    )
+
+
+def all_pixels(cfg, batch_size, rounds, devices=(CPU,)):
+    rounds = generate_batches(ImageSampler(cfg, CPU), list(range(rounds)), batch_size, list(devices))
+    return np.concatenate([drawn.pixels for _, drawn in rounds]).astype(int)
+
+
+@pytest.mark.parametrize("overrides", [[], ["sampling.method=pc"], ["sampling.predictor=ancestral"]])
+def test_an_image_is_a_function_of_its_seed_alone(overrides):
+    cfg = vis_config(*overrides)
+    whole = all_pixels(cfg, 12, 1)
+    assert np.abs(all_pixels(cfg, 4, 3) - whole).max() <= 1  # rounding: a convolution may add in another order
+    assert np.abs(all_pixels(cfg, 5, 2) - whole[:10]).max() <= 1
+    assert len(np.unique(whole, axis=0)) == 12
+    assert np.abs(all_pixels(vis_config(*overrides, "seed=1"), 12, 1) - whole).max() > 1
+
+
+@pytest.mark.slow(19)
+def test_a_compiled_network_draws_the_same_images():
+    cfg = vis_config("compile=true", "sampling.method=heun", "sampling.steps=3")
+    compiled, plain = all_pixels(cfg, 10, 2), all_pixels(vis_config("sampling.method=heun", "sampling.steps=3"), 10, 2)
+    assert hasattr(ImageSampler(cfg, CPU).net.forward, "__wrapped__")
+    assert np.abs(compiled - plain).max() <= 1 and plain.std() > 10
+
+
+def test_processes_share_the_images_and_change_none():
+    cfg = vis_config("sampling.method=pc", "sampling.trajectory=3")
+    together = list(generate_batches(ImageSampler(cfg, CPU), [0, 1], 5, [CPU, CPU]))
+    assert [r for r, _ in together] == [0, 1]
+    apart = all_pixels(cfg, 5, 2)
+    assert np.abs(np.concatenate([drawn.pixels for _, drawn in together]) - apart).max() <= 1
+    assert together[0][1].trajectory.shape == (3, 2, 8, 8, 3)  # of the first process' share
+
+
+@pytest.mark.parametrize(
+    ("load_dir", "message"), [("nowhere", "^nowhere.*is not a run"), (None, "^a process has failed: TypeE")]
+)
+def test_a_process_that_fails_ends_the_drawing(load_dir, message):
+    """A clean error stays one; of anything else the last line of the traceback is shown."""
+    artist = ImageSampler(vis_config(), CPU)
+    artist.cfg.load_dir = load_dir  # what the processes are given
+    with pytest.raises(UserError, match=message):
+        list(generate_batches(artist, [0], 4, [CPU, CPU]))
+
+
+def change_config(run, changes):
+    path = run / ".hydra/config.yaml"
+    cfg = OmegaConf.load(path)
+    for key, value in changes.items():
+        OmegaConf.update(cfg, key, value)
+    OmegaConf.save(cfg, path)
+
+
+def published_denoiser(path, **changes):
+    """A directory as the published denoiser comes: one file without a number, the weights alone."""
+    shutil.copytree(RUN / ".hydra", path / ".hydra")
+    change_config(path, {"model.scale_by_sigma": False})
+    model = torch.load(RUN / "checkpoints/checkpoint_1.pth", weights_only=True)["model"]
+    (path / "checkpoints").mkdir()
+    torch.save({"model": {**model, **changes}}, path / "checkpoints/checkpoint.pth")
+    return path
+
+
+def test_the_published_denoiser_subtracts_what_its_network_returns(tmp_path):
+    path = published_denoiser(tmp_path / "denoiser")
+    artist = ImageSampler(vis_config("sampling.denoiser=network", f"denoiser_path={path}"), CPU)
+    x = torch.rand(3, 3, 8, 8)
+    denoised = artist.denoise(x, None)
+
+    # The same network as a run whose average is the trained weights, at the published level 1e-5.
+    shutil.copytree(path, tmp_path / "run")
+    checkpoint = torch.load(RUN / "checkpoints/checkpoint_1.pth", weights_only=True)
+    frozen = ("sigmas", "all_modules.0.W")
+    checkpoint["ema"]["shadow_params"] = [tensor for name, tensor in checkpoint["model"].items() if name not in frozen]
+    torch.save(checkpoint, tmp_path / "run/checkpoints/checkpoint_1.pth")
+    net, _ = load_pretrained(tmp_path / "run")
+    expected = (x - net(x, torch.full((3,), 1e-5))).clamp(0, 1)
+    assert torch.allclose(denoised, expected, atol=1e-6)
+    assert (denoised - x).abs().mean() > 0.01 and ((denoised > 0) & (denoised < 1)).float().mean() > 0.1
+
+    plain, network = (
+        ImageSampler(vis_config(f"sampling.denoiser={d}", f"denoiser_path={path}"), CPU)(range(3))
+        for d in ("none", "network")
+    )
+    assert (plain.pixels != network.pixels).any()
+
+
+def test_a_run_as_denoiser_gives_its_posterior_mean(tmp_path):
+    cfg = vis_config("sampling.denoiser=network", f"denoiser_path={RUN}")
+    by_network = ImageSampler(cfg, CPU)(range(3))
+    cfg.sampling.denoiser = "mean"
+    by_mean = ImageSampler(cfg, CPU)(range(3))
+    assert np.abs(by_network.pixels.astype(int) - by_mean.pixels).max() <= 1
+    assert by_mean.nfe == by_network.nfe + 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data.image_size": 16, "model.attn_resolutions": [8]}, "data.image_size=16"),
+        ({"sde.sigma_min": 0.02}, "knows noise from 0.02"),
+    ],
+)
+def test_a_denoiser_for_other_images_is_refused(tmp_path, changes, message):
+    shutil.copytree(RUN, tmp_path / "other")
+    change_config(tmp_path / "other", changes)
+    with pytest.raises(InputError, match=message):
+        ImageSampler(vis_config("sampling.denoiser=network", f"denoiser_path={tmp_path / 'other'}"), CPU)
+
+
+def test_a_denoiser_that_is_missing_or_damaged_is_named(tmp_path):
+    with pytest.raises(InputError, match="denoiser_path is missing"):
+        ImageSampler(vis_config("sampling.denoiser=network"), CPU)
+    with pytest.raises(InputError, match="nowhere is not a run"):
+        ImageSampler(vis_config("sampling.denoiser=network", "denoiser_path=nowhere"), CPU)
+    path = published_denoiser(tmp_path / "denoiser", extra=torch.zeros(1))
+    with pytest.raises(InputError, match="extra"):
+        ImageSampler(vis_config("sampling.denoiser=network", f"denoiser_path={path}"), CPU)
+    (path / "checkpoints/checkpoint.pth").write_bytes(b"no tensors")
+    with pytest.raises(InputError, match=r"checkpoint\.pth cannot be read"):
+        ImageSampler(vis_config("sampling.denoiser=network", f"denoiser_path={path}"), CPU)
+
+
+def open_images(folder, cfg):
+    return open_output(folder, cfg, "vis", FREE)
+
+
+def draw_into(folder, cfg, rounds):
+    """What run_vis.py does, and the rounds it drew."""
+    with open_images(folder, cfg):
+        missing = missing_batches(folder, rounds)
+        for r, drawn in generate_batches(ImageSampler(cfg, CPU), missing, 3, [CPU]):
+            save_batch(folder, r, drawn, None, each=True)
+    return missing
+
+
+def test_drawing_goes_on_where_it_stopped(tmp_path):
+    cfg, folder = vis_config("sampling.trajectory=3", "eval.batch_size=3"), tmp_path / "images"
+    assert draw_into(folder, cfg, 3) == [0, 1, 2]
+    whole = {path.name: path.read_bytes() for path in folder.rglob("*.*") if path.is_file()}
+    assert len(whole) == 3 + 3 + 9 + 2 + 2  # grids, arrays, single images, a strip and an animation, .lock and vis.yaml
+    (folder / "samples_1.npz").unlink()
+    (folder / "samples_1.png").write_bytes(b"half")
+    (folder / ".samples_1.tmp").write_bytes(b"half")
+    assert draw_into(folder, cfg, 3) == [1]
+    assert {name: (folder / name).read_bytes() for name in whole if (folder / name).is_file()}.items() <= whole.items()
+    assert draw_into(folder, cfg, 3) == []
+    cfg.eval.rounds, cfg.ngpus = 4, 2
+    assert draw_into(folder, cfg, 4) == [3]
+    singles = sorted((folder / "single").iterdir())
+    assert [path.name for path in singles] == [f"{n:06d}.png" for n in range(12)]
+    arrays = np.load(folder / "samples_2.npz")["samples"]
+    assert np.array_equal(np.asarray(Image.open(singles[7])), arrays[1])
+
+
+@pytest.mark.parametrize("override", ["seed=1", "sampling.steps=5", "w=1", "eval.batch_size=4", "eval.ckpt=1"])
+def test_other_images_do_not_go_into_the_same_directory(tmp_path, override):
+    draw_into(tmp_path / "images", vis_config("eval.batch_size=3"), 1)
+    before = (tmp_path / "images/vis.yaml").read_bytes()
+    with (
+        pytest.raises(InputError, match=f"made with {override.split('=')[0]}="),
+        open_images(tmp_path / "images", vis_config("eval.batch_size=3", override)),
+    ):
+        pass
+    assert (tmp_path / "images/vis.yaml").read_bytes() == before
+
+
+def test_a_directory_of_something_else_is_left_alone(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / "holiday.png").touch()
+    with pytest.raises(InputError, match=r"did not write it"), open_images(folder, vis_config()):
+        pass
+    (folder / "vis.yaml").write_text("{unclosed")
+    with pytest.raises(InputError, match=r"vis\.yaml cannot be read"), open_images(folder, vis_config()):
+        pass
+    (folder / "vis.yaml").write_text("- a list")
+    with pytest.raises(InputError, match=r"vis\.yaml cannot be read|made with"), open_images(folder, vis_config()):
+        pass
+
+
+def test_two_processes_do_not_draw_into_one_directory(tmp_path):
+    cfg = vis_config()
+    again = open_images(tmp_path / "images", cfg)
+    with (
+        open_images(tmp_path / "images", cfg),
+        pytest.raises(InputError, match="another run_vis"),
+        again,
+    ):
+        pass
+
+
+def test_devices_of_several_processes(monkeypatch):
+    assert choose_devices("cpu", 3) == [CPU] * 3
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_devices("auto", 2) == [torch.device("cuda", 0), torch.device("cuda", 1)]
+    with pytest.raises(InputError, match=r"ngpus=3, but torch sees 2"):
+        choose_devices("cuda", 3)

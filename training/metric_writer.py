@@ -1,0 +1,115 @@
+"""What a run says while it goes: metrics.jsonl, a progress bar or lines of text, and to what watches it."""
+
+import json
+import logging
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+
+from omegaconf import DictConfig
+from tqdm import tqdm
+
+from training.loggers import open_logger
+from training.plots import draw_losses
+from utils.errors import replacing, writing
+
+log = logging.getLogger(__name__)
+
+UNSHOWN = ("step", "loss_by_sigma", "memory_gib")  # of an entry, where there is little room
+
+
+class MetricWriter:
+    """Appends one JSON object a line to RUN/metrics.jsonl, shows it, and passes it on to the logger of the run.
+
+    On a terminal there is a progress bar; elsewhere a line of text for each entry.
+
+    Args:
+        cfg: of the run.
+        run_dir: RUN; entries after ``step`` (made before a kill, to be made again) are dropped.
+        step: where the run is.
+
+    Raises:
+        UserError: if the disk does not take them.
+    """
+
+    def __init__(self, cfg: DictConfig, run_dir: Path, step: int) -> None:
+        self._folder, self._path = run_dir, run_dir / "metrics.jsonl"
+        self._logger = open_logger(cfg, run_dir, step)
+        kept = [entry for entry in read_entries(self._path) if entry["step"] <= step]
+        with replacing(self._path) as temporary:
+            temporary.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+        with writing(self._path):
+            self._file = self._path.open("a")
+        self._total = cfg.training.n_iters
+        self._bar = tqdm(total=self._total, initial=step, unit="step", disable=None, dynamic_ncols=True)
+
+    def advance(self) -> None:
+        """Count one step."""
+        self._bar.update()
+
+    def write(self, entry: dict[str, Any]) -> None:
+        """Record ``entry``: ``step``, and numbers or lists of them."""
+        with writing(self._path):
+            self._file.write(json.dumps(entry) + "\n")
+            self._file.flush()
+        scalars = {key: value for key, value in entry.items() if key != "step" and not isinstance(value, list)}
+        quarters = {f"loss_by_sigma/{k}": value for k, value in enumerate(entry["loss_by_sigma"], 1) if value}
+        self._logger.scalars(entry["step"], scalars | quarters)
+        shown = {key: f"{value:.4g}" for key, value in entry.items() if key not in UNSHOWN}
+        if self._bar.disable:
+            log.info("step %d/%d  %s", entry["step"], self._total, "  ".join(f"{k} {v}" for k, v in shown.items()))
+        else:
+            self._bar.set_postfix(shown, refresh=False)
+
+    def snapshot(self) -> None:
+        """Draw RUN/loss.png anew."""
+        draw_losses(read_entries(self._path), self._folder / "loss.png")
+
+    def samples(self, step: int, path: Path) -> None:
+        """Pass a grid of samples on."""
+        self._logger.image(step, "samples", path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._bar.close()
+        for close in (self._file.close, self._logger.close):
+            try:
+                close()
+            except OSError as error:  # what a full disk did not take is written once more, in vain
+                if kind is None:
+                    log.warning("not all that %s shows was written: %s", self._folder, error)
+
+
+class NullMetricWriter:
+    """What ``MetricWriter`` is in a process that does not write."""
+
+    def advance(self) -> None:
+        """Nothing."""
+
+    def write(self, entry: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def snapshot(self) -> None:
+        """Nothing."""
+
+    def samples(self, step: int, path: Path) -> None:
+        """Nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def read_entries(path: Path) -> list[dict[str, Any]]:
+    """The entries of a ``metrics.jsonl``, without a last line that a kill left half written."""
+    entries = []
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
+        with suppress(json.JSONDecodeError, KeyError, TypeError):
+            entry = json.loads(line)
+            if isinstance(entry["step"], int) and isinstance(entry["loss"], float):
+                entries.append(entry)
+    return entries

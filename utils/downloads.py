@@ -1,0 +1,186 @@
+"""Files from elsewhere, trusted with nothing: fetched aside, looked at, compared with what came before, unpacked."""
+
+import hashlib
+import lzma
+import os
+import shutil
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from utils.errors import InputError, UserError
+
+# What tarfile and the libraries below it raise on bytes that are not what they should be.
+DAMAGE = (EOFError, OSError, ValueError, KeyError, OverflowError, RecursionError, zlib.error, lzma.LZMAError)
+MOST_MEMBERS = 2_000_000  # of an archive: the largest one here, of ImageNet's training images, has 1.3 million
+DEEPEST_MEMBER = 32  # folders in each other
+LONGEST_NAME = 1024  # bytes of the path of a member
+LONGEST_HEADER = 2**20  # bytes of what is said of a member beside its own header, which is read as a whole
+EXTRA_HEADERS = (
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+)
+
+
+class DownloadError(UserError):
+    """A file that could not be had, or is not what it should be."""
+
+
+class _Member(tarfile.TarInfo):
+    """A member of an archive whose headers are not longer than any has to be."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Member":
+        member = super().frombuf(buf, encoding, errors)
+        if member.type in EXTRA_HEADERS and member.size > LONGEST_HEADER:
+            raise ValueError(f"a header in it has {member.size:,} bytes")
+        return member
+
+
+def fetch_folder(url: str, archive: Path, target: Path, sums: Path, find: Callable[[Path], Path]) -> None:
+    """Download a tar archive, or take it where a person has put it, and make a folder of what is in it.
+
+    Args:
+        url: where it is.
+        archive: where it is put; removed at the end, unless it was there.
+        target: the folder, on the same disk, which appears when all is well.
+        sums: record of SHA-256 sums, see ``check_recorded``.
+        find: given the folder of what was unpacked, the one in it that becomes ``target``; raises DownloadError if what
+            it finds is not what it should be.
+
+    Raises:
+        UserError: if the archive cannot be had or is not what it should be.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    placed = archive.exists()
+    try:
+        if not placed:
+            fetch(url, archive)
+        check_archive(archive)
+    except (DownloadError, InputError) as error:
+        if not placed:
+            archive.unlink(missing_ok=True)
+        if isinstance(error, InputError):
+            raise
+        raise DownloadError(f"{error}. Open {url} in a browser, save the file as {archive}, run this again") from error
+    line = check_recorded(archive, sums)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
+        unpack(archive, Path(temporary))
+        found = find(Path(temporary))
+        with sums.open("a") as file:  # before the folder appears: one that is there has its sum recorded
+            file.write(line)
+        found.rename(target)
+    if not placed:
+        archive.unlink()
+
+
+def google_drive(identity: str) -> str:
+    """The address of a file there."""
+    return f"https://drive.google.com/uc?id={identity}"
+
+
+def fetch(url: str, path: Path) -> None:
+    """Download ``url`` to ``path``, which appears when it is complete; Google Drive's detours are followed.
+
+    Raises:
+        DownloadError: if the host does not give the file.
+    """
+    import gdown  # only where used: it brings an HTTP client
+
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        gdown.download(url, str(temporary), use_cookies=False, timeout=60)
+        temporary.rename(path)
+    except (gdown.exceptions.DownloadError, OSError, RuntimeError, ValueError) as error:
+        raise DownloadError(f"{url} could not be downloaded: {' '.join(str(error).split())}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_archive(path: Path) -> None:
+    """Check that ``path`` is a tar archive, whole to its end, that can be unpacked beside it.
+
+    Raises:
+        DownloadError: if it is not whole.
+        InputError: if it is not safe to unpack: a member has a name that no disk takes, or links to what is not there.
+        UserError: if the disk has no room for what is in it.
+    """
+    with path.open("rb") as file:
+        start = file.read(512).lstrip().lower()
+    if start.startswith(b"<"):
+        raise DownloadError(f"{path} is an HTML page and not an archive: the host answered with a web page")
+    try:
+        with tarfile.open(path, tarinfo=_Member) as archive:
+            _check_members(archive, path)
+    except InputError:
+        raise
+    except (tarfile.TarError, *DAMAGE) as error:
+        raise DownloadError(f"{path} is not a whole tar archive: {' '.join(str(error).split())}") from error
+
+
+def _check_members(archive: tarfile.TarFile, path: Path) -> None:
+    """Check each member, as ``check_archive`` says, before its contents are read: they may be any size unpacked."""
+
+    def refuse(reason: str) -> NoReturn:
+        raise InputError(f"{path} is not safe to unpack: {reason}")
+
+    free, size = shutil.disk_usage(path.parent).free, 0
+    names: dict[str, str] = {}
+    for number, member in enumerate(archive):
+        size += member.size
+        if size > free:
+            raise UserError(f"{path} needs {size / 1e9:,.1f} GB unpacked, the disk has {free / 1e9:,.1f} GB left")
+        if number >= MOST_MEMBERS:
+            refuse(f"it has more than {MOST_MEMBERS:,} members")
+        if len(os.fsencode(member.name)) > LONGEST_NAME or member.name.count("/") > DEEPEST_MEMBER:
+            refuse(f"the path of a member is too long: {member.name[:40]}...")
+        name = os.path.normpath(member.name)
+        if names.setdefault(name.casefold(), name) != name:
+            refuse(f"{name} and {names[name.casefold()]} are one file on some disks")
+        if member.islnk() and os.path.normpath(member.linkname).casefold() not in names:
+            refuse(f"{name} links to {member.linkname}, which is not before it")
+
+
+def check_recorded(path: Path, sums: Path) -> str:
+    """The line of ``sums`` for ``path``: recorded on first sight, compared from then on.
+
+    Args:
+        path: a file.
+        sums: in the format of ``sha256sum``; need not exist, and is only read.
+
+    Returns:
+        The line to record, empty if it is there already.
+
+    Raises:
+        DownloadError: if another sum is recorded for this name.
+    """
+    with path.open("rb") as file:
+        line = f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.name}\n"
+    recorded = sums.read_text().splitlines(keepends=True) if sums.exists() else []
+    known = [other for other in recorded if other.split()[-1:] == [path.name]]
+    if known and line not in known:
+        raise DownloadError(
+            f"{path} is not the file that {sums} recorded for this name: remove it, "
+            "or its line there if you trust the new one"
+        )
+    return "" if known else line
+
+
+def unpack(path: Path, folder: Path) -> None:
+    """Unpack a tar archive inside ``folder``.
+
+    Raises:
+        InputError: if a member would lie or point outside of it, or is neither file nor folder nor link.
+        DownloadError: if it cannot be unpacked, or this Python is too old to tell whether it should be.
+    """
+    if not hasattr(tarfile, "data_filter"):
+        raise DownloadError(f"{path} stays packed: unpacking safely needs Python 3.11.4 or newer")
+    try:
+        with tarfile.open(path, tarinfo=_Member) as archive:
+            archive.extractall(folder, filter="data")
+    except tarfile.FilterError as error:
+        raise InputError(f"{path} is not safe to unpack: {error}") from error
+    except (tarfile.TarError, *DAMAGE) as error:
+        raise DownloadError(f"{path} cannot be unpacked: {error}") from error
