@@ -23,9 +23,8 @@ from torchvision.transforms import ToTensor
 from benchmarks.networks import composed
 from datasets import Loader, load_images
 from datasets.cache import Part, open_cached
-from sde import ReflectedVE
-from training.loop import create_state
-from training.step import Objective
+from sde import create_process
+from training.loop import Loss, create_state, train_step
 from utils.distributed import Distributed
 
 BATCH, REPEATS = 128, 5
@@ -116,15 +115,11 @@ def step_of_training(seconds_of_a_batch: float) -> None:
     """Print what share of a training step of the CIFAR-10 model reading is."""
     cfg = composed("data=fake", "training.grad_accum_steps=16", f"training.batch_size={BATCH}")
     state, distributed = create_state(cfg, torch.device("cpu")), Distributed(torch.device("cpu"))
-    objective = Objective(cfg, ReflectedVE(cfg.sde.sigma_min, cfg.sde.sigma_max, cfg.sde.num_scales))
+    loss_fn = Loss(cfg, create_process(cfg.sde))
     images = load_images("fake", True, image_size=32, num_channels=3, num_classes=10)
     batches = Loader(images, BATCH, 0, "cpu")
     start = time.perf_counter()
-    objective.accumulate_gradients(
-        state.model.train(), 0, objective.sample_batch(batches, 0), 0, distributed, state.scaler
-    )
-    state.optimizer.step()
-    state.ema.update(state.model)
+    train_step(loss_fn, state.model, state, loss_fn.sample_batch(batches, 0), distributed, cfg.optim.lr, -1.0)
     seconds = time.perf_counter() - start
     print(f"a training step of the CIFAR-10 model, {BATCH} images: {seconds:.0f} s; reading is", end=" ")
     print(f"{100 * seconds_of_a_batch / seconds:.4f} % of it")

@@ -11,7 +11,9 @@ import torch
 
 from benchmarks.networks import network
 from benchmarks.timing import device_name, interleaved
-from evaluation.likelihood import _score_and_trace, _signs
+from evaluation.likelihood import _score_and_trace
+from sde import ReflectedVE
+from utils.seeds import BatchGenerator
 
 BATCH, REPEATS = 16, 3
 
@@ -29,7 +31,8 @@ def main() -> None:
 
     ways: dict[str, Callable[[], object]] = {"bare": bare}
     for probes in (1, 2, 4, 8):
-        ways[f"{probes} probes"] = partial(_score_and_trace, net, x, sigma, _signs(x, None, probes))
+        signs = BatchGenerator().signs_like(x, probes)
+        ways[f"{probes} probes"] = partial(_score_and_trace, ReflectedVE(), net, x, sigma, signs)
     seconds = interleaved(ways, REPEATS)
     for name, seen in seconds.items():
         ratios = sorted(s / b for s, b in zip(seen, seconds["bare"], strict=True))

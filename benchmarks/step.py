@@ -20,9 +20,8 @@ from benchmarks.memory import peak_bytes
 from benchmarks.networks import config, network
 from benchmarks.timing import device_name, interleaved
 from datasets import Loader, load_images
-from sde import ReflectedVE
-from training.loop import create_state
-from training.step import Objective, train_step
+from sde import ReflectedVE, create_process
+from training.loop import Loss, create_state, train_step
 from utils.distributed import Distributed
 
 REPEATS, MATRIX = 5, 2048
@@ -73,16 +72,12 @@ def plain_step(kind: str, batch: int) -> Callable[[], None]:
 def our_step(kind: str, batch: int, *options: str) -> Callable[[], None]:
     """The step of training, with options of run_train.py."""
     cfg = config(kind, f"training.batch_size={batch}", *options)
-    state, sde, distributed = (
-        create_state(cfg, DEVICE),
-        ReflectedVE(cfg.sde.sigma_min, cfg.sde.sigma_max),
-        Distributed(DEVICE),
-    )
+    state, distributed, loss_fn = create_state(cfg, DEVICE), Distributed(DEVICE), Loss(cfg, create_process(cfg.sde))
     images = load_images("fake", True, image_size=cfg.data.image_size, num_channels=3, num_classes=10)
-    batches, objective = Loader(images, batch, cfg.seed, DEVICE), Objective(cfg, sde)
+    batches = Loader(images, batch, cfg.seed, DEVICE)
 
     def step() -> None:
-        train_step(objective, state.model, state, objective.sample_batch(batches, state.step), distributed, 1e-4, 1.0)
+        train_step(loss_fn, state.model, state, loss_fn.sample_batch(batches, state.step), distributed, 1e-4, 1.0)
 
     return step
 

@@ -12,10 +12,11 @@ from datasets import ImageDataset, load_configured
 from datasets.loader import dequantize, normalize
 from evaluation.elbo import elbo, time_proposal
 from evaluation.likelihood import log_likelihood
+from losses import PiecewiseUniform
 from models import compile_network, in_precision, load_pretrained
 from sampling.base import ScoreFn
 from sampling.dopri5 import REPORTS
-from sde import ReflectedVE
+from sde import create_process
 from utils.seeds import Stream, derived_seed, image_generators
 
 PILOT_IMAGES = 64
@@ -50,7 +51,7 @@ class _DatasetMetric:
         self.seed, self.device = cfg.seed, device
         self.net, self.run = load_pretrained(cfg.load_dir, cfg.eval.ckpt, device)
         self.score_net = in_precision(self.net, cfg.precision)
-        self.sde = ReflectedVE(self.run.sde.sigma_min, self.run.sde.sigma_max, self.run.sde.num_scales)
+        self.sde = create_process(self.run.sde)
         self.images = load_split(cfg, self.run, cfg.eval.split)
 
     def score_fn(self, images: range) -> ScoreFn:
@@ -86,8 +87,9 @@ class FlowBPD(_DatasetMetric):
     def protocol(self) -> dict[str, object]:
         """How the numbers come about."""
         trained = "" if self.run.data.dequantize else "; trained on the levels themselves (data.dequantize=False)"
+        prior = f"{self.sde.prior_name} at sigma_max={self.sde.sigma_max}"
         return {
-            "density": f"of the flow, at sigma_min={self.sde.sigma_min}, uniform at sigma_max={self.sde.sigma_max}",
+            "density": f"of the flow, at sigma_min={self.sde.sigma_min}, {prior}",
             "dequantisation": f"x = (k + u) / {self.images.levels}, u uniform, from (seed, image){trained}",
             "solver": "Dormand-Prince 5(4), step sizes of each image's own, unfolded coordinates",
             **{key: self.options[key] for key in ("divergence", "rtol", "atol")},
@@ -145,7 +147,7 @@ class ElboBPD(_DatasetMetric):
             "bound_on": f"density of x = (k + u) / {levels}, u uniform, from (seed, image)"
             if self.dequantized
             else f"probability of the levels k / {levels - 1}, read at sigma_min={self.sde.sigma_min}",
-            "prior_is": f"divergence from uniform at sigma_max={self.sde.sigma_max}, computed",
+            "prior_is": f"divergence from {self.sde.prior_name} at sigma_max={self.sde.sigma_max}, computed",
             "times": f"{self.times} strata of each image, offsets spread over the images",
             "proposal": "uniform" if self.proposal is None else [round(p, 6) for p in self.proposal.tolist()],
         }
@@ -161,7 +163,7 @@ class ElboBPD(_DatasetMetric):
             None if self.dequantized else self.images.levels,
             num_times=self.times,
             offset=offset.to(self.device),
-            proposal=self.proposal,
+            proposal=None if self.proposal is None else PiecewiseUniform(self.proposal),
             generator=image_generators(self.seed, images, self.device, Stream.BOUND),
             on_step=on_step,
         )

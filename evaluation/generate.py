@@ -14,11 +14,11 @@ from evaluation.workers import parallel_map
 from models import compile_network, in_precision, load_denoiser, load_pretrained
 from sampling import create_sampler, guided_score
 from sampling.denoising import apply_published_denoiser, posterior_mean
+from sampling.draw import draw_samples
 from sampling.images import to_uint8
 from sampling.labels import labels_of, resolve_labels
-from sde import ReflectedVE
+from sde import create_process
 from utils.errors import InputError
-from utils.seeds import image_generators
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class ImageSampler:
         if cfg.compile:
             compile_network(self.net)
         self.score_net = in_precision(self.net, cfg.precision)
-        self.sde = ReflectedVE(self.run.sde.sigma_min, self.run.sde.sigma_max, self.run.sde.num_scales)
+        self.sde = create_process(self.run.sde)
         self.classes = resolve_labels(cfg.label, cfg.w, self.net.num_classes, self.run.data.get("class_names") or ())
         self.denoise = self._denoiser()
         self.num_steps = create_sampler(cfg.sampling, self.sde, self.denoise and (lambda x: x)).num_steps
@@ -65,13 +65,20 @@ class ImageSampler:
         """Draw the images with these numbers, all at once."""
         labels = labels_of(images, self.classes, self.net.num_classes, self.cfg.seed)
         labels = labels if labels is None else labels.to(self.device)
-        generators = image_generators(self.cfg.seed, images, self.device)
-        data = self.run.data
-        shape = (data.num_channels, data.image_size, data.image_size)
-        x_init = torch.stack([self.sde.prior_sample(shape, generator, self.device) for generator in generators])
-        denoise = self.denoise
+        data, denoise = self.run.data, self.denoise
         sampler = create_sampler(self.cfg.sampling, self.sde, denoise and (lambda x: denoise(x, labels)))
-        out = sampler(guided_score(self.score_net, labels, self.cfg.w), x_init, generators, on_step)
+        out = draw_samples(
+            self.score_net,
+            self.sde,
+            sampler,
+            (data.num_channels, data.image_size, data.image_size),
+            images,
+            self.cfg.seed,
+            labels,
+            self.cfg.w,
+            on_step,
+            self.device,
+        )
         return GeneratedBatch(
             to_uint8(out.samples),
             None if labels is None else labels.cpu().numpy(),

@@ -1,4 +1,4 @@
-"""The density of a model: the exact change of variables of its probability flow (Song et al. 2021) on the cube."""
+"""The density of a model: the exact change of variables of its probability flow (Song et al. 2021)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,22 +8,22 @@ from torch import Generator, Tensor
 
 from sampling.base import ScoreFn
 from sampling.dopri5 import odeint
-from sampling.folding import fold_sign
-from sde import ReflectedVE, cube
+from sde import Process
 from utils.errors import InputError
+from utils.seeds import BatchGenerator
 
-TOGETHER = 2**17  # numbers that one backward pass is taken through at a time, for vectors beyond the first
+TOGETHER = 2**17  # elements of the vectors that one backward pass takes together, beyond the first vector
 DIVERGENCES = ("hutchinson", "exact")
 
 
 @dataclass(frozen=True)
 class Likelihood:
-    """What ``log_likelihood`` returns.
+    """The result of ``log_likelihood``.
 
     Attributes:
-        log_prob: logarithm of the density at sigma(0), nats, (B,).
-        nfe: calls of the score function.
-        evaluations: how many of them each point took, int64 (B,).
+        log_prob: logarithm of the density at sigma(0), in nats, (B,).
+        nfe: number of calls of the score function.
+        evaluations: number of evaluations that each point took, int64 (B,).
     """
 
     log_prob: Tensor
@@ -34,7 +34,7 @@ class Likelihood:
 @torch.no_grad()
 def log_likelihood(
     score_fn: ScoreFn,
-    sde: ReflectedVE,
+    process: Process,
     x: Tensor,
     divergence: str = "hutchinson",
     generator: Generator | Sequence[Generator] | None = None,
@@ -44,24 +44,24 @@ def log_likelihood(
     atol: float = 1e-6,
     on_step: Callable[[], object] | None = None,
 ) -> Likelihood:
-    """Density of points under the flow that the sampler ``ode`` integrates, from uniform noise at sigma_max.
+    """Compute the density of points under the flow that the sampler ``ode`` integrates from the prior at sigma_max.
 
     Along the flow dy = -1/2 g^2 S dt, in unfolded coordinates, the density changes by d log p = 1/2 g^2 div S dt. It is
-    followed from the points at t = 0 to t = 1, where it is 1 everywhere, each point with step sizes of its own.
+    followed from the points at t = 0 to t = 1, where it is that of the prior, each point with step sizes of its own.
 
     Args:
-        score_fn: score_fn(x, sigma) with x (B, ...) in the cube and sigma (B,); differentiable in x, point by point.
-        sde: the process.
-        x: points in [0, 1], (B, ...).
-        divergence: "exact", the full trace, which costs as many backward passes an evaluation as a point has
-            coordinates; or "hutchinson", the mean of e^T J e over ``num_probes`` sign vectors e, one backward pass
-            each, whose result is random with the right mean.
+        score_fn: score_fn(x, sigma) with x (B, ...) in the domain and sigma (B,); differentiable in x, point by point.
+        process: the process.
+        x: points of the domain, (B, ...).
+        divergence: "exact" for the full trace, which costs as many backward passes an evaluation as a point has
+            coordinates; or "hutchinson" for the mean of e^T J e over ``num_probes`` sign vectors e, one backward pass
+            each, an unbiased estimate.
         generator: source of the sign vectors, on the device of ``x``; or one for each of the B points, so that none
             depends on its batch.
-        num_probes: sign vectors of a point, the same all along its way.
-        rtol, atol: error of a step, for the coordinates as in ``ProbabilityFlow``, and for the logarithm of the density
-            by itself, in nats.
-        on_step: called ``sampling.dopri5.REPORTS`` times on the way, for a progress bar.
+        num_probes: number of sign vectors of a point, which stay the same along its trajectory.
+        rtol, atol: tolerances of a step, for the coordinates as in ``ProbabilityFlow``, and separately for the
+            logarithm of the density, in nats.
+        on_step: function called ``sampling.dopri5.REPORTS`` times, for a progress bar.
 
     Raises:
         InputError: for another divergence, or less than one probe.
@@ -75,36 +75,28 @@ def log_likelihood(
     if divergence == "exact":
         vectors, scale = torch.eye(size, dtype=x.dtype, device=x.device).reshape(size, *x[:1].shape), 1.0
     else:
-        vectors, scale = _signs(x, generator, num_probes), 1.0 / num_probes
+        vectors, scale = BatchGenerator(generator).signs_like(x, num_probes), 1.0 / num_probes
 
     def field(done: Tensor, state: Tensor) -> Tensor:
-        """d(y, log p) for a unit of the way, at the share ``done`` (B,) of it."""
+        """Compute d(y, log p) / dt at the time ``done`` (B,)."""
         y = state[:, :size].reshape(x.shape)
-        rate = 0.5 * sde.diffusion(done).square().to(x.dtype)[:, None]
-        slope, trace = _score_and_trace(score_fn, y, sde.sigma(done).to(x.dtype), vectors)
+        rate = 0.5 * process.diffusion(done).square().to(x.dtype)[:, None]
+        slope, trace = _score_and_trace(process, score_fn, y, process.sigma(done).to(x.dtype), vectors)
         return torch.cat([-rate * slope.flatten(1), rate * scale * trace[:, None]], dim=1)
 
-    # log p at t = 0 is that at t = 1, which is 0, less what it gains on the way
+    # log p at t = 0 is that at t = 1 less its change in between
     start = torch.cat([x.flatten(1), x.new_zeros(len(x), 1)], dim=1)
     end, evaluations = odeint(field, start, rtol, atol, on_step, parts=(size, 1))
-    return Likelihood(-end[:, size], int(evaluations.max()), evaluations)
+    log_prior = process.prior_log_prob(process.project(end[:, :size].reshape(x.shape)))
+    return Likelihood(log_prior - end[:, size], int(evaluations.max()), evaluations)
 
 
-def _signs(x: Tensor, generator: Generator | Sequence[Generator] | None, num_probes: int) -> Tensor:
-    """Vectors of -1 and 1, (num_probes, B, ...)."""
-
-    def draw(shape: Sequence[int], g: Generator | None) -> Tensor:
-        return torch.randint(2, tuple(shape), generator=g, device=x.device).to(x.dtype) * 2.0 - 1.0
-
-    if generator is None or isinstance(generator, Generator):
-        return draw((num_probes, *x.shape), generator)
-    return torch.stack([draw((num_probes, *x.shape[1:]), g) for _, g in zip(x, generator, strict=True)], dim=1)
-
-
-def _score_and_trace(score_fn: ScoreFn, y: Tensor, sigma: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """The unfolded score S at ``y``, and the sum of v^T (dS/dy) v over the ``vectors`` (K, B or 1, ...), (B,)."""
-    sign = fold_sign(y)
-    x = cube.reflect(y)  # a leaf of its own: at a face the fold has no derivative, but S has
+def _score_and_trace(
+    process: Process, score_fn: ScoreFn, y: Tensor, sigma: Tensor, vectors: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Compute the folded score S at ``y``, and the sum of v^T (dS/dy) v over the ``vectors`` (K, B or 1, ...), (B,)."""
+    sign = process.fold_sign(y)
+    x = process.project(y).detach()  # the graph begins here: at a face project has no derivative, but S has
     with torch.enable_grad():
         x.requires_grad_()
         score = score_fn(x, sigma)

@@ -26,9 +26,7 @@ def histogram(x: torch.Tensor) -> np.ndarray:  # a picture of where points are, 
 layers = nn.Sequential(nn.Linear(49, 256), nn.SiLU(), nn.Linear(256, 256), nn.SiLU(), nn.Linear(256, 2))
 
 
-def score(
-    x: torch.Tensor, sigma: torch.Tensor, labels: torch.Tensor | None = None
-) -> torch.Tensor:
+def score(x: torch.Tensor, sigma: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
     # Any callable will do: points (B, 2) and noise levels (B,) to scores (B, 2).
     waves = torch.cos(torch.pi * x[..., None] * torch.arange(1, 25)).flatten(1)
     return layers(torch.cat([waves, sigma.log()[:, None]], 1)) / sigma[:, None]

@@ -1,74 +1,91 @@
-"""Constrained denoising score matching (Lou & Ermon 2023, the CDSM loss)."""
+"""Denoising score matching; with the heat kernel of the cube it is the CDSM loss of Lou & Ermon (2023)."""
 
 from collections.abc import Callable
 
-import torch
 from torch import Generator, Tensor
 
-from sde import ReflectedVE, heat_kernel
+from losses.noise_levels import NoiseLevelSampler, UniformTime
+from losses.weighting import SigmaSquared, Weighting
+from sde import Process
 
-T_MIN = 1e-5  # times are uniform in [T_MIN, 1]
+UNIFORM_TIME, SIGMA_SQUARED = UniformTime(), SigmaSquared()  # the published choice
 
 
 def score_matching_loss(
     net: Callable[[Tensor, Tensor, Tensor | None], Tensor],
-    sde: ReflectedVE,
+    process: Process,
     x0: Tensor,
     labels: Tensor | None = None,
     *,
-    likelihood_weighting: bool = False,
+    noise_levels: NoiseLevelSampler = UNIFORM_TIME,
+    weighting: Weighting = SIGMA_SQUARED,
     reduce_mean: bool = False,
     generator: Generator | None = None,
 ) -> Tensor:
-    """Weighted squared error of the network against the exact conditional score, one value an image.
+    """Compute the weighted squared error of a score network against the conditional score, one value a sample.
 
-    loss_i = lambda(t_i) R |net(x_i, sigma_i, label_i) - d/dx log p(x_i | x0_i, sigma_i)|^2, where t_i is uniform,
-    x_i is drawn from the heat kernel, lambda = sigma^2, or g^2 with ``likelihood_weighting``, and R is half the
-    sum over dimensions, or their mean with ``reduce_mean``. With likelihood weighting and half the sum, its
-    expectation is the diffusion term of the likelihood bound.
+    loss_i = weight(sigma_i) R |net(x_i, sigma_i, label_i) - d/dx log p(x_i | x0_i, sigma_i)|^2, where sigma_i is that
+    of a time from ``noise_levels``, x_i comes from the process, and R is half the sum over dimensions, or their mean
+    with ``reduce_mean``. With uniform times, the weight g^2 and half the sum, its expectation is the diffusion term of
+    the variational bound.
 
     Args:
-        net: called as net(x, sigma, labels).
-        sde: the process.
-        x0: images in [0, 1], (B, ...).
+        net: score network, called as net(x, sigma, labels).
+        process: the process.
+        x0: data in [0, 1], (B, ...).
         labels: classes, int64 (B,), -1 for none; None for a network without classes.
+        noise_levels: distribution of the times.
+        weighting: weight of the squared error by noise level.
+        reduce_mean: whether to take the mean over dimensions, instead of half the sum.
         generator: source of times and noise, on the device of ``x0``.
 
     Returns:
         Losses, (B,).
     """
-    t, x = perturb(sde, x0, generator)
-    return score_error(net, sde, x0, t, x, labels, likelihood_weighting=likelihood_weighting, reduce_mean=reduce_mean)
+    t, x = perturb(process, x0, noise_levels, generator)
+    return score_error(net, process, x0, t, x, labels, weighting=weighting, reduce_mean=reduce_mean)
 
 
-def perturb(sde: ReflectedVE, x0: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
-    """The random part of the loss: times t, uniform in [T_MIN, 1], (B,), and x ~ p(. | x0, sigma(t)), (B, ...)."""
-    t = torch.rand(x0.shape[0], dtype=x0.dtype, device=x0.device, generator=generator)
-    t = T_MIN + (1.0 - T_MIN) * t
-    return t, heat_kernel.sample(x0, sde.sigma(t), generator)
+def perturb(
+    process: Process, x0: Tensor, noise_levels: NoiseLevelSampler = UNIFORM_TIME, generator: Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """Draw the random part of the loss: times t from ``noise_levels``, (B,), and x_t given ``x0``, (B, ...)."""
+    t, _ = noise_levels.draw(len(x0), generator, x0.device, x0.dtype)
+    return t, process.sample(x0, t, generator)
 
 
 def score_error(
     net: Callable[[Tensor, Tensor, Tensor | None], Tensor],
-    sde: ReflectedVE,
+    process: Process,
     x0: Tensor,
     t: Tensor,
     x: Tensor,
     labels: Tensor | None = None,
-    kernel_score: Callable[[Tensor, Tensor, Tensor], Tensor] = heat_kernel.score,
+    conditional_score: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
     *,
-    likelihood_weighting: bool = False,
+    weighting: Weighting = SIGMA_SQUARED,
     reduce_mean: bool = False,
 ) -> Tensor:
-    """The loss of ``score_matching_loss`` for times and noisy images that ``perturb`` drew: nothing here is random.
+    """Compute the loss of ``score_matching_loss`` for times and noisy data that ``perturb`` drew, without randomness.
 
-    ``kernel_score`` computes the regression target: ``heat_kernel.score``, or what was compiled of it.
+    Args:
+        net: score network, called as net(x, sigma, labels).
+        process: the process.
+        x0: data in [0, 1], (B, ...).
+        t: times, (B,).
+        x: the data at these times, (B, ...).
+        labels: classes, int64 (B,); None for a network without classes.
+        conditional_score: a compiled ``process.conditional_score``; None for that method itself.
+        weighting: weight of the squared error by noise level.
+        reduce_mean: whether to take the mean over dimensions, instead of half the sum.
+
+    Returns:
+        Losses, (B,).
     """
-    sigma = sde.sigma(t)
-    target = kernel_score(x, x0, sigma)
+    sigma = process.sigma(t)
+    target = (conditional_score or process.conditional_score)(x, x0, t)
 
-    # The weight multiplies the error before it is squared: scores reach 1 / sigma_min^2.
-    weight = sde.diffusion(t) if likelihood_weighting else sigma
-    error = (net(x, sigma, labels) - target).flatten(1) * weight[:, None]
+    # The root of the weight multiplies the error before it is squared: scores reach 1 / sigma_min^2.
+    error = (net(x, sigma, labels) - target).flatten(1) * weighting.weight(sigma).sqrt()[:, None]
     squared = error.square()
     return squared.mean(dim=1) if reduce_mean else 0.5 * squared.sum(dim=1)

@@ -1,4 +1,4 @@
-"""What every sampler takes and gives."""
+"""The protocol of a sampler, its result, and checks of its options."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ TRAJECTORY_IMAGES = 8  # how many images a trajectory follows, the first ones of
 
 @dataclass(frozen=True)
 class Samples:
-    """What a sampler returns.
+    """The result of a sampler.
 
     Attributes:
-        samples: points in [0, 1], in the shape of the start.
-        nfe: calls of the score function.
-        trajectory: the first ``TRAJECTORY_IMAGES`` points at moments evenly spread over the way, (moments, n, ...), the
-            first being the start and the last the samples; None unless ``trajectory`` asked for them.
+        samples: points in the domain of the process, [0, 1] for a bounded one, in the shape of the start.
+        nfe: number of calls of the score function.
+        trajectory: the first ``TRAJECTORY_IMAGES`` points at evenly spaced moments, (moments, n, ...), the first being
+            the start and the last the samples; None unless the sampler has the option ``trajectory``.
     """
 
     samples: Tensor
@@ -31,11 +31,11 @@ class Samples:
 
 
 class Sampler(Protocol):
-    """Carries points of the cube from sigma_max to sigma_min."""
+    """A solver that carries points from the prior at sigma_max to sigma_min."""
 
     @property
     def num_steps(self) -> int:
-        """How often one call calls ``on_step``."""
+        """Return how many times one call calls ``on_step``."""
 
     def __call__(
         self,
@@ -47,30 +47,22 @@ class Sampler(Protocol):
         """Carry ``x_init`` from sigma_max to sigma_min.
 
         Args:
-            score_fn: score_fn(x, sigma) with x (B, ...) in the cube and sigma (B,).
-            x_init: start, (B, ...) in [0, 1]; usually ``sde.prior_sample``.
+            score_fn: score_fn(x, sigma) with x (B, ...) in the domain of the process and sigma (B,).
+            x_init: start, (B, ...); usually ``process.prior_sample``.
             generator: source of the noise, if there is any, on the device of ``x_init``; or one for each of the B
-                points, so that none depends on its batch.
-            on_step: called ``num_steps`` times on the way, for a progress bar.
+                points, so that no sample depends on its batch.
+            on_step: function called ``num_steps`` times, for a progress bar.
         """
 
 
-def standard_normal(x: Tensor, generator: Generator | Sequence[Generator] | None) -> Tensor:
-    """Noise of the shape, type and device of ``x`` (B, ...), from one generator or from one for each of the B."""
-    if generator is None or isinstance(generator, Generator):
-        return torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
-    each = zip(x, generator, strict=True)
-    return torch.stack([torch.randn(point.shape, dtype=x.dtype, device=x.device, generator=g) for point, g in each])
-
-
-class Progress:
-    """The steps of one call: reports each, and keeps the moments of a trajectory.
+class StepRecorder:
+    """Counts the steps of one call of a sampler, and keeps the points of its trajectory.
 
     Args:
-        num_steps: of the call.
-        moments: of the trajectory, at most; 0 for none. There cannot be more than steps and the start.
-        x: the start.
-        on_step: as the sampler was given it.
+        num_steps: the number of steps of the call.
+        moments: number of moments of the trajectory, at most steps and start together; 0 for no trajectory.
+        x: the start, (B, ...).
+        on_step: the function that the sampler was given to report steps.
     """
 
     def __init__(self, num_steps: int, moments: int, x: Tensor, on_step: Callable[[], object] | None) -> None:
@@ -78,16 +70,16 @@ class Progress:
         self._on_step = on_step
         self._kept = [x[:TRAJECTORY_IMAGES]] if moments else []
 
-    def step(self, done: int, x: Tensor) -> None:
-        """Step number ``done``, counted from 1, has led to ``x``."""
-        if done in self._marks:
+    def record(self, step: int, x: Tensor) -> None:
+        """Report step number ``step``, counted from 1, which led to ``x``."""
+        if step in self._marks:
             self._kept.append(x[:TRAJECTORY_IMAGES])
         if self._on_step is not None:
             self._on_step()
 
     @property
     def trajectory(self) -> Tensor | None:
-        """What ``Samples.trajectory`` says."""
+        """Return the points kept, as ``Samples.trajectory``."""
         return torch.stack(self._kept) if self._kept else None
 
 

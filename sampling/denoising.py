@@ -1,4 +1,4 @@
-"""The noise of sigma_min that a sampler leaves, taken out at the end."""
+"""Removal of the noise of sigma_min that a sampler leaves in its samples."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -8,20 +8,21 @@ from torch import Generator, Tensor
 
 from sampling.base import TRAJECTORY_IMAGES, Sampler, Samples, ScoreFn
 
-PUBLISHED_LEVEL = 1e-5  # what the published denoiser is given as its noise level: the time at which sampling ends
+PUBLISHED_LEVEL = 1e-5  # noise level that the published denoiser is given: the time at which sampling ends
 
 
 def posterior_mean(score_fn: ScoreFn, x: Tensor, sigma: float) -> Tensor:
-    """E[x0 | x] for small noise: x + sigma^2 score (Tweedie's formula); one call of ``score_fn``.
+    """Compute E[x0 | x] for small noise: x + sigma^2 score (Tweedie's formula), clipped to the range of the data.
 
-    Exact where the data are on a face or further than a few sigma from it; between, where the reflected noise has
-    forgotten on which side it was, the result is up to sigma nearer to the face.
+    For the reflected process it is exact where the data are on a face or further than a few sigma from it; between,
+    where reflection hides the direction of the noise, the result is up to sigma nearer to the face. ``score_fn`` is
+    called once.
     """
     return (x + sigma**2 * score_fn(x, x.new_full((len(x),), sigma))).clamp(0.0, 1.0)
 
 
 def apply_published_denoiser(net: Callable[[Tensor, Tensor], Tensor], x: Tensor) -> Tensor:
-    """What the published denoiser makes of samples: x - net(x, 1e-5), a network that was trained to see the noise."""
+    """Denoise samples by the published denoiser, a network that predicts the noise: x - net(x, 1e-5)."""
     return (x - net(x, x.new_full((len(x),), PUBLISHED_LEVEL))).clamp(0.0, 1.0)
 
 
@@ -35,7 +36,7 @@ class WithDenoiser:
 
     @property
     def num_steps(self) -> int:
-        """Those of the sampler."""
+        """Return the number of steps of the sampler."""
         return self.sampler.num_steps
 
     @torch.no_grad()
@@ -46,7 +47,7 @@ class WithDenoiser:
         generator: Generator | Sequence[Generator] | None = None,
         on_step: Callable[[], object] | None = None,
     ) -> Samples:
-        """Arguments as for ``Sampler``."""
+        """Sample, then denoise; see ``Sampler``."""
         out = self.sampler(score_fn, x_init, generator, on_step)
         samples = self.denoise(score_fn, out.samples)
         trajectory = out.trajectory

@@ -1,4 +1,4 @@
-"""Dormand & Prince (1980), orders 5 and 4, with step sizes of each image's own."""
+"""Dormand & Prince (1980), orders 5 and 4, with step sizes of each sample's own."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,16 +23,16 @@ ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 
 
 FIRST_STEP = 0.01  # of the way
 SMALLEST_STEP = 1e-6  # of the way; taken whatever its error, so that a jump of the score at a face cannot stop it
-REPORTS = 100  # times that one solution reports how far it is
+REPORTS = 100  # calls of on_step in one solution
 
 
 @dataclass(frozen=True)
 class Step:
-    """What a step did to each image; one that was refused goes from ``before`` to ``before``.
+    """A step of each sample; a sample whose step is rejected has ``done`` equal to ``before``.
 
     Attributes:
-        before, done: the share of the way behind it, float64 (B,).
-        y, new: where it led from and to, (B, ...).
+        before, done: the independent variable in [0, 1] before and after the step, float64 (B,).
+        y, new: the points before and after the step, (B, ...).
         rise, rise_new: slopes at both ends times the length of the step, (B, ...).
     """
 
@@ -55,20 +55,20 @@ def odeint(
 ) -> tuple[Tensor, Tensor]:
     """Solve dy = field(done, y) d done from done = 0 to 1.
 
-    Every image has its own step size, from its own error: it does not depend on its neighbours.
+    Every sample has its own step size, from its own error: it does not depend on its batch.
 
     Args:
-        field: of the share of the way, float64 (B,), and the place, (B, ...).
+        field: function of done, float64 (B,), and y, (B, ...), with values (B, ...).
         y: start, (B, ...).
-        rtol, atol: the error of a step, root mean square over the coordinates, is at most 1 in units of
+        rtol, atol: tolerances: the root mean square error of a step over the coordinates is at most 1 in units of
             atol + rtol |y|.
-        on_step: called ``REPORTS`` times on the way, for a progress bar.
-        watch: called with each step.
-        parts: numbers of coordinates, of which each group is held to the tolerance by itself; None for one group.
+        on_step: function called ``REPORTS`` times, for a progress bar.
+        watch: function called with each step.
+        parts: sizes of groups of coordinates that are each held to the tolerance; None for one group.
 
     Returns:
-        The end, (B, ...), and how many evaluations of the field each image took, int64 (B,): the slowest as many as
-        there were calls.
+        The end, (B, ...), and the number of evaluations of the field for each sample, int64 (B,); the largest is the
+        number of calls.
 
     Raises:
         UserError: if the field is not finite.

@@ -1,7 +1,7 @@
 """Deterministic samplers for few evaluations: the probability flow in unfolded coordinates, in steps fixed in advance.
 
-In y with x = reflect(y), the flow is dy/dsigma = -sigma S(y, sigma) = (y - D) / sigma, with S the unfolded score and
-D = y + sigma^2 S the point that y heads for (docs/method.md). Steps that hold D exact for a point of the data.
+In y with x = project(y), the flow is dy/dsigma = -sigma S(y, sigma) = (y - D) / sigma, with S the score in unfolded
+coordinates and D = y + sigma^2 S the denoised estimate (docs/method.md). Where D is constant, the steps are exact.
 """
 
 import itertools
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from sampling.base import Progress, Samples, ScoreFn, check_count, check_trajectory
-from sampling.folding import karras_sigmas, unfolded_score
-from sde import ReflectedVE, cube
+from sampling.base import Samples, ScoreFn, StepRecorder, check_count, check_trajectory
+from sampling.folding import folded_score, karras_sigmas
+from sde import Process
 
 DEFAULT_STEPS = 20
 
@@ -24,15 +24,15 @@ class _FewSteps:
     """Fixed steps between ``karras_sigmas``, the same for every image.
 
     Args:
-        sde: the process.
-        steps: their number; None for 20.
-        trajectory: moments to keep, at most.
+        process: the process.
+        steps: number of steps; None for 20.
+        trajectory: number of moments to keep, at most; 0 for none.
 
     Raises:
         InputError: for a number out of range.
     """
 
-    sde: ReflectedVE
+    process: Process
     steps: int | None = None
     trajectory: int = 0
 
@@ -42,7 +42,7 @@ class _FewSteps:
 
     @property
     def num_steps(self) -> int:
-        """Steps of one call."""
+        """Return the number of steps of one call."""
         return self.steps or DEFAULT_STEPS
 
     @torch.no_grad()
@@ -53,24 +53,24 @@ class _FewSteps:
         generator: Generator | Sequence[Generator] | None = None,
         on_step: Callable[[], object] | None = None,
     ) -> Samples:
-        """Carry ``x_init`` from sigma_max to sigma_min (arguments as for ``Sampler``; the flow has no noise)."""
+        """Carry ``x_init`` from sigma_max to sigma_min (see ``Sampler``); the flow has no noise."""
         nfe = 0
 
         def field(y: Tensor, sigma: float) -> Tensor:
             nonlocal nfe
             nfe += 1
-            return unfolded_score(score_fn, y, y.new_full((len(y),), sigma))
+            return folded_score(self.process, score_fn, y, y.new_full((len(y),), sigma))
 
-        progress = Progress(self.num_steps, self.trajectory, x_init, on_step)
+        recorder = StepRecorder(self.num_steps, self.trajectory, x_init, on_step)
         step = self._stepper(field)
-        y = x_init
-        for i, (sigma, following) in enumerate(itertools.pairwise(karras_sigmas(self.sde, self.num_steps)), start=1):
+        y, sigmas = x_init, karras_sigmas(self.process, self.num_steps)
+        for i, (sigma, following) in enumerate(itertools.pairwise(sigmas), start=1):
             y = step(y, sigma, following)
-            progress.step(i, cube.reflect(y))
-        return Samples(cube.reflect(y), nfe, progress.trajectory)
+            recorder.record(i, self.process.project(y))
+        return Samples(self.process.project(y), nfe, recorder.trajectory)
 
     def _stepper(self, field: Callable[[Tensor, float], Tensor]) -> Callable[[Tensor, float, float], Tensor]:
-        """A function that carries y from one noise level to the next, for one call of the sampler."""
+        """Return a function that carries y from one noise level to the next, for one call of the sampler."""
         raise NotImplementedError
 
 
@@ -88,9 +88,9 @@ class Heun(_FewSteps):
 
 
 class Multistep(_FewSteps):
-    """DPM-Solver++(2M) (Lu et al. 2022) for the unfolded flow: second order, one evaluation a step.
+    """DPM-Solver++(2M) (Lu et al. 2022) in unfolded coordinates: second order, one evaluation a step.
 
-    D is continued linearly in -log sigma from the step before, and y heads for it exactly.
+    D is extrapolated linearly in -log sigma from the step before.
     """
 
     def _stepper(self, field: Callable[[Tensor, float], Tensor]) -> Callable[[Tensor, float, float], Tensor]:

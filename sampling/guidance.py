@@ -11,13 +11,13 @@ NULL_LABEL = -1
 def guided_score(
     net: Callable[[Tensor, Tensor, Tensor | None], Tensor], labels: Tensor | None = None, w: float = 0.0
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """score_fn(x, sigma) = (1 + w) net(x, sigma, labels) - w net(x, sigma, null).
+    """Return score_fn(x, sigma) = (1 + w) net(x, sigma, labels) - w net(x, sigma, null).
 
     Both terms are evaluated in one batch of twice the size; w = 0 costs one evaluation of the plain size.
 
     Args:
-        net: called as net(x, sigma, labels).
-        labels: classes of the images to draw, int64 (B,), or None for a network without classes.
+        net: score network, called as net(x, sigma, labels).
+        labels: classes of the samples, int64 (B,), or None for a network without classes.
         w: guidance weight; 0 is the conditional score itself.
     """
     if labels is None or w == 0:

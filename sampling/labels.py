@@ -1,4 +1,4 @@
-"""Which classes to draw."""
+"""The classes of the samples."""
 
 import logging
 from collections.abc import Sequence
@@ -19,13 +19,13 @@ log = logging.getLogger(__name__)
 
 
 def resolve_labels(label: Label, w: float, num_classes: int, names: Sequence[str] = ()) -> list[int]:
-    """The classes that ``label`` names, a class or a list of them; none for None, which means random classes.
+    """Return the numbers of the classes that ``label`` names; an empty list for None, which means random classes.
 
     Args:
         label: 0 .. num_classes - 1, -1 for the null label, the name of a class, a list of these, or None.
         w: guidance weight, which needs classes.
-        num_classes: of the network; 0 if it has none.
-        names: of the classes, if they are known.
+        num_classes: number of classes of the network; 0 if it has none.
+        names: names of the classes, if they are known.
 
     Raises:
         InputError: if the network has no such class, or none at all.
@@ -80,13 +80,13 @@ def _unquoted(name: str) -> object:
 
 
 def labels_of(images: range, classes: Sequence[int], num_classes: int, seed: int) -> Tensor | None:
-    """Labels of the images with these numbers, each a function of its number.
+    """Return the labels of the samples with these numbers, each a function of its number.
 
     Args:
-        images: their numbers.
-        classes: taken in turn; if empty, each image's class is random, from (seed, its number).
-        num_classes: of the network; 0 if it has none.
-        seed: of the random classes.
+        images: the numbers of the samples.
+        classes: classes taken in turn; if empty, the class of a sample is random, from (seed, its number).
+        num_classes: number of classes of the network; 0 if it has none.
+        seed: seed of the random classes.
 
     Returns:
         int64 (len(images),), or None for a network without classes.

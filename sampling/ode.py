@@ -1,4 +1,4 @@
-"""Sampling by the probability-flow ODE (Song et al. 2021) on the cube, with step sizes of each image's own."""
+"""Sampling by the probability-flow ODE (Song et al. 2021), with step sizes of each sample's own."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,8 +9,8 @@ from torch import Generator, Tensor
 
 from sampling.base import TRAJECTORY_IMAGES, Samples, ScoreFn, check_trajectory
 from sampling.dopri5 import REPORTS, SMALLEST_STEP, Step, odeint
-from sampling.folding import unfolded_score
-from sde import ReflectedVE, cube
+from sampling.folding import folded_score
+from sde import Process
 from utils.errors import InputError
 
 
@@ -18,24 +18,26 @@ from utils.errors import InputError
 class ProbabilityFlow:
     """dx = -1/2 g^2 score dt from t = 1 to t = 0, in unfolded coordinates.
 
-    The trajectory runs in y, free in space, with x = reflect(y) and the score turned over where the fold is odd. So x
-    never leaves the cube, and no mollifier changes the field near the faces (docs/method.md says why this is the
-    reflected flow). Every image has its own step size, from its own error: it does not depend on its neighbours.
+    The trajectory runs in y, free in space, with x = project(y) and the score times the sign of the fold. So x never
+    leaves the domain, and no mollifier changes the field near its faces (docs/method.md says why this is the flow of
+    the reflected process). Every sample has its own step size, from its own error: it does not depend on its batch.
 
     Args:
-        sde: the process.
-        rtol, atol: error of a step, root mean square over the coordinates of an image, at most atol + rtol |y|.
-        moll: None, or the mollifier of the published code, which multiplies the drift by
+        process: the process.
+        rtol, atol: tolerances: the root mean square error of a step over the coordinates of a sample is at most
+            atol + rtol |y|.
+        moll: the parameter of the mollifier of the published code (there 200), which multiplies the drift by
             exp((4 - 1 / (x (1 - x))) / moll) in each coordinate: another flow, with other marginals, for reproducing
-            its pictures (there 200).
-        side_eps: the start is brought into [side_eps, 1 - side_eps] (with its mollifier the published code has 0.01).
-        trajectory: moments to keep, at most.
+            its samples; None for no mollifier.
+        side_eps: distance from the faces of the start, which is mapped into [side_eps, 1 - side_eps] (in the published
+            code 0.01, with its mollifier).
+        trajectory: number of moments to keep, at most; 0 for none.
 
     Raises:
-        InputError: for a number out of range.
+        InputError: for a number out of range, or ``moll`` or ``side_eps`` for a process without bounds.
     """
 
-    sde: ReflectedVE
+    process: Process
     rtol: float = 1e-6
     atol: float = 1e-6
     moll: float | None = None
@@ -51,11 +53,13 @@ class ProbabilityFlow:
                 raise InputError(f"sampling.{key}={value}: need a positive number{', or null' * (key == 'moll')}")
         if isinstance(self.side_eps, bool) or not (isinstance(self.side_eps, int | float) and 0 <= self.side_eps < 0.5):
             raise InputError(f"sampling.side_eps={self.side_eps}: need a number, at least 0 and below 0.5")
+        if not self.process.bounded and (self.moll is not None or self.side_eps):
+            raise InputError("sampling.moll and sampling.side_eps are for a process on [0, 1]; this one has no bounds")
         check_trajectory(self.trajectory)
 
     @property
     def num_steps(self) -> int:
-        """How often one call reports progress."""
+        """Return how many times one call calls ``on_step``."""
         return REPORTS
 
     @torch.no_grad()
@@ -66,7 +70,7 @@ class ProbabilityFlow:
         generator: Generator | Sequence[Generator] | None = None,
         on_step: Callable[[], object] | None = None,
     ) -> Samples:
-        """Carry ``x_init`` from sigma_max to sigma_min (arguments as for ``Sampler``; the flow has no noise).
+        """Carry ``x_init`` from sigma_max to sigma_min (see ``Sampler``); the flow has no noise.
 
         Raises:
             UserError: if the score is not finite.
@@ -74,31 +78,35 @@ class ProbabilityFlow:
         per_image = (-1,) + (1,) * (x_init.ndim - 1)
 
         def field(done: Tensor, y: Tensor) -> Tensor:
-            """dy for a unit of the way, at the share ``done`` (B,) of it."""
+            """Compute dy/d(done), where ``done`` (B,) is 1 - t."""
             t = 1.0 - done
-            rate = 0.5 * self.sde.diffusion(t).square()
-            slope = rate.to(y.dtype).reshape(per_image) * unfolded_score(score_fn, y, self.sde.sigma(t))
+            rate = 0.5 * self.process.diffusion(t).square()
+            slope = rate.to(y.dtype).reshape(per_image) * folded_score(self.process, score_fn, y, self.process.sigma(t))
             if self.moll is not None:
-                x = cube.reflect(y)
+                x = self.process.project(y)
                 slope = slope * ((4.0 - 1.0 / (x * (1.0 - x))) / self.moll).exp()
             return slope
 
         y = self.side_eps + (1.0 - 2.0 * self.side_eps) * x_init if self.side_eps else x_init
         if not self.trajectory:
             y, evaluations = odeint(field, y, self.rtol, self.atol, on_step)
-            return Samples(cube.reflect(y), int(evaluations.max()))
+            return Samples(self.process.project(y), int(evaluations.max()))
         marks = torch.linspace(0.0, 1.0, self.trajectory, dtype=torch.float64, device=y.device)
         followed = y[None, :TRAJECTORY_IMAGES].repeat(self.trajectory, *[1] * y.ndim)
-        y, evaluations = odeint(field, y, self.rtol, self.atol, on_step, lambda step: _follow(followed, marks, step))
-        samples = cube.reflect(y)
+
+        def watch(step: Step) -> None:
+            _follow(followed, marks, step, self.process)
+
+        y, evaluations = odeint(field, y, self.rtol, self.atol, on_step, watch)
+        samples = self.process.project(y)
         followed[-1] = samples[:TRAJECTORY_IMAGES]
         return Samples(samples, int(evaluations.max()), followed)
 
 
-def _follow(followed: Tensor, marks: Tensor, step: Step) -> None:
-    """Write into ``followed`` (K, n, ...) where the first n images were when a step led them past each of the K marks.
+def _follow(followed: Tensor, marks: Tensor, step: Step, process: Process) -> None:
+    """Write into ``followed`` (K, n, ...) the first n samples at each of the K marks of the way that ``step`` passes.
 
-    On the cubic through both ends of the step with their slopes (Hermite); the samples do not depend on it.
+    They are interpolated by the cubic through both ends of the step with their slopes (Hermite).
     """
     n = followed.shape[1]
     before, done, y, new = (z[:n] for z in (step.before, step.done, step.y, step.new))
@@ -108,4 +116,4 @@ def _follow(followed: Tensor, marks: Tensor, step: Step) -> None:
         passed = (before < mark) & (mark <= done)
         s = ((mark - before) / (done - before).clamp(min=SMALLEST_STEP)).to(y.dtype).reshape(per_image)
         cubic = y + s * s * (3 - 2 * s) * (new - y) + s * (1 - s) * ((1 - s) * rise - s * rise_new)
-        followed[k] = torch.where(passed.reshape(per_image), cube.reflect(cubic), followed[k])
+        followed[k] = torch.where(passed.reshape(per_image), process.project(cubic), followed[k])

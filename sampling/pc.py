@@ -1,4 +1,4 @@
-"""Predictor-corrector sampling of the reversed reflected process (Lou & Ermon 2023; Song et al. 2021)."""
+"""Predictor-corrector sampling of the reversed process (Song et al. 2021; Lou & Ermon 2023)."""
 
 import itertools
 import math
@@ -8,57 +8,57 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from sampling.base import Progress, Samples, ScoreFn, check_count, check_known, check_trajectory, standard_normal
+from sampling.base import Samples, ScoreFn, StepRecorder, check_count, check_known, check_trajectory
 from sampling.folding import karras_sigmas
-from sde import ReflectedVE, cube
+from sde import Process
 from utils.errors import InputError
-
-BOUNDARIES = {"reflect": cube.reflect, "clip": lambda x: x.clamp(0.0, 1.0)}
+from utils.seeds import BatchGenerator
 
 
 @dataclass(frozen=True)
 class PredictorCorrector:
     """Steps of the reversed process, optionally with Langevin steps between.
 
-    In the clock v = sigma^2 the reversed process is dx = score dv + dw. A predictor step from sigma_i to sigma_{i+1}
-    adds v score + sqrt(u) z with v = sigma_i^2 - sigma_{i+1}^2, then comes back into the cube.
+    In the time v = sigma^2 the reversed process is dx = score dv + dw. A predictor step from sigma_i to sigma_{i+1}
+    adds v score + sqrt(u) z with v = sigma_i^2 - sigma_{i+1}^2, then projects the result into the domain.
 
     Args:
-        sde: the process.
-        steps: predictor steps; None for ``sde.num_scales``.
-        predictor: ``euler_maruyama``: u = v, noise levels equidistant in log sigma (in t) from sigma_max to sigma_min.
-            ``ancestral``: u = v sigma_{i+1}^2 / sigma_i^2, the exact transition to a point of the data if the score
-            leads to one, at ``karras_sigmas``: for few steps.
-        corrector: ``none``, or ``langevin``: before each predictor step, ``n_steps_each`` steps
-            x + e score + sqrt(2 e) z with e = 2 (snr sigma)^2. This is the rule of Song et al. (2021) with the
-            ratio of norms |z| / |score| replaced by sigma, its value for a Gaussian: near t = 1 the score
-            vanishes and the ratio grows without bound, and a norm taken over a batch ties its images together.
-        n_steps_each: Langevin steps for each predictor step.
+        process: the process.
+        steps: number of predictor steps; None for ``process.num_scales``.
+        predictor: rule of these steps. ``euler_maruyama``: u = v, noise levels equidistant in log sigma (in t) from
+            sigma_max to sigma_min. ``ancestral``: u = v sigma_{i+1}^2 / sigma_i^2, the exact transition if the data are
+            one point, at ``karras_sigmas``: for few steps.
+        corrector: rule of the steps between. ``none``; or ``langevin``: before each predictor step, ``n_steps_each``
+            steps x + e score + sqrt(2 e) z with e = 2 (snr sigma)^2. This is the rule of Song et al. (2021) with the
+            ratio of norms |z| / |score| replaced by sigma, its value for a Gaussian: near t = 1 the score of a bounded
+            process vanishes and the ratio diverges, and a norm over the batch makes its samples depend on each other.
+        n_steps_each: number of Langevin steps for each predictor step.
         snr: size of a Langevin step, see above.
-        denoiser: ``none``, or ``mean``: the last predictor step adds no noise.
-        boundary: ``reflect`` at the faces, or ``clip`` to them: the static thresholding of ordinary diffusion models,
-            which Lou & Ermon (2023) compare with; their own sampler reflects.
-        trajectory: moments to keep, at most.
+        denoiser: rule of the last predictor step: ``none``, or ``mean`` for a step without noise.
+        boundary: rule at the faces of a bounded domain: None or ``reflect`` for ``process.project``, or ``clip``, which
+            moves what lies outside to the nearest face, and which Lou & Ermon (2023) compare with.
+        trajectory: number of moments to keep, at most; 0 for none.
 
     Raises:
         InputError: for an unknown name or a number out of range.
     """
 
-    sde: ReflectedVE
+    process: Process
     steps: int | None = None
     predictor: str = "euler_maruyama"
     corrector: str = "none"
     n_steps_each: int = 1
     snr: float = 0.01
     denoiser: str = "none"
-    boundary: str = "reflect"
+    boundary: str | None = None
     trajectory: int = 0
 
     def __post_init__(self) -> None:
         check_known("predictor", self.predictor, ("euler_maruyama", "ancestral"))
         check_known("corrector", self.corrector, ("none", "langevin"))
         check_known("denoiser", self.denoiser, ("none", "mean"))
-        check_known("boundary", self.boundary, tuple(BOUNDARIES))
+        if self.boundary is not None:
+            check_known("boundary", self.boundary, ("reflect", "clip") if self.process.bounded else ())
         check_count("steps", self.steps, low=1, optional=True)
         check_count("n_steps_each", self.n_steps_each)
         check_trajectory(self.trajectory)
@@ -67,8 +67,8 @@ class PredictorCorrector:
 
     @property
     def num_steps(self) -> int:
-        """Predictor steps of one call."""
-        return self.steps or self.sde.num_scales
+        """Return the number of predictor steps of one call."""
+        return self.steps or self.process.num_scales
 
     @torch.no_grad()
     def __call__(
@@ -78,23 +78,23 @@ class PredictorCorrector:
         generator: Generator | Sequence[Generator] | None = None,
         on_step: Callable[[], object] | None = None,
     ) -> Samples:
-        """Carry ``x_init`` from sigma_max to sigma_min (arguments as for ``Sampler``)."""
+        """Carry ``x_init`` from sigma_max to sigma_min (see ``Sampler``)."""
         n, ancestral = self.num_steps, self.predictor == "ancestral"
         if ancestral:
-            sigmas = karras_sigmas(self.sde, n)
+            sigmas = karras_sigmas(self.process, n)
         else:
-            sigmas = self.sde.sigma(torch.linspace(1.0, 0.0, n + 1, dtype=torch.float64)).tolist()
-        into_cube = BOUNDARIES[self.boundary]
+            sigmas = self.process.sigma(torch.linspace(1.0, 0.0, n + 1, dtype=torch.float64)).tolist()
+        noise_source = BatchGenerator(generator)
         corrections = self.n_steps_each if self.corrector == "langevin" else 0
 
         def move(x: Tensor, sigma: float, size: float, noise: float) -> Tensor:
             drift = size * score_fn(x, x.new_full((x.shape[0],), sigma))
             if noise:
-                drift = drift + noise * standard_normal(x, generator)
-            return into_cube(x + drift)
+                drift = drift + noise * noise_source.randn_like(x)
+            return (x + drift).clamp(0.0, 1.0) if self.boundary == "clip" else self.process.project(x + drift)
 
         x = x_init
-        progress = Progress(n, self.trajectory, x, on_step)
+        recorder = StepRecorder(n, self.trajectory, x, on_step)
         for i, (sigma, following) in enumerate(itertools.pairwise(sigmas), start=1):
             for _ in range(corrections):
                 size = 2.0 * (self.snr * sigma) ** 2
@@ -102,5 +102,5 @@ class PredictorCorrector:
             variance = sigma**2 - following**2
             noise = math.sqrt(variance) * (following / sigma if ancestral else 1.0)
             x = move(x, sigma, variance, 0.0 if i == n and self.denoiser == "mean" else noise)
-            progress.step(i, x)
-        return Samples(x, n * (1 + corrections), progress.trajectory)
+            recorder.record(i, x)
+        return Samples(x, n * (1 + corrections), recorder.trajectory)

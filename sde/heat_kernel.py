@@ -32,7 +32,7 @@ q = exp(-pi^2 sigma^2 / 2), and (n+1) pi sigma times that in sigma * score, agai
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -41,36 +41,36 @@ import torch
 from torch import Generator, Tensor
 
 from sde import cube
+from utils.seeds import BatchGenerator
 
 SWITCH = 0.4  # sigma at which the image sum hands over to the cosine series
-# Up to which sigma so many terms do, pairs of images below SWITCH and cosines from there on.
+# Upper ends of the ranges of sigma for which TERMS says how many terms are needed: pairs of images, then cosines.
 BOUNDS = (0.2, SWITCH, 0.75, math.inf)
 TERMS = {torch.float32: (2, 3, 4, 2), torch.float64: (3, 4, 6, 3)}
-SYNC_FREE_DEVICES = ("cpu",)  # devices that say at once what sigma is
-# Numbers evaluated at once: on a CPU what its caches hold, on a GPU enough to hide the launch of a kernel.
+SYNC_FREE_DEVICES = ("cpu",)  # devices on which the values of sigma can be read without waiting
+# Elements evaluated at once: on a CPU what its caches hold, on a GPU enough to hide the launch of a kernel.
 CPU_CHUNK, GPU_CHUNK = 2**16, 2**22
 NORMAL_RANGE, NORMAL_STEP = 8.5, 0.125  # of the trapezoidal rule over a normal number
 
 Form = Callable[..., Tensor]  # of x, x0, sigma and the number of terms
 
 
-def sample(x0: Tensor, sigma: Tensor | float, generator: Generator | None = None) -> Tensor:
+def sample(x0: Tensor, sigma: Tensor | float, generator: Generator | Sequence[Generator] | None = None) -> Tensor:
     """Draw x ~ p(. | x0, sigma): a Gaussian step folded back into the cube.
 
     Args:
         x0: points in [0, 1], shape (B, ...).
         sigma: free standard deviation, shape (B,) or a number.
-        generator: source of the noise, on the device of ``x0``.
+        generator: source of the noise, on the device of ``x0``; or one for each of the B points.
 
     Returns:
         A tensor of the shape of ``x0``, in [0, 1].
     """
-    noise = torch.randn(x0.shape, dtype=x0.dtype, device=x0.device, generator=generator)
-    return cube.reflect(x0 + _per_image(sigma, x0) * noise)
+    return cube.reflect(x0 + _per_image(sigma, x0) * BatchGenerator(generator).randn_like(x0))
 
 
 def log_density(x: Tensor, x0: Tensor, sigma: Tensor | float) -> Tensor:
-    """Logarithm of p(x | x0, sigma), elementwise (sum over axes 1.. for the density of an image).
+    """Compute the logarithm of p(x | x0, sigma), elementwise (sum over axes 1.. for the density of an image).
 
     Args:
         x, x0: points in [0, 1], of shapes (B, ...) that broadcast; float32 or float64.
@@ -83,15 +83,17 @@ def log_density(x: Tensor, x0: Tensor, sigma: Tensor | float) -> Tensor:
 
 
 def score(x: Tensor, x0: Tensor, sigma: Tensor | float) -> Tensor:
-    """Conditional score d/dx log p(x | x0, sigma), elementwise: the regression target of training.
+    """Compute the conditional score d/dx log p(x | x0, sigma), elementwise: the regression target of training.
 
-    Arguments as for ``log_density``. Exact also where the density itself would underflow.
+    The arguments are those of ``log_density``. The result is exact also where the density itself would underflow.
     """
     return _dispatch_by_sigma(_score_by_images, _score_by_series, x, x0, sigma)
 
 
 def kl_to_uniform(x0: Tensor, sigma: float) -> Tensor:
-    """E[log p(x | x0, sigma)] for x ~ p(. | x0, sigma), elementwise: the divergence of the kernel from the uniform law.
+    """Compute E[log p(x | x0, sigma)] for x ~ p(. | x0, sigma), elementwise.
+
+    It is the Kullback-Leibler divergence of the kernel from the uniform law.
 
     With x = reflect(x0 + sigma z) the logarithm is a smooth function of the normal number z, so that the trapezoidal
     rule in z converges to float64, in which this is computed.
@@ -112,10 +114,10 @@ def kl_to_uniform(x0: Tensor, sigma: float) -> Tensor:
 
 
 def _dispatch_by_sigma(images: Form, series: Form, x: Tensor, x0: Tensor, sigma: Tensor | float) -> Tensor:
-    """``images`` where sigma is below ``SWITCH``, else ``series``; temporaries stay small beside the batch.
+    """Evaluate ``images`` where sigma is below ``SWITCH``, else ``series``, with temporaries small beside the batch.
 
-    A CPU evaluates each image in the form and with the terms that it needs, a few at a time. A GPU would have to be
-    waited for to know which, and evaluates both forms; so does a compiled call, in one pass.
+    A CPU evaluates each image in the form and with the terms that it needs, a few at a time. To know which, one would
+    have to wait for a GPU, which therefore evaluates both forms; so does a compiled call, in one pass.
     """
     if x.dtype not in TERMS:
         raise TypeError(f"the heat kernel needs float32 or float64, got {x.dtype}: half precision loses the faces")
@@ -142,7 +144,7 @@ def _dispatch_by_sigma(images: Form, series: Form, x: Tensor, x0: Tensor, sigma:
 
 
 def _evaluate_both_forms(images: Form, series: Form, x: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
-    """Both forms of every image, each where it converges, with the terms that do everywhere there."""
+    """Evaluate both forms for every image, each where it converges, with enough terms for all of that range."""
     _, pairs, cosines, _ = TERMS[x.dtype]
     by_images, by_series = (
         images(x, x0, sigma.clamp(max=SWITCH), pairs),
@@ -179,7 +181,7 @@ def _score_by_series(x: Tensor, x0: Tensor, sigma: Tensor, terms: int) -> Tensor
 
 
 def _image_pairs(x: Tensor, x0: Tensor, sigma: Tensor, pairs: int) -> Iterator[tuple[Tensor | float, ...]]:
-    """The pairs of images +-y_j, as (R_j, e, 1 - e, y_j - x, x) of the module's docstring, x folded to [0, 1/2]."""
+    """Yield (R_j, e, 1 - e, y_j - x, x) of the module's docstring for each pair +-y_j, with x folded to [0, 1/2]."""
     upper = x > 0.5
     x_comp, x0_comp = 1.0 - x, 1.0 - x0
     near, far = torch.minimum(x, x_comp), torch.maximum(x, x_comp)  # distances of x from its two faces
@@ -200,7 +202,7 @@ def _image_pairs(x: Tensor, x0: Tensor, sigma: Tensor, pairs: int) -> Iterator[t
 
 
 def _cosine_series(x: Tensor, x0: Tensor, sigma: Tensor, cosines: int) -> tuple[Tensor, Tensor]:
-    """Density and its derivative in x from ``cosines`` terms of the series."""
+    """Compute the density and its derivative in x from ``cosines`` terms of the series."""
     angle, angle0 = math.pi * x, math.pi * x0
     cos, sin, cos0 = torch.cos(angle), torch.sin(angle), torch.cos(angle0)
     log_q = -0.5 * (math.pi * sigma).square()
@@ -219,6 +221,6 @@ def _cosine_series(x: Tensor, x0: Tensor, sigma: Tensor, cosines: int) -> tuple[
 
 
 def _per_image(sigma: Tensor | float, x: Tensor) -> Tensor:
-    """``sigma`` of shape (B,) or a number, shaped to broadcast against ``x`` of shape (B, ...)."""
+    """Shape ``sigma``, of shape (B,) or a number, to broadcast against ``x`` of shape (B, ...)."""
     sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
     return sigma.reshape(-1, *[1] * (x.ndim - 1)) if sigma.ndim else sigma

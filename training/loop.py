@@ -1,19 +1,26 @@
-"""The training loop."""
+"""Training: set-up, resuming, and the loop over batch, loss, gradient, optimiser, EMA, metrics, checkpoint, samples."""
 
 import logging
+import math
 import signal
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from omegaconf import DictConfig, open_dict
+from torch import Tensor, nn
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from datasets import Loader
-from models import compile_network, create_model, recompute_activations
+from losses import DiffusionSquared, SigmaSquared, Weighting
+from losses.noise_levels import create_noise_levels
+from losses.score_matching import perturb, score_error
+from models import ScoreNetwork, compile_network, compiled, create_model, in_precision, recompute_activations
 from sampling import create_sampler
-from sde import ReflectedVE
+from sampling.guidance import NULL_LABEL
+from sde import Process, create_process
 from training.checkpoint import Checkpoints, TrainState
 from training.data import load_splits, show_data
 from training.data_record import check_same_data, describe_data, write_record
@@ -23,8 +30,7 @@ from training.metric_accumulator import MetricAccumulator
 from training.metric_writer import MetricWriter, NullMetricWriter
 from training.optimizer import create_optimizer, learning_rate
 from training.run_dir import check_same_run, keep_class_names, open_run, write_config
-from training.snapshots import draw_samples, set_aside
-from training.step import Objective, train_step
+from training.snapshots import save_samples, set_aside
 from training.summary import summary
 from utils.distributed import Distributed
 from utils.schema import check_train
@@ -35,75 +41,307 @@ log = logging.getLogger(__name__)
 
 
 def train(cfg: DictConfig, run_dir: Path, distributed: Distributed, stop: StopSignals | None = None) -> int:
-    """Train, or go on training, the run in ``run_dir`` until ``training.n_iters`` updates are made.
+    """Train the run in ``run_dir``, from its newest checkpoint if it has one, for ``training.n_iters`` updates in all.
 
-    Writes ``metrics.jsonl``, ``loss.png``, ``checkpoints/``, ``checkpoints-meta/``, ``samples/`` and what the logger
-    keeps there. With ``training.n_iters`` 0 it only looks at the data set, and writes ``data.png``.
+    Writes ``metrics.jsonl``, ``loss.png``, ``checkpoints/``, ``checkpoints-meta/``, ``samples/`` and the files of the
+    logger there. With ``training.n_iters`` 0 it only loads the data set, and writes ``data.png``.
 
     Args:
+        cfg: configuration of run_train.py, resolved.
+        run_dir: directory of the run.
         distributed: this process among those that train together.
-        stop: of the signals that end the run after the step, with a checkpoint.
+        stop: the signals that end the run after the current step, with a checkpoint.
 
     Returns:
-        The number of the signal that stopped the run, or 0 if it came to its end.
+        The number of the signal that stopped the run, or 0 if it reached its end.
 
     Raises:
         InputError: for a bad configuration, or other data than the run had so far, before anything is written.
         TrainingError: if the loss, the gradient or a weight is not finite, or the disk is full; checkpoints are left
             as they are.
     """
+    # Check all options before any work.
     check_train(cfg, distributed.world_size)
-    sde = ReflectedVE(cfg.sde.sigma_min, cfg.sde.sigma_max, cfg.sde.num_scales)
-    create_sampler(cfg.sampling, sde)  # so that a bad option shows now and not at the first snapshot
+    options, stop = cfg.training, stop or StopSignals()
+    process = create_process(cfg.sde)
+    loss_fn = Loss(cfg, process)
+    create_sampler(cfg.sampling, process)
     check_logger(cfg.logger.name)
     keep_class_names(run_dir, cfg)
     check_same_run(run_dir, cfg)
-    state = create_state(cfg, distributed.device) if cfg.training.n_iters else None  # else it only looks at the data
-    images, images_held_out = load_splits(cfg, distributed)
-    data, size = cfg.data, min(cfg.eval.batch_size, len(images_held_out))
-    batches = Loader(images, cfg.training.batch_size, cfg.seed, distributed.device, data.random_flip, data.dequantize)
-    held_out = Loader(images_held_out, size, cfg.seed, distributed.device, dequantize=data.dequantize)
+
+    # Network, EMA and optimiser; training and held-out data.
+    state = create_state(cfg, distributed.device) if options.n_iters else None
+    images, held_out = load_splits(cfg, distributed)
+    data, device = cfg.data, distributed.device
+    loader = Loader(images, options.batch_size, cfg.seed, device, data.random_flip, data.dequantize)
+    held_out_size = min(cfg.eval.batch_size, len(held_out))
+    held_out_loader = Loader(held_out, held_out_size, cfg.seed, device, dequantize=data.dequantize)
     if state is None:
         if distributed.rank == 0:
-            show_data(images, images_held_out, batches, run_dir)
+            show_data(images, held_out, loader, run_dir)
         return 0
 
-    checkpoints, record = Checkpoints(run_dir), describe_data(images, images_held_out)
-    with ExitStack() as held, logging_redirect_tqdm():
-
-        def open_here() -> str | None:
-            held.enter_context(open_run(run_dir, cfg))
+    checkpoints, record = Checkpoints(run_dir), describe_data(images, held_out)
+    with ExitStack() as stack, logging_redirect_tqdm():
+        # Lock the directory, and resume from its newest checkpoint.
+        def find_checkpoint() -> str | None:
+            stack.enter_context(open_run(run_dir, cfg))
             checkpoints.clear()
-            path = checkpoints.find()
-            if path is not None:
-                check_same_data(run_dir, record, cfg.training.allow_data_change)
-            return None if path is None else str(path)
+            found = checkpoints.find()
+            if found is not None:
+                check_same_data(run_dir, record, options.allow_data_change)
+            return None if found is None else str(found)
 
+        path = distributed.run_on_main(find_checkpoint)
+        if path is None:
+            log.info("starting at step 0")
+        else:
+            checkpoints.restore(state, Path(path))
+            log.info("going on at step %d, from %s", state.step, path)
+        log.info("\n".join(summary(cfg, run_dir, distributed, state, images, held_out)))
+
+        # Record the configuration and the data that the run goes on with.
         def record_start() -> None:
             write_config(run_dir, cfg)
-            if path is None or cfg.training.allow_data_change or not (run_dir / "data.json").exists():
+            if path is None or options.allow_data_change or not (run_dir / "data.json").exists():
                 write_record(run_dir, record)
 
-        path = distributed.run_on_main(open_here)
-        if path is not None:
-            checkpoints.restore(state, Path(path))
-        log.info(*("starting at step 0",) if path is None else ("going on at step %d, from %s", state.step, path))
-        log.info("\n".join(summary(cfg, run_dir, distributed, state, images, images_held_out)))
-        if state.step >= cfg.training.n_iters:
-            log.info("training.n_iters=%d is reached", cfg.training.n_iters)
+        if state.step >= options.n_iters:
+            log.info("training.n_iters=%d is reached", options.n_iters)
         else:
             if images.class_names:
                 with open_dict(cfg):
                     cfg.data.class_names = list(images.class_names)
             distributed.run_on_main(record_start)
-        signum = run_steps(cfg, run_dir, distributed, stop or StopSignals(), sde, state, checkpoints, batches, held_out)
+
+        def due(freq: int) -> bool:
+            return state.step % freq == 0 or state.step == options.n_iters
+
+        def samples_folder() -> Path:
+            return run_dir / "samples" / f"iter_{state.step}"
+
+        def save_snapshot() -> str:
+            snapshot, is_new = checkpoints.save_snapshot(state)
+            if is_new:
+                set_aside(samples_folder(), snapshot)
+            return str(snapshot)
+
+        def draw_if_due() -> None:
+            folder = samples_folder()
+            if not (due(options.snapshot_freq) and options.snapshot_sampling):
+                return
+            missing = distributed.run_on_main(lambda: not (folder / "sample_0.npy").exists())
+            if missing:
+                save_samples(state.ema.network, process, cfg, distributed, stop, folder)
+            if (missing or state.step >= first_step) and (folder / "sample_0.npy").exists():  # none after a signal
+                metrics.samples(state.step, folder / "sample_0.png")
+
+        # From here on a signal waits for the end of the step.
+        net = distributed.data_parallel(state.model)
+        signum, first_step, start = 0, state.step + 1, time.perf_counter()
+        stop.defer()
+        metrics: MetricWriter | NullMetricWriter
+        with MetricWriter(cfg, run_dir, state.step) if distributed.rank == 0 else NullMetricWriter() as metrics:
+            if state.step:
+                draw_if_due()  # a kill in the middle of drawing comes after the checkpoint
+            distributed.use_step_timeout()
+            accumulator = MetricAccumulator(distributed, process, loss_fn.noise_levels)
+            while state.step < options.n_iters and not signum:
+                # One update: batch, loss, gradient, optimiser, EMA.
+                lr = learning_rate(cfg.optim, state.step)
+                batch = loss_fn.sample_batch(loader, state.step)
+                losses, sigma, grad_norm = train_step(loss_fn, net, state, batch, distributed, lr, cfg.optim.grad_clip)
+                accumulator.add(state.step, losses, sigma, grad_norm, len(batch))
+                metrics.advance()
+                if state.step == first_step:
+                    log.info("first step after %.1f s", time.perf_counter() - start)
+
+                # A signal in any process stops all of them after the same step.
+                signum = distributed.all_reduce_max(stop.received)
+                saving = bool(signum) or due(options.snapshot_freq_for_preemption) or due(options.snapshot_freq)
+                if not (saving or due(options.log_freq) or due(options.eval_freq)):
+                    continue
+
+                # Metrics, and the loss on held-out images with the EMA weights.
+                entry = {"step": state.step, **accumulator.summary(), "lr": lr}
+                if due(options.eval_freq):
+                    entry["eval_loss"] = evaluate(loss_fn, state.ema.network, held_out_loader, distributed).item()
+                metrics.write(entry)
+
+                # Checkpoints: one to keep, one to resume from.
+                if saving:
+                    state.check_finite()
+                if due(options.snapshot_freq):
+                    snapshot = distributed.run_on_main(save_snapshot)
+                    metrics.snapshot()
+                    log.info("step %d: wrote %s", state.step, snapshot)
+                if saving:
+                    distributed.run_on_main(lambda: checkpoints.save_for_resume(state))
+
+                # Samples of the EMA weights.
+                if not signum:
+                    draw_if_due()
+                # A new accumulator, so that images_per_sec does not count the time spent here.
+                accumulator = MetricAccumulator(distributed, process, loss_fn.noise_levels)
+
+        signum = distributed.all_reduce_max(stop.received)  # it may have come while the last samples were drawn
         if signum:
             log.info("interrupted by %s: saved at step %d in %s", signal.Signals(signum).name, state.step, run_dir)
         return signum
 
 
+def train_step(
+    loss_fn: "Loss",
+    net: nn.Module,
+    state: TrainState,
+    batch: "NoisyBatch",
+    distributed: Distributed,
+    lr: float,
+    grad_clip: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Move the weights down the gradient of the mean loss over ``batch``, of all processes, and their average along.
+
+    This process computes its share of the batch in ``training.grad_accum_steps`` parts. Dropout is a function of (seed,
+    step, rank, part). The function does not wait for a GPU.
+
+    Args:
+        loss_fn: the loss.
+        net: ``state.model``, wrapped by ``Distributed.data_parallel``.
+        state: network, EMA and optimiser, which are one step further afterwards.
+        batch: the whole batch, the same in every process.
+        distributed: this process among those that train together.
+        lr: learning rate.
+        grad_clip: largest norm of the gradient; negative for no limit.
+
+    Returns:
+        The losses of this process's images and their noise levels, both (share,), and the norm of the gradient of all.
+    """
+    # Loss and gradient of this process's share.
+    net.train()
+    state.optimizer.zero_grad(set_to_none=True)
+    share = batch[distributed.local_slice(len(batch))]
+    n, parts, losses = len(share), loss_fn.grad_accum_steps, []
+    for k in range(parts):
+        part = share[n * k // parts : n * (k + 1) // parts]
+        seed_torch(loss_fn.seed, Stream.DROPOUT, state.step, distributed.rank, k)
+        with nullcontext() if k == parts - 1 else distributed.no_sync(net):
+            loss = loss_fn(net, part, state.model.num_classes)
+            state.scaler.scale(loss.sum() * (distributed.world_size / len(batch))).backward()
+        losses.append(loss.detach())
+
+    # Clipped gradient. In half precision the scaler skips a step that overflowed and lowers its scale: no failure.
+    state.scaler.unscale_(state.optimizer)
+    grad_norm = nn.utils.clip_grad_norm_(state.trainable, grad_clip if grad_clip >= 0 else math.inf)
+    if state.scaler.is_enabled():
+        grad_norm = torch.nan_to_num(grad_norm, nan=0.0, posinf=0.0)
+
+    # Optimiser and EMA.
+    for group in state.optimizer.param_groups:
+        group["lr"] = lr
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.ema.update(state.model)
+    state.step += 1
+    return torch.cat(losses), loss_fn.process.sigma(share.t), grad_norm
+
+
+@torch.no_grad()
+def evaluate(loss_fn: "Loss", net: ScoreNetwork, loader: Loader, distributed: Distributed) -> Tensor:
+    """Compute the mean loss of ``net`` over the first batch of ``loader``, which the processes share.
+
+    Times and noise are the same at each evaluation.
+    """
+    batch = loss_fn.sample_held_out_batch(loader)
+    share = batch[distributed.local_slice(len(batch))]
+    total = torch.zeros((), device=batch.t.device)
+    if len(share):
+        total = loss_fn(net, share, net.num_classes).sum()
+    return distributed.all_reduce_sum(total) / len(batch)
+
+
+@dataclass(frozen=True)
+class NoisyBatch:
+    """Data with all that is random about a step.
+
+    Attributes:
+        x0: data in [0, 1], (B, ...).
+        labels: classes, int64 (B,).
+        t: times, (B,).
+        x: the data at these times, (B, ...).
+    """
+
+    x0: Tensor
+    labels: Tensor
+    t: Tensor
+    x: Tensor
+
+    def __len__(self) -> int:
+        return len(self.x0)
+
+    def __getitem__(self, rows: slice) -> "NoisyBatch":
+        return NoisyBatch(self.x0[rows], self.labels[rows], self.t[rows], self.x[rows])
+
+
+class Loss:
+    """The training loss of a configuration, and the batches it is computed on.
+
+    Every process draws the whole batch and computes its share, so that the numbers do not depend on how many there are.
+
+    Args:
+        cfg: configuration of run_train.py.
+        process: the process.
+
+    Raises:
+        InputError: if the distribution of the noise levels does not fit the process.
+    """
+
+    def __init__(self, cfg: DictConfig, process: Process) -> None:
+        options = cfg.training
+        self.process, self.seed, self.precision = process, cfg.seed, cfg.precision
+        self.noise_levels = create_noise_levels(options, process)
+        self.weighting: Weighting = DiffusionSquared(process) if options.likelihood_weighting else SigmaSquared()
+        self.reduce_mean, self.drop_label = options.reduce_mean, options.drop_label
+        self.grad_accum_steps = options.grad_accum_steps
+        score = process.conditional_score
+        self.conditional_score = torch.no_grad()(compiled(score)) if cfg.compile else score
+
+    def __call__(self, net: nn.Module, batch: NoisyBatch, num_classes: int) -> Tensor:
+        """Compute the loss of each sample of ``batch``, (B,)."""
+        return score_error(
+            in_precision(net, self.precision),
+            self.process,
+            batch.x0,
+            batch.t,
+            batch.x,
+            batch.labels if num_classes else None,
+            self.conditional_score,
+            weighting=self.weighting,
+            reduce_mean=self.reduce_mean,
+        )
+
+    def sample_batch(self, loader: Loader, step: int) -> NoisyBatch:
+        """Draw training batch ``step``: flips, dropped labels, times and noise are functions of (seed, step)."""
+        seed_torch(self.seed, Stream.TRAIN, step)
+        x0, labels = loader(step)
+        labels = drop_labels(labels, self.drop_label)
+        return NoisyBatch(x0, labels, *perturb(self.process, x0, self.noise_levels))
+
+    def sample_held_out_batch(self, loader: Loader) -> NoisyBatch:
+        """Draw the batch of an evaluation: the same images, times and noise at each."""
+        seed_torch(self.seed, Stream.EVAL)
+        x0, labels = loader(0)
+        return NoisyBatch(x0, labels, *perturb(self.process, x0, self.noise_levels))
+
+
+def drop_labels(labels: Tensor, rate: float) -> Tensor:
+    """Replace each label by the null label with probability ``rate`` (classifier-free guidance)."""
+    dropped = torch.rand(labels.shape, device=labels.device) < rate
+    return torch.where(dropped, NULL_LABEL, labels)
+
+
 def create_state(cfg: DictConfig, device: torch.device) -> TrainState:
-    """A freshly initialised network with its average and optimiser."""
+    """Create a freshly initialised network with its EMA and optimiser."""
     seed_torch(cfg.seed, Stream.INIT)
     net = create_model(cfg.model, cfg.data, cfg.sde).to(device)
     ema = EMA(net, cfg.model.ema_rate)
@@ -115,82 +353,3 @@ def create_state(cfg: DictConfig, device: torch.device) -> TrainState:
     trainable = [p for p in net.parameters() if p.requires_grad]
     scaler = torch.amp.GradScaler(device.type, enabled=cfg.precision == "fp16")
     return TrainState(net, ema, create_optimizer(trainable, cfg.optim), scaler, trainable)
-
-
-def run_steps(
-    cfg: DictConfig,
-    run_dir: Path,
-    distributed: Distributed,
-    stop: StopSignals,
-    sde: ReflectedVE,
-    state: TrainState,
-    checkpoints: Checkpoints,
-    batches: Loader,
-    held_out: Loader,
-) -> int:
-    """The loop itself, from ``state.step`` to ``training.n_iters`` or to a signal, whose number it returns."""
-    options = cfg.training
-    objective = Objective(cfg, sde)
-    net = distributed.data_parallel(state.model)
-    signum, first, start = 0, state.step + 1, time.perf_counter()
-
-    def due(freq: int) -> bool:
-        return state.step % freq == 0 or state.step == options.n_iters
-
-    def keep_snapshot() -> str:
-        path, is_new = checkpoints.save_snapshot(state)
-        if is_new:
-            set_aside(samples_folder(), path)
-        return str(path)
-
-    def samples_folder() -> Path:
-        return run_dir / "samples" / f"iter_{state.step}"
-
-    def draw_if_due() -> None:
-        folder = samples_folder()
-        if not (due(options.snapshot_freq) and options.snapshot_sampling):
-            return
-        missing = distributed.run_on_main(lambda: not (folder / "sample_0.npy").exists())  # else of before a kill
-        if missing:
-            draw_samples(state.ema.network, sde, cfg, distributed, stop, folder)
-        if (missing or state.step >= first) and (folder / "sample_0.npy").exists():  # it is not after a signal
-            metrics.samples(state.step, folder / "sample_0.png")
-
-    stop.defer()
-    with MetricWriter(cfg, run_dir, state.step) if distributed.rank == 0 else NullMetricWriter() as metrics:
-        if state.step:
-            draw_if_due()  # a kill while drawing comes after the checkpoint
-        distributed.use_step_timeout()
-        window = MetricAccumulator(distributed, sde)
-        while state.step < options.n_iters and not signum:
-            lr = learning_rate(cfg.optim, state.step)
-            draw = objective.sample_batch(batches, state.step)
-            losses, sigma, grad_norm = train_step(objective, net, state, draw, distributed, lr, cfg.optim.grad_clip)
-            window.add(state.step, losses, sigma, grad_norm, len(draw))
-            metrics.advance()
-            if state.step == first:
-                log.info("first step after %.1f s", time.perf_counter() - start)
-            signum = distributed.all_reduce_max(stop.received)
-
-            saving = bool(signum) or due(options.snapshot_freq_for_preemption) or due(options.snapshot_freq)
-            if not (saving or due(options.log_freq) or due(options.eval_freq)):
-                continue
-
-            entry = {"step": state.step, **window.summary(), "lr": lr}
-            if due(options.eval_freq):
-                with torch.no_grad():
-                    draw = objective.sample_held_out_batch(held_out)
-                    entry["eval_loss"] = objective.evaluate(state.ema.network, draw, distributed).item()
-            metrics.write(entry)
-            if saving:
-                state.check_finite()
-            if due(options.snapshot_freq):
-                path = distributed.run_on_main(keep_snapshot)
-                metrics.snapshot()
-                log.info("step %d: wrote %s", state.step, path)
-            if saving:
-                distributed.run_on_main(lambda: checkpoints.save_for_resume(state))
-            if not signum:
-                draw_if_due()
-            window = MetricAccumulator(distributed, sde)  # so that throughput does not count the time spent here
-    return distributed.all_reduce_max(stop.received)  # it may have come in the last drawing

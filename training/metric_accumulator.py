@@ -1,4 +1,4 @@
-"""Means over the steps between two entries of the metrics."""
+"""Means of the training metrics over the steps between two entries."""
 
 import math
 import time
@@ -6,7 +6,8 @@ import time
 import torch
 from torch import Tensor
 
-from sde import ReflectedVE
+from losses import NoiseLevelSampler
+from sde import Process
 from utils.devices import peak_memory
 from utils.distributed import Distributed
 from utils.errors import TrainingError
@@ -17,13 +18,18 @@ QUARTERS = 4
 class MetricAccumulator:
     """Means over the steps since the last entry, kept on the device so that a step does not wait for the host.
 
-    The first step that is not finite is remembered with the noise levels of its images.
+    The first step that is not finite is recorded with the noise levels of its images.
+
+    Args:
+        distributed: this process among those that train together.
+        process: the process.
+        noise_levels: distribution of the times, whose quartiles divide the losses.
     """
 
-    def __init__(self, distributed: Distributed, sde: ReflectedVE) -> None:
+    def __init__(self, distributed: Distributed, process: Process, noise_levels: NoiseLevelSampler) -> None:
         self._distributed = distributed
         inner = torch.arange(1, QUARTERS, device=distributed.device) / QUARTERS
-        self._levels = sde.sigma(inner)  # between the quartiles of sigma, for times are uniform
+        self._edges = process.sigma(noise_levels.quantile(inner)[0])  # between the quartiles of sigma
         # loss, norm of the gradient, then of each quartile the sum of the losses, then the number of images
         self._sums = torch.zeros(2 + 2 * QUARTERS, dtype=torch.float64, device=distributed.device)
         self._bad = torch.full((3,), math.inf, device=distributed.device)  # step, lowest sigma, minus the highest
@@ -31,15 +37,17 @@ class MetricAccumulator:
         self._start = time.perf_counter()
 
     def add(self, step: int, losses: Tensor, sigma: Tensor, grad_norm: Tensor, images: int) -> None:
-        """Count a step.
+        """Add the metrics of a step.
 
         Args:
-            losses, sigma: of this process's images, (share,).
-            grad_norm: of the gradient of all.
-            images: how many all are.
+            step: the number of the step.
+            losses: losses of this process's images, (share,).
+            sigma: noise levels of this process's images, (share,).
+            grad_norm: norm of the gradient of all images.
+            images: number of all images.
         """
         whole = torch.stack([losses.sum() / images, grad_norm / self._distributed.world_size])
-        of_quartile = torch.bucketize(sigma, self._levels) == torch.arange(QUARTERS, device=sigma.device)[:, None]
+        of_quartile = torch.bucketize(sigma, self._edges) == torch.arange(QUARTERS, device=sigma.device)[:, None]
         by_quartile = torch.where(of_quartile, losses, 0.0).sum(1)
         self._sums += torch.cat([whole, by_quartile, of_quartile.sum(1)])
         self._steps += 1
@@ -51,9 +59,9 @@ class MetricAccumulator:
         self._bad = torch.where(bad.any() & self._bad[0].isinf(), found, self._bad)
 
     def summary(self) -> dict[str, float | list[float | None]]:
-        """Means of ``loss`` and ``grad_norm``, ``images_per_sec``, ``memory_gib`` at its peak, and ``loss_by_sigma``.
+        """Return ``loss``, ``grad_norm``, ``images_per_sec``, ``memory_gib`` (the peak) and ``loss_by_sigma``.
 
-        The last is the mean loss of the images of each quartile of sigma, the lowest first; None where there were none.
+        The last is the mean loss of the images in each quartile of sigma, the lowest first; None where there were none.
 
         Raises:
             TrainingError: if any of the losses or norms was not finite.

@@ -7,28 +7,28 @@ import torch
 from omegaconf import DictConfig
 
 from models import ScoreNetwork, in_precision
-from sampling import create_sampler, guided_score
+from sampling import create_sampler
+from sampling.draw import draw_samples
 from sampling.images import save_grid, save_trajectory, to_uint8
-from sde import ReflectedVE
+from sde import Process
 from utils.distributed import Distributed
 from utils.errors import replacing, writing
-from utils.seeds import image_generators
 from utils.signals import StopSignals
 
 
 class _StoppedError(Exception):
-    """Drawing was given up; a resumed run begins it again."""
+    """Raised where a signal interrupts drawing, which a resumed run begins again."""
 
 
-def draw_samples(
-    network: ScoreNetwork, sde: ReflectedVE, cfg: DictConfig, distributed: Distributed, stop: StopSignals, folder: Path
+def save_samples(
+    network: ScoreNetwork, process: Process, cfg: DictConfig, distributed: Distributed, stop: StopSignals, folder: Path
 ) -> None:
     """Draw ``eval.batch_size`` images, one class after the other, to ``sample_0.png`` and ``sample_0.npy``.
 
-    The processes share the images. After a signal nothing is written.
+    The noise is the same at each snapshot. The processes share the images. After a signal nothing is written.
     """
     own = range(cfg.eval.batch_size)[distributed.local_slice(cfg.eval.batch_size)]
-    parts = distributed.gather(_draw(network, sde, cfg, distributed.device, stop, own) if own else ())
+    parts = distributed.gather(_draw(network, process, cfg, distributed.device, stop, own) if own else ())
     if parts is None or None in parts:
         return
     drawn = [part for part in parts if part]
@@ -43,9 +43,9 @@ def draw_samples(
 
 
 def set_aside(folder: Path, checkpoint: Path) -> None:
-    """Give samples another name if they are there before the ``checkpoint`` that they are to be drawn from.
+    """Rename a ``folder`` of samples that is older than the ``checkpoint`` that its samples are to be drawn from.
 
-    They are of a history that the run was taken back from.
+    Its samples come from later steps than the checkpoint that the run was resumed from.
     """
     if folder.exists():
         with writing(folder):
@@ -53,22 +53,22 @@ def set_aside(folder: Path, checkpoint: Path) -> None:
 
 
 def _draw(
-    network: ScoreNetwork, sde: ReflectedVE, cfg: DictConfig, device: torch.device, stop: StopSignals, images: range
+    network: ScoreNetwork, process: Process, cfg: DictConfig, device: torch.device, stop: StopSignals, numbers: range
 ) -> tuple[np.ndarray, np.ndarray | None] | None:
-    """The images with these numbers and moments of the first of them, as uint8; None after a signal."""
+    """Draw the images with these numbers and the trajectory of the first, as uint8; return None after a signal."""
 
-    def give_up() -> None:
+    def check_signal() -> None:
         if stop.received:
             raise _StoppedError
 
-    classes = network.num_classes
-    labels = torch.tensor(images, device=device) % classes if classes else None
-    generators = image_generators(cfg.seed, images, device)  # the same noise at each snapshot
-    shape = (cfg.data.num_channels, cfg.data.image_size, cfg.data.image_size)
-    x_init = torch.stack([sde.prior_sample(shape, generator, device) for generator in generators])
-    score_fn = guided_score(in_precision(network, cfg.precision), labels)
+    classes, data = network.num_classes, cfg.data
+    labels = torch.tensor(numbers, device=device) % classes if classes else None
+    net, sampler = in_precision(network, cfg.precision), create_sampler(cfg.sampling, process)
+    data_shape = (data.num_channels, data.image_size, data.image_size)
     try:
-        out = create_sampler(cfg.sampling, sde)(score_fn, x_init, generators, give_up)
+        out = draw_samples(
+            net, process, sampler, data_shape, numbers, cfg.seed, labels, on_step=check_signal, device=device
+        )
     except _StoppedError:
         return None
     return to_uint8(out.samples), None if out.trajectory is None else to_uint8(out.trajectory)

@@ -93,6 +93,7 @@ def class_names(key: str, value: Any) -> None:
 FOLDER: Schema = {"background": colour, "white": Number(0, above=True, optional=True), "class_names": class_names}
 
 SDE: Schema = {
+    "name": anything,  # sde.create_process
     "sigma_min": LEVEL,
     "sigma_max": LEVEL,
     "num_scales": Number(1, 10**6, integer=True),
@@ -110,6 +111,7 @@ SAMPLING: Schema = dict.fromkeys(
         "n_steps_each",
         "snr",
         "boundary",
+        "percentile",
         "rtol",
         "atol",
         "moll",
@@ -151,6 +153,9 @@ TRAIN: Schema = {
         "likelihood_weighting": flag,
         "reduce_mean": flag,
         "drop_label": RATE,
+        "noise_levels": anything,  # losses.noise_levels.create_noise_levels
+        "log_sigma_mean": Number(-100, 100),
+        "log_sigma_std": Number(0, 100, above=True),
         "startup_timeout": TIMEOUT,
         "step_timeout": TIMEOUT,
         "allow_data_change": flag,

@@ -1,14 +1,15 @@
-"""Where random numbers come from: each stream is a function of (seed, purpose, step or image)."""
+"""Random numbers: every stream is a function of (seed, purpose, step or number of the sample)."""
 
+from collections.abc import Sequence
 from enum import IntEnum
 
 import numpy as np
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
 
 class Stream(IntEnum):
-    """What a stream of random numbers is for; with the seed and the step it determines them."""
+    """The purpose of a stream of random numbers; with the seed and the step it determines them."""
 
     INIT = 0
     TRAIN = 1
@@ -23,7 +24,7 @@ class Stream(IntEnum):
 
 
 def derived_seed(seed: int, stream: Stream, step: int = 0, *place: int) -> int:
-    """A seed of 64 bits for (seed, stream, step), and a place in the step; different ones give unrelated streams."""
+    """Return a seed of 64 bits for (seed, stream, step, place); different ones give unrelated streams."""
     return int(np.random.SeedSequence([seed, stream, step, *place]).generate_state(1, np.uint64)[0])
 
 
@@ -35,5 +36,73 @@ def seed_torch(seed: int, stream: Stream, step: int = 0, *place: int) -> None:
 def image_generators(
     seed: int, images: range, device: torch.device | str = "cpu", stream: Stream = Stream.SAMPLE
 ) -> list[Generator]:
-    """A generator for each image: what is random about image i is a function of (seed, i)."""
+    """Return a generator for each sample: what is random about sample i is a function of (seed, i).
+
+    Args:
+        seed: the seed of the run.
+        images: the numbers of the samples.
+        device: the device that the random numbers are drawn on.
+        stream: the purpose of the random numbers.
+    """
     return [Generator(device).manual_seed(derived_seed(seed, stream, i)) for i in images]
+
+
+class BatchGenerator:
+    """Draw random numbers for a batch of B samples, from one generator or from one for each sample.
+
+    With a generator for each sample, the numbers of a sample do not depend on its batch.
+
+    Args:
+        generator: one generator for all samples, one for each of the B samples, or None for torch's default one.
+    """
+
+    def __init__(self, generator: Generator | Sequence[Generator] | None = None) -> None:
+        self._shared = generator if isinstance(generator, Generator) else None
+        self._each = None if generator is None or isinstance(generator, Generator) else list(generator)
+
+    def rand(
+        self, shape: Sequence[int], device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """Draw uniform numbers in [0, 1), of ``shape`` (B, ...)."""
+        return self._draw(torch.rand, shape, device=device, dtype=dtype)
+
+    def randn(
+        self, shape: Sequence[int], device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """Draw standard normal numbers, of ``shape`` (B, ...)."""
+        return self._draw(torch.randn, shape, device=device, dtype=dtype)
+
+    def randn_like(self, x: Tensor) -> Tensor:
+        """Draw standard normal numbers in the shape, type and device of ``x`` (B, ...)."""
+        return self.randn(x.shape, x.device, x.dtype)
+
+    def signs_like(self, x: Tensor, count: int) -> Tensor:
+        """Draw ``count`` vectors of -1 and 1 for each sample of ``x`` (B, ...), (count, B, ...)."""
+        if self._each is None:
+            bits = torch.randint(2, (count, *x.shape), generator=self._shared, device=x.device)
+        else:
+            shape = (count, *x.shape[1:])
+            parts = [torch.randint(2, shape, generator=own, device=x.device) for own in self._of_each(len(x))]
+            bits = torch.stack(parts, dim=1)
+        return bits.to(x.dtype) * 2.0 - 1.0
+
+    def stratified(self, n: int, device: torch.device | str = "cpu") -> Tensor:
+        """Draw a uniform number in [0, 1) for each of ``n`` samples, float64 (n,).
+
+        From one generator, one number falls in each of n equal intervals, in random order; from a generator for each
+        sample, they are independent.
+        """
+        if self._each is not None:
+            return self.rand((n,), device, torch.float64)
+        order = torch.randperm(n, generator=self._shared, device=device)
+        return (order + self.rand((n,), device, torch.float64)) / n
+
+    def _draw(self, function, shape: Sequence[int], **kind) -> Tensor:  # type: ignore[no-untyped-def]
+        if self._each is None:
+            return function(tuple(shape), generator=self._shared, **kind)
+        return torch.stack([function(tuple(shape[1:]), generator=own, **kind) for own in self._of_each(shape[0])])
+
+    def _of_each(self, n: int) -> list[Generator]:
+        if self._each is None or len(self._each) != n:
+            raise ValueError(f"{len(self._each or ())} generators for {n} samples")
+        return self._each

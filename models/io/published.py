@@ -70,6 +70,7 @@ def from_published(cfg: dict[str, Any]) -> dict[str, Any]:
             value = model.pop(key, supported)
             if (value.lower() if isinstance(value, str) else value) != supported:
                 raise InputError(f"model.{key}={value} is a variant that this code does not have, only {supported}")
+    cfg["sde"].setdefault("name", "reflected_ve")  # the published name means it, and runs without one are of it
     data.setdefault("num_classes", 0)
     data.setdefault("classes", False)
     data.setdefault("dequantize", False)
@@ -82,7 +83,16 @@ def from_published(cfg: dict[str, Any]) -> dict[str, Any]:
 
 
 def to_published(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration of ours as the published code wants it; the inverse of ``from_published``."""
+    """A configuration of ours as the published code wants it; the inverse of ``from_published``.
+
+    Raises:
+        InputError: for a process that the published code does not have.
+    """
+    if cfg["sde"]["name"] != "reflected_ve":
+        raise InputError(
+            f"sde.name={cfg['sde']['name']}: the published code has only the reflected process: use --format "
+            "safetensors"
+        )
     cfg = {section: dict(part) if isinstance(part, Mapping) else part for section, part in cfg.items()}
     for section, keys in UNREAD.items():
         if section != "model" or cfg["model"]["name"] == "ddpmpp":

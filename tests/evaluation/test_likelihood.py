@@ -10,11 +10,11 @@ from scipy.integrate import quad
 from torch import Generator, nn
 
 from evaluation import elbo, log_likelihood
-from evaluation.elbo import INTERVALS, quantile, time_proposal
+from evaluation.elbo import INTERVALS, time_proposal
 from evaluation.likelihood import _score_and_trace
-from losses import score_matching_loss
+from losses import PiecewiseUniform, score_matching_loss
 from models import create_model
-from sampling.folding import unfolded_score
+from sampling.folding import folded_score
 from sde import ReflectedVE, cube, heat_kernel
 from tests.conftest import composed
 from tests.targets import FIVE_POINTS, WEIGHTS, FinitePoints
@@ -87,11 +87,11 @@ def test_the_trace_of_a_network(network):
     y, sigma = 3 * torch.rand(3, 1, 4, 4) - 1, torch.full((3,), 0.3)
 
     def unfolded(y):
-        return unfolded_score(net, y[None], sigma[:1])[0]
+        return folded_score(SDE, net, y[None], sigma[:1])[0]
 
-    score, trace = _score_and_trace(net, y, sigma, torch.eye(16).reshape(16, 1, 1, 4, 4))
+    score, trace = _score_and_trace(SDE, net, y, sigma, torch.eye(16).reshape(16, 1, 1, 4, 4))
     jacobians = [torch.autograd.functional.jacobian(unfolded, image).reshape(16, 16) for image in y]
-    torch.testing.assert_close(score, unfolded_score(net, y, sigma).detach())
+    torch.testing.assert_close(score, folded_score(SDE, net, y, sigma).detach())
     torch.testing.assert_close(trace, torch.stack([j.trace() for j in jacobians]), rtol=1e-3, atol=1e-3)
     assert trace.abs().min() > 1e-3
 
@@ -119,7 +119,10 @@ def test_a_likelihood_does_not_depend_on_its_batch():
 
 def test_what_cannot_be_asked_is_refused():
     x = torch.rand(2, 2)
-    for options, message in [({"divergence": "excat"}, "divergence=excat: known are"), ({"num_probes": 0}, "num_probes=0")]:
+    for options, message in [
+        ({"divergence": "excat"}, "divergence=excat: known are"),
+        ({"num_probes": 0}, "num_probes=0"),
+    ]:
         with pytest.raises(InputError, match=message):
             log_likelihood(FIVE_POINTS.score, SDE, x, **options)
     with pytest.raises(InputError, match="num_times=0"):
@@ -187,7 +190,9 @@ def test_the_bound_is_tight_for_the_exact_score(importance):
     target = FinitePoints(torch.randint(17, (5, 16), generator=seeded(3)) / 16.0, WEIGHTS)
     sde, n = ReflectedVE(0.002, 5.0), 6000
     x0 = target.points.repeat_interleave(n, 0)
-    proposal = time_proposal(target.score, sde, target.points.repeat(20, 1), seeded(4)) if importance else None
+    proposal = None
+    if importance:
+        proposal = PiecewiseUniform(time_proposal(target.score, sde, target.points.repeat(20, 1), seeded(4)))
     bound = elbo(target.score, sde, x0, 17, num_times=16, proposal=proposal, generator=seeded(5))
     gap = (bound.log_prob.reshape(5, n) - WEIGHTS.double().log()[:, None]).double()
     errors = gap.std(1) / math.sqrt(n)
@@ -204,7 +209,7 @@ def test_importance_sampling_lowers_the_variance():
     proposal = time_proposal(target.score, sde, x0, seeded(1))
     uniform, weighted = (
         elbo(target.score, sde, x0, 17, num_times=4, proposal=p, generator=seeded(2)).log_prob.reshape(100, 5).std(0)
-        for p in (None, proposal)
+        for p in (None, PiecewiseUniform(proposal))
     )
     assert (weighted < 0.8 * uniform).all()
     assert proposal.sum() == pytest.approx(1.0) and proposal.min() >= 0.099 / INTERVALS
@@ -260,7 +265,7 @@ def test_a_bound_does_not_depend_on_its_batch():
 def test_times_have_the_distribution_of_the_proposal():
     proposal = torch.tensor([0.1, 0.6, 0.05, 0.25])
     u = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
-    t, density = quantile(proposal, u)
+    t, density = PiecewiseUniform(proposal).quantile(u)
     shares = torch.histc(t, 4, 0, 1) / 10_000
     torch.testing.assert_close(shares, proposal.double(), atol=2e-4, rtol=0)
     torch.testing.assert_close(density, 4 * proposal.double()[(4 * t).long().clamp(max=3)], atol=1e-6, rtol=1e-6)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from losses import score_matching_loss
-from losses.score_matching import T_MIN
+from losses import DiffusionSquared, SigmaSquared, score_matching_loss
+from losses.noise_levels import T_MIN
 from sde import ReflectedVE, heat_kernel
 
 SDE = ReflectedVE(0.01, 5.0)
@@ -29,11 +29,11 @@ def loss_of(net, seed=0, **options):
     return score_matching_loss(net, SDE, x0, generator=torch.Generator().manual_seed(seed), **options)
 
 
-@pytest.mark.parametrize("likelihood_weighting", [False, True])
+@pytest.mark.parametrize("weighting", [SigmaSquared(), DiffusionSquared(SDE)], ids=["sigma^2", "g^2"])
 @pytest.mark.parametrize("reduce_mean", [False, True])
-def test_gradient_against_finite_differences(likelihood_weighting, reduce_mean):
+def test_gradient_against_finite_differences(weighting, reduce_mean):
     net = TinyNet()
-    options = {"likelihood_weighting": likelihood_weighting, "reduce_mean": reduce_mean}
+    options = {"weighting": weighting, "reduce_mean": reduce_mean}
     loss_of(net, **options).mean().backward()
     for p in net.parameters():
         for i in range(p.numel()):
@@ -56,9 +56,9 @@ def test_weightings_and_reductions_by_hand():
     net = TinyNet()
     squared = (net(x, sigma) - heat_kernel.score(x, x0, sigma)).square().flatten(1)
     g2 = sigma.square() * 2 * math.log(500)
-    for likelihood, weight in ((False, sigma.square()), (True, g2)):
+    for weighting, weight in ((SigmaSquared(), sigma.square()), (DiffusionSquared(SDE), g2)):
         for mean, reduced in ((False, 0.5 * squared.sum(1)), (True, squared.mean(1))):
-            loss = loss_of(net, likelihood_weighting=likelihood, reduce_mean=mean)
+            loss = loss_of(net, weighting=weighting, reduce_mean=mean)
             assert loss.shape == (64,)
             assert torch.allclose(loss, weight * reduced, rtol=1e-12)
 

@@ -249,7 +249,7 @@ def test_a_key_that_the_public_code_does_not_have_is_a_warning(run, caplog):
 
 
 def test_a_run_of_ours_whose_process_has_a_name_is_not_taken_for_a_published_one(tmp_path):
-    cfg = composed("data=digits", "data.classes=false", "model=adm", "+sde.name=reflected_ve", "+model.depth=3")
+    cfg = composed("data=digits", "data.classes=false", "model=adm", "sde.name=reflected_ve", "+model.depth=3")
     with pytest.raises(InputError, match=r"config\.yaml: .*depth"):
         build_shapes(parse_config(OmegaConf.to_yaml(cfg), tmp_path / "config.yaml"), tmp_path / "config.yaml")
     del cfg.model.depth

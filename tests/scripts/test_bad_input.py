@@ -412,7 +412,9 @@ def test_the_table_knows_what_the_code_knows():
         assert arguments == (schema.NETWORKS[name].keys() | {"scale_by_sigma"}), name
     assert schema.PRECISION.known == tuple(PRECISIONS)
     assert schema.TRAIN["optim"]["optimizer"].known == tuple(OPTIMIZERS)
-    fields = {field for method in METHODS.values() for field in method.__dataclass_fields__} - {"sde"}
+    fields = {field for method in METHODS.values() for field in method.__dataclass_fields__} - {"process"} | {
+        "percentile"
+    }
     assert schema.SAMPLING.keys() == fields | {"method"}
 
 

@@ -11,14 +11,14 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from datasets import load_images
+from losses import DiffusionSquared
 from models import load_pretrained
 from models.io.files import find_checkpoint, load_config
 from tests.conftest import assert_same, composed, metrics, read, tiny_config
 from training import checkpoint
 from training.ema import EMA
-from training.loop import create_state, train
+from training.loop import create_state, drop_labels, train
 from training.run_dir import resumed_config
-from training.step import drop_labels
 from utils.distributed import Distributed
 from utils.errors import InputError, TrainingError
 from utils.schema import check_train
@@ -199,21 +199,23 @@ def test_another_run_in_the_same_directory_is_refused_and_changes_nothing(tmp_pa
 
 def test_what_the_loop_gives_to_the_loss(tmp_path, monkeypatch):
     """Training: the weights that learn, training images, some labels dropped. Evaluation: EMA, held out, all labels."""
+    import training.loop
     import training.snapshots
-    import training.step
 
     calls, clips, drawn = [], [], []
-    honest_loss, honest_clip = training.step.score_error, nn.utils.clip_grad_norm_
-    honest_guidance = training.snapshots.guided_score
+    honest_loss, honest_clip = training.loop.score_error, nn.utils.clip_grad_norm_
+    honest_draw = training.snapshots.draw_samples
 
-    def loss(net, sde, x0, t, x, labels, kernel_score, **options):
+    def loss(net, sde, x0, t, x, labels, target, **options):
         calls.append((net.training, next(net.parameters()).requires_grad, x0, labels, sde, options))
-        return honest_loss(net, sde, x0, t, x, labels, kernel_score, **options)
+        return honest_loss(net, sde, x0, t, x, labels, target, **options)
 
-    monkeypatch.setattr(training.step, "score_error", loss)
+    monkeypatch.setattr(training.loop, "score_error", loss)
     monkeypatch.setattr(nn.utils, "clip_grad_norm_", lambda p, m: clips.append(m) or honest_clip(p, m))
     monkeypatch.setattr(
-        training.snapshots, "guided_score", lambda net, *rest: drawn.append(net) or honest_guidance(net, *rest)
+        training.snapshots,
+        "draw_samples",
+        lambda net, *rest, **more: drawn.append(net) or honest_draw(net, *rest, **more),
     )
     overrides = ["training.batch_size=100", "eval.batch_size=100", "optim.grad_clip=0.7", "training.reduce_mean=true"]
     cfg = tiny_config(*overrides, "training.likelihood_weighting=true", "sde.sigma_min=0.02", "data.random_flip=true")
@@ -233,12 +235,12 @@ def test_what_the_loop_gives_to_the_loss(tmp_path, monkeypatch):
         assert in_training and learning
         assert 5 < (labels == -1).sum() < 40
         assert (sde.sigma_min, sde.sigma_max) == (0.02, 5)
-        assert options == {"likelihood_weighting": True, "reduce_mean": True}
-    in_training, learning, x0, labels, _, options = evaluation
+        assert options == {"weighting": DiffusionSquared(sde), "reduce_mean": True}
+    in_training, learning, x0, labels, sde, options = evaluation
     assert not in_training and not learning
     assert all(bytes(image.flatten().tolist()) in known[1] for image in (x0 * 16).round().to(torch.uint8))
     assert labels.min() == 0
-    assert options == {"likelihood_weighting": True, "reduce_mean": True}
+    assert options == {"weighting": DiffusionSquared(sde), "reduce_mean": True}
     assert clips == [0.7, 0.7]
     saved = read(tmp_path / "checkpoints/checkpoint_1.pth")
     assert torch.equal(next(drawn[0].parameters()), saved["ema"]["shadow_params"][0])
@@ -265,7 +267,7 @@ def test_a_kill_while_drawing_draws_again(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.loop, "draw_samples", killed)
+        patch.setattr(training.loop, "save_samples", killed)
         with pytest.raises(KeyboardInterrupt):
             train(tiny_config(), tmp_path, CPU)
     assert not (tmp_path / "samples").exists()
@@ -289,14 +291,14 @@ def test_restoring_brings_frozen_weights_to_the_average_too(tmp_path):
 @pytest.mark.parametrize("bad_step", [1, 2, 3])
 def test_a_non_finite_loss_stops_the_run_and_keeps_the_checkpoint(tmp_path, monkeypatch, bad_step):
     """Logged every 50 steps only: the loss of an unlogged step counts as well."""
-    import training.step
+    import training.loop
 
     common = ["training.snapshot_freq=1", "training.n_iters=1", "training.log_freq=50", "training.eval_freq=50"]
     train(tiny_config(*common), tmp_path, CPU)
     files = [tmp_path / "checkpoints/checkpoint_1.pth", tmp_path / "checkpoints-meta/checkpoint.pth"]
     before = [file.read_bytes() for file in files]
 
-    honest, calls, sigmas = training.step.score_error, [], []
+    honest, calls, sigmas = training.loop.score_error, [], []
 
     def poisoned(net, sde, x0, t, *args, **kwargs):
         calls.append(1)
@@ -304,7 +306,7 @@ def test_a_non_finite_loss_stops_the_run_and_keeps_the_checkpoint(tmp_path, monk
         loss = honest(net, sde, x0, t, *args, **kwargs)
         return torch.where(torch.arange(len(t)) < 3, math.nan, loss) if len(calls) == bad_step else loss
 
-    monkeypatch.setattr(training.step, "score_error", poisoned)
+    monkeypatch.setattr(training.loop, "score_error", poisoned)
     with pytest.raises(TrainingError, match=rf"not finite at step {1 + bad_step}, for images") as caught:
         train(tiny_config(*common, "training.n_iters=5", "training.snapshot_freq=1000"), tmp_path, CPU)
     bad = sigmas[bad_step - 1][:3]
@@ -499,6 +501,10 @@ def test_a_damaged_run_is_named_and_runs_no_code(tmp_path, monkeypatch, damage):
         "training.grad_accum_steps=0",
         "training.grad_accum_steps=200",
         "training.step_timeout=0",
+        "training.noise_levels=lognormal",
+        "training.log_sigma_std=0",
+        "sde.name=subvp",
+        "sampling.percentile=0",
         "precision=fp8",
         "seed=-1",
     ],
@@ -524,13 +530,21 @@ def test_the_published_defaults():
         "likelihood_weighting": False,
         "reduce_mean": False,
         "drop_label": 0.2,
+        "noise_levels": "uniform",
+        "log_sigma_mean": -1.2,
+        "log_sigma_std": 1.2,
         "grad_accum_steps": 1,
         "activation_checkpointing": False,
         "startup_timeout": 600,
         "step_timeout": 600,
         "allow_data_change": False,
     }
-    assert OmegaConf.to_container(cfg.sde) == {"sigma_min": 0.01, "sigma_max": 5, "num_scales": 1000}
+    assert OmegaConf.to_container(cfg.sde) == {
+        "name": "reflected_ve",
+        "sigma_min": 0.01,
+        "sigma_max": 5,
+        "num_scales": 1000,
+    }
     assert OmegaConf.to_container(cfg.optim) == {
         "optimizer": "Adam",
         "lr": 2e-4,

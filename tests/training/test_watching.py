@@ -17,6 +17,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import training.loop
+from losses import UniformTime
 from sde import ReflectedVE
 from tests.conftest import TINY, metrics, tiny_config
 from training.loggers import TensorBoard
@@ -100,7 +101,7 @@ def test_a_disk_that_is_full_is_no_traceback_of_a_thread(tmp_path, monkeypatch):
 
 def test_the_loss_by_quarters_of_the_noise_levels():
     sde = ReflectedVE(0.01, 5.0)
-    window = MetricAccumulator(CPU, sde)
+    window = MetricAccumulator(CPU, sde, UniformTime())
     t = torch.tensor([0.01, 0.2, 0.3, 0.9, 0.99])
     window.add(1, torch.tensor([1.0, 2.0, 3.0, 4.0, 6.0]), sde.sigma(t), torch.tensor(7.0), images=5)
     window.add(2, torch.tensor([5.0]), sde.sigma(t[:1]), torch.tensor(9.0), images=1)

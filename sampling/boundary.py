@@ -1,0 +1,107 @@
+"""What a sampler does about values outside [0, 1], the range of the data: ``sampling.boundary``.
+
+A bounded process stays inside by itself. For a process in all of space, the denoised estimate D = x + sigma^2 score can
+be held to the range at every evaluation, by static or by dynamic thresholding (Saharia et al. 2022, Imagen).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from sampling.base import Sampler, Samples, ScoreFn, check_known
+from sde import Process
+from utils.checks import OneOf
+from utils.errors import InputError
+
+BOUNDED = ("reflect", "clip")  # values for a bounded process, of the predictor-corrector sampler
+UNBOUNDED = ("none", "clip", "dynamic")  # values for a process in all of space, of every sampler
+DEFAULT_PERCENTILE = 0.995
+QUANTILE_ELEMENTS = 2**24  # limit of torch.quantile
+
+
+def check_boundary(boundary: str | None, process: Process) -> None:
+    """Raise InputError unless ``boundary`` is None or a value of ``sampling.boundary`` that fits ``process``."""
+    if boundary is None:
+        return
+    known, other = (BOUNDED, UNBOUNDED) if process.bounded else (UNBOUNDED, BOUNDED)
+    if boundary in other and boundary not in known:
+        kind = "stays in [0, 1] by itself" if process.bounded else "has no bounds"
+        values = ", ".join((*known, "null"))
+        raise InputError(f"sampling.boundary={boundary} does not fit a process that {kind}: known are {values}")
+    check_known("boundary", boundary, known)
+
+
+def check_percentile(percentile: object) -> None:
+    """Raise InputError unless ``percentile`` is a number in (0, 1]."""
+    if isinstance(percentile, bool) or not (isinstance(percentile, int | float) and 0 < percentile <= 1):
+        raise InputError(f"sampling.percentile={percentile}: need a number, more than 0 and at most 1")
+
+
+def threshold_denoised(score_fn: ScoreFn, boundary: str | None, percentile: float = DEFAULT_PERCENTILE) -> ScoreFn:
+    """Return the score whose denoised estimate D = x + sigma^2 score is that of ``score_fn``, held to [0, 1].
+
+    Args:
+        score_fn: score_fn(x, sigma) with x (B, ...) and sigma (B,).
+        boundary: ``clip`` for min(max(D, 0), 1); ``dynamic`` for the rule of Imagen: in coordinates u = 2 D - 1, with s
+            the ``percentile`` of |u| over the values of a sample and at least 1, u is clipped to [-s, s] and divided
+            by s; None or ``none`` for ``score_fn`` itself.
+        percentile: share of the values of a sample that dynamic thresholding keeps below s, in (0, 1].
+    """
+    if boundary in (None, "none"):
+        return score_fn
+
+    def thresholded(x: Tensor, sigma: Tensor) -> Tensor:
+        variance = sigma.to(x.dtype).square().reshape(-1, *[1] * (x.ndim - 1))
+        denoised = x + variance * score_fn(x, sigma)
+        if boundary == "clip":
+            held = denoised.clamp(0.0, 1.0)
+        else:
+            u = 2.0 * denoised - 1.0
+            rows = u.flatten(1).abs()
+            parts = rows.split(max(1, QUANTILE_ELEMENTS // rows.shape[1]))
+            s = torch.cat([torch.quantile(part, percentile, dim=1) for part in parts]).clamp(min=1.0)
+            s = s.reshape(variance.shape)
+            held = 0.5 * (torch.minimum(torch.maximum(u, -s), s) / s + 1.0)
+        return (held - x) / variance
+
+    return thresholded
+
+
+@dataclass(frozen=True)
+class WithThreshold:
+    """A sampler that is given the score of ``threshold_denoised``.
+
+    Args:
+        sampler: the sampler.
+        boundary: ``clip`` or ``dynamic``.
+        percentile: as for ``threshold_denoised``.
+
+    Raises:
+        InputError: for another boundary, or a percentile out of range.
+    """
+
+    sampler: Sampler
+    boundary: str
+    percentile: float = DEFAULT_PERCENTILE
+
+    def __post_init__(self) -> None:
+        OneOf(UNBOUNDED)("sampling.boundary", self.boundary)
+        check_percentile(self.percentile)
+
+    @property
+    def num_steps(self) -> int:
+        """Return the number of steps of the sampler."""
+        return self.sampler.num_steps
+
+    def __call__(
+        self,
+        score_fn: ScoreFn,
+        x_init: Tensor,
+        generator: Generator | Sequence[Generator] | None = None,
+        on_step: Callable[[], object] | None = None,
+    ) -> Samples:
+        """Carry ``x_init`` from sigma_max to sigma_min; see ``Sampler``."""
+        score_fn = threshold_denoised(score_fn, self.boundary, self.percentile)
+        return self.sampler(score_fn, x_init, generator, on_step)

@@ -1,0 +1,138 @@
+"""The protocol of a diffusion process, and the geometric noise schedule that its implementations share."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Generator, Tensor
+
+from utils.errors import InputError
+
+
+class Process(Protocol):
+    """A process x_t, t in [0, 1], that turns data into noise: kernel, noise schedule, domain and prior.
+
+    The process has no drift: dx = sqrt(d sigma^2 / dt) dw, with what keeps it in its domain. Losses, samplers and
+    likelihoods see a process through these methods only. x and x0 have shape (B, ...); t has shape (B,).
+
+    Attributes:
+        sigma_min, sigma_max: noise levels at t = 0 and t = 1, in units of the data, which lie in [0, 1].
+        num_scales: default number of steps of the predictor-corrector sampler.
+        prior_sigma: noise level above which the marginal distribution is the prior to within what a sampler with few
+            steps can resolve, so that it starts there; at most sigma_max.
+        bounded: True if x_t is confined to [0, 1]; False if it moves in all of space.
+        prior_name: the distribution of the prior in a word or two, for reports.
+    """
+
+    bounded: ClassVar[bool]
+    prior_name: ClassVar[str]
+
+    @property
+    def sigma_min(self) -> float: ...
+    @property
+    def sigma_max(self) -> float: ...
+    @property
+    def num_scales(self) -> int: ...
+    @property
+    def prior_sigma(self) -> float: ...
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Return the noise level at times ``t``, in their shape."""
+
+    def diffusion(self, t: Tensor) -> Tensor:
+        """Return the diffusion coefficient g at times ``t``, g^2 = d sigma^2 / dt, in their shape."""
+
+    def diffusion_at(self, sigma: Tensor) -> Tensor:
+        """Return the diffusion coefficient g where the noise level is ``sigma``, in its shape."""
+
+    def time(self, sigma: Tensor) -> Tensor:
+        """Return the time at which the noise level is ``sigma``, in its shape; the inverse of ``sigma(t)``."""
+
+    def sample(self, x0: Tensor, t: Tensor, generator: Generator | Sequence[Generator] | None = None) -> Tensor:
+        """Draw x_t given ``x0``, (B, ...), from one generator or from one for each of the B points."""
+
+    def conditional_score(self, x: Tensor, x0: Tensor, t: Tensor) -> Tensor:
+        """Return d/dx log p(x_t = x | x0), elementwise: the regression target of training."""
+
+    def log_density(self, x: Tensor, x0: Tensor, t: Tensor | float) -> Tensor:
+        """Return log p(x_t = x | x0), elementwise; ``x`` and ``x0`` broadcast, ``t`` is of shape (B,) or a number."""
+
+    def expected_log_density(self, x0: Tensor, t: float) -> Tensor:
+        """Return E[log p(x_t | x0)] over x_t given ``x0``, elementwise."""
+
+    def kl_to_prior(self, x0: Tensor) -> Tensor:
+        """Return the Kullback-Leibler divergence of x_1 given ``x0`` from the prior, elementwise, in nats."""
+
+    def prior_sample(
+        self,
+        shape: tuple[int, ...],
+        generator: Generator | Sequence[Generator] | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """Draw starting points of a sampler, of ``shape`` (B, ...), from one generator or from one for each."""
+
+    def prior_log_prob(self, x: Tensor) -> Tensor:
+        """Return the logarithm of the density of the prior at ``x`` (B, ...), (B,)."""
+
+    def project(self, y: Tensor) -> Tensor:
+        """Return the point of the domain that ``y`` stands for: the result of a step, or coordinates unfolded."""
+
+    def fold_sign(self, y: Tensor) -> Tensor:
+        """Return the derivative of ``project`` at ``y``, 1 or -1 in each coordinate."""
+
+
+@dataclass(frozen=True)
+class GeometricSchedule:
+    """The noise levels sigma(t) = sigma_min (sigma_max / sigma_min)^t, t in [0, 1] (Song et al. 2021).
+
+    Args:
+        sigma_min: noise level at t = 0.
+        sigma_max: noise level at t = 1.
+        num_scales: default number of steps of the predictor-corrector sampler.
+
+    Raises:
+        InputError: unless 0 < sigma_min < sigma_max < infinity and num_scales is a positive integer.
+    """
+
+    sigma_min: float
+    sigma_max: float
+    num_scales: int = 1000
+
+    def __post_init__(self) -> None:
+        numbers = all(isinstance(sigma, int | float) for sigma in (self.sigma_min, self.sigma_max))
+        if not numbers or not 0 < self.sigma_min < self.sigma_max < math.inf:
+            raise InputError(
+                f"sde.sigma_min={self.sigma_min} and sde.sigma_max={self.sigma_max}: need numbers, "
+                "0 < sigma_min < sigma_max"
+            )
+        if not isinstance(self.num_scales, int) or self.num_scales < 1:
+            raise InputError(f"sde.num_scales={self.num_scales}: need a positive integer")
+
+    @property
+    def log_ratio(self) -> float:
+        """Return ln(sigma_max / sigma_min)."""
+        return math.log(self.sigma_max / self.sigma_min)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Return the noise level at times ``t``, in their shape."""
+        return self.sigma_min * torch.exp(t * self.log_ratio)
+
+    def diffusion(self, t: Tensor) -> Tensor:
+        """Return g(t) = sigma(t) sqrt(2 ln(sigma_max / sigma_min)), in the shape of ``t``: g^2 = d sigma^2 / dt."""
+        return self.diffusion_at(self.sigma(t))
+
+    def diffusion_at(self, sigma: Tensor) -> Tensor:
+        """Return the diffusion coefficient g where the noise level is ``sigma``, in its shape."""
+        return sigma * math.sqrt(2.0 * self.log_ratio)
+
+    def time(self, sigma: Tensor) -> Tensor:
+        """Return the time at which the noise level is ``sigma``, in its shape; the inverse of ``sigma(t)``."""
+        return torch.log(sigma / self.sigma_min) / self.log_ratio
+
+    def _sigma_of(self, t: Tensor | float, x: Tensor) -> Tensor:
+        """Return the noise level at ``t``, of shape (B,) or a number, in a shape that broadcasts against ``x``."""
+        sigma = self.sigma(torch.as_tensor(t, dtype=x.dtype, device=x.device))
+        return sigma.reshape(-1, *[1] * (x.ndim - 1)) if sigma.ndim else sigma
