@@ -105,13 +105,13 @@ def train(cfg: DictConfig, run_dir: Path, distributed: Distributed, stop: StopSi
 def create_state(cfg: DictConfig, device: torch.device) -> TrainState:
     """A freshly initialised network with its average and optimiser."""
     seed_torch(cfg.seed, Stream.INIT)
-    net = create_model(cfg.model, cfg.data, cfg.sde).to(device)
+    net = create_model(cfg.model, cfg.data, cfg.sde).set_precision(cfg.precision).to(device)
     ema = EMA(net, cfg.model.ema_rate)
     if cfg.training.activation_checkpointing:
         recompute_activations(net)
     if cfg.compile:
         compile_network(net)
-        compile_network(ema.network)
+        compile_network(ema.model)
     trainable = [p for p in net.parameters() if p.requires_grad]
     scaler = torch.amp.GradScaler(device.type, enabled=cfg.precision == "fp16")
     return TrainState(net, ema, create_optimizer(trainable, cfg.optim), scaler, trainable)
@@ -152,7 +152,7 @@ def run_steps(
             return
         missing = distributed.run_on_main(lambda: not (folder / "sample_0.npy").exists())  # else of before a kill
         if missing:
-            draw_samples(state.ema.network, sde, cfg, distributed, stop, folder)
+            draw_samples(state.ema.model, sde, cfg, distributed, stop, folder)
         if (missing or state.step >= first) and (folder / "sample_0.npy").exists():  # it is not after a signal
             metrics.samples(state.step, folder / "sample_0.png")
 
@@ -180,7 +180,7 @@ def run_steps(
             if due(options.eval_freq):
                 with torch.no_grad():
                     draw = objective.sample_held_out_batch(held_out)
-                    entry["eval_loss"] = objective.evaluate(state.ema.network, draw, distributed).item()
+                    entry["eval_loss"] = objective.evaluate(state.ema.model, draw, distributed).item()
             metrics.write(entry)
             if saving:
                 state.check_finite()

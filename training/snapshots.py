@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from models import ScoreNetwork, in_precision
+from models import ScoreModel
 from sampling import create_sampler, guided_score
 from sampling.images import save_grid, save_trajectory, to_uint8
 from sde import ReflectedVE
@@ -21,7 +21,7 @@ class _StoppedError(Exception):
 
 
 def draw_samples(
-    network: ScoreNetwork, sde: ReflectedVE, cfg: DictConfig, distributed: Distributed, stop: StopSignals, folder: Path
+    network: ScoreModel, sde: ReflectedVE, cfg: DictConfig, distributed: Distributed, stop: StopSignals, folder: Path
 ) -> None:
     """Draw ``eval.batch_size`` images, one class after the other, to ``sample_0.png`` and ``sample_0.npy``.
 
@@ -53,7 +53,7 @@ def set_aside(folder: Path, checkpoint: Path) -> None:
 
 
 def _draw(
-    network: ScoreNetwork, sde: ReflectedVE, cfg: DictConfig, device: torch.device, stop: StopSignals, images: range
+    network: ScoreModel, sde: ReflectedVE, cfg: DictConfig, device: torch.device, stop: StopSignals, images: range
 ) -> tuple[np.ndarray, np.ndarray | None] | None:
     """The images with these numbers and moments of the first of them, as uint8; None after a signal."""
 
@@ -64,9 +64,8 @@ def _draw(
     classes = network.num_classes
     labels = torch.tensor(images, device=device) % classes if classes else None
     generators = image_generators(cfg.seed, images, device)  # the same noise at each snapshot
-    shape = (cfg.data.num_channels, cfg.data.image_size, cfg.data.image_size)
-    x_init = torch.stack([sde.prior_sample(shape, generator, device) for generator in generators])
-    score_fn = guided_score(in_precision(network, cfg.precision), labels)
+    x_init = torch.stack([sde.prior_sample(network.data_shape, generator, device) for generator in generators])
+    score_fn = guided_score(network, labels)
     try:
         out = create_sampler(cfg.sampling, sde)(score_fn, x_init, generators, give_up)
     except _StoppedError:

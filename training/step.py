@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from datasets import Loader
 from losses.score_matching import perturb, score_error
-from models import ScoreNetwork, compiled, in_precision
-from sampling.guidance import NULL_LABEL
+from models import NULL_LABEL, ScoreModel, compiled
 from sde import ReflectedVE, heat_kernel
 from training.checkpoint import TrainState
 from utils.distributed import Distributed
@@ -50,7 +49,6 @@ class Objective:
 
     def __init__(self, cfg: DictConfig, sde: ReflectedVE) -> None:
         self.seed, self.sde = cfg.seed, sde
-        self.precision = cfg.precision
         self.kernel_score = torch.no_grad()(compiled(heat_kernel.score)) if cfg.compile else heat_kernel.score
         self.drop_label = cfg.training.drop_label
         self.accumulate = cfg.training.grad_accum_steps
@@ -75,10 +73,9 @@ class Objective:
     def losses(self, net: nn.Module, draw: NoisyBatch, num_classes: int) -> Tensor:
         """The loss of each image, (B,)."""
         labels = draw.labels if num_classes else None
-        score_fn, target = in_precision(net, self.precision), self.kernel_score
-        return score_error(score_fn, self.sde, draw.x0, draw.t, draw.x, labels, target, **self.weighting)
+        return score_error(net, self.sde, draw.x0, draw.t, draw.x, labels, self.kernel_score, **self.weighting)
 
-    def evaluate(self, net: ScoreNetwork, draw: NoisyBatch, distributed: Distributed) -> Tensor:
+    def evaluate(self, net: ScoreModel, draw: NoisyBatch, distributed: Distributed) -> Tensor:
         """The mean loss over a draw that the processes share, with dropout as ``net`` has it; a number."""
         share = draw.part(distributed.local_slice(len(draw)))
         own = self.losses(net, share, net.num_classes).sum() if len(share) else torch.zeros((), device=draw.t.device)
