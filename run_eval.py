@@ -30,7 +30,7 @@ def main(cfg: DictConfig) -> None:
     from evaluation.evaluate import Evaluation
     from evaluation.output_dir import open_output
     from evaluation.report import protocol, table
-    from models.io.files import find_checkpoint, named_checkpoint
+    from models.io.run_files import find_checkpoint, named_checkpoint
     from utils.devices import choose_devices
 
     interrupts.enable_keyboard_interrupt()

@@ -31,7 +31,7 @@ def main(cfg: DictConfig) -> None:
     from evaluation.generate import ImageSampler, generate_batches
     from evaluation.images_dir import missing_batches, save_batch
     from evaluation.output_dir import open_output
-    from models.io.files import find_checkpoint, named_checkpoint
+    from models.io.run_files import find_checkpoint, named_checkpoint
     from utils.devices import choose_devices
 
     interrupts.enable_keyboard_interrupt()

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models import load_pretrained
+from models import ScoreModel, load_pretrained
 from models.ddpmpp import DDPMpp, FourierEmbedding
 
 IMAGES = 400
@@ -23,20 +23,19 @@ class RoundedEmbedding(FourierEmbedding):
 
 
 @torch.no_grad()
-def largest_errors(net: DDPMpp, sigma_min: float, sigma_max: float, shape: tuple[int, ...]) -> tuple[float, float]:
+def largest_errors(net: ScoreModel, sigma_min: float, sigma_max: float) -> tuple[float, float]:
     """Largest relative error of an image in float32, as here and with the angle rounded, against float64.
 
     Args:
-        net: a trained network, float32.
+        net: a trained DDPM++, float32.
         sigma_min, sigma_max: between which the noise levels lie, evenly in their logarithm.
-        shape: of an image, (C, H, W).
     """
     generator = torch.Generator().manual_seed(0)
-    x = torch.rand(IMAGES, *shape, generator=generator)
+    x = torch.rand(IMAGES, *net.data_shape, generator=generator)
     sigma = torch.exp(torch.linspace(math.log(sigma_min), math.log(sigma_max), IMAGES))
     exact = copy.deepcopy(net).double()(x.double(), sigma.double()).flatten(1)
     rounded = copy.deepcopy(net)
-    rounded.fourier.__class__ = RoundedEmbedding
+    rounded.network.fourier.__class__ = RoundedEmbedding
 
     def error(score: Tensor) -> float:
         return ((score.flatten(1) - exact).norm(dim=1) / exact.norm(dim=1)).max().item()
@@ -49,10 +48,9 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", help="runs of model=ddpmpp")
     for run in parser.parse_args().runs:
         net, cfg = load_pretrained(run)
-        if not isinstance(net, DDPMpp):
+        if not isinstance(net.network, DDPMpp):
             parser.error(f"{run} has no DDPM++")
-        shape = (cfg.data.num_channels, cfg.data.image_size, cfg.data.image_size)
-        here, published = largest_errors(net, cfg.sde.sigma_min, cfg.sde.sigma_max, shape)
+        here, published = largest_errors(net, cfg.sde.sigma_min, cfg.sde.sigma_max)
         print(f"{run}: float32 against float64 {here:.1e}, with the angle rounded as published {published:.1e}")
 
 

@@ -5,7 +5,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from cli import entry_point
-from models import ScoreNetwork, create_model
+from models import ScoreModel, create_model
 
 NARROW = {
     "ddpmpp": ["model.nf=32", "model.num_res_blocks=2"],
@@ -26,8 +26,8 @@ def config(kind: str, *overrides: str) -> DictConfig:
     return composed("data=fake", f"model={kind}", *narrow, *overrides)
 
 
-def network(kind: str) -> ScoreNetwork:
-    """The network of ``config(kind)``."""
+def network(kind: str) -> ScoreModel:
+    """The model of ``config(kind)``."""
     cfg = config(kind)
     torch.manual_seed(0)
     return create_model(cfg.model, cfg.data, cfg.sde)

@@ -9,8 +9,8 @@ import torch
 
 from benchmarks.networks import network
 from benchmarks.timing import device_name, interleaved
-from models import compile_network, in_precision
-from models.precision import PRECISIONS
+from models import compile_network
+from models.score_model import PRECISIONS
 from sampling import create_sampler
 from sde import ReflectedVE
 
@@ -34,21 +34,21 @@ def main() -> None:
     parameters = sum(p.numel() for p in net.parameters())
     if arguments.compile:
         compile_network(net)
-    score_fn = in_precision(net, arguments.precision)
+    net.set_precision(arguments.precision)
     sde = ReflectedVE(0.01, 5.0)
     start = sde.prior_sample((BATCH, 3, 32, 32), torch.Generator(device).manual_seed(0), device)
     sigma = torch.full((BATCH,), 0.5, device=device)
     print(f"{device_name()}; DDPM++ of {parameters:,} parameters, {BATCH} images")
     for name, options in SAMPLERS.items():
         sampler = create_sampler(options, sde)
-        nfe = sampler(score_fn, start, torch.Generator(device).manual_seed(0)).nfe
+        nfe = sampler(net, start, torch.Generator(device).manual_seed(0)).nfe
 
         def bare(nfe: int = nfe) -> None:
             with torch.no_grad():
                 for _ in range(nfe):
-                    score_fn(start, sigma)
+                    net(start, sigma)
 
-        ways = {"bare": bare, "sampler": lambda s=sampler: s(score_fn, start, torch.Generator(device).manual_seed(0))}
+        ways = {"bare": bare, "sampler": lambda s=sampler: s(net, start, torch.Generator(device).manual_seed(0))}
         seconds = interleaved(ways, REPEATS)
         ratios = sorted(s / b for s, b in zip(seconds["sampler"], seconds["bare"], strict=True))
         rate = BATCH / sorted(seconds["sampler"])[REPEATS // 2]

@@ -13,7 +13,7 @@ from datasets.loader import dequantize, normalize
 from evaluation.elbo import elbo, time_proposal
 from evaluation.likelihood import log_likelihood
 from losses import PiecewiseUniform
-from models import compile_network, in_precision, load_pretrained
+from models import compile_network, load_pretrained
 from sampling.base import ScoreFn
 from sampling.dopri5 import REPORTS
 from sde import create_process
@@ -50,14 +50,14 @@ class _DatasetMetric:
     def __init__(self, cfg: DictConfig, device: torch.device) -> None:
         self.seed, self.device = cfg.seed, device
         self.net, self.run = load_pretrained(cfg.load_dir, cfg.eval.ckpt, device)
-        self.score_net = in_precision(self.net, cfg.precision)
+        self.net.set_precision(cfg.precision)
         self.sde = create_process(self.run.sde)
         self.images = load_split(cfg, self.run, cfg.eval.split)
 
     def score_fn(self, images: range) -> ScoreFn:
         """The score given the classes of these images, if the network has classes."""
         labels = self.images.labels[images.start : images.stop].to(self.device) if self.net.num_classes else None
-        return lambda x, sigma: self.score_net(x, sigma, labels)
+        return lambda x, sigma: self.net(x, sigma, labels)
 
     def dequantize(self, images: range) -> Tensor:
         """These images, (k + u) / levels with u a function of (seed, number)."""

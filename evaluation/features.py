@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datasets.images import digits
-from models.io.files import read_checkpoint
-from models.io.pretrained import check_finite
+from models.io.checkpoint import read_checkpoint
+from models.io.weights import check_finite
 from utils.errors import InputError
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from evaluation.workers import parallel_map
-from models import compile_network, in_precision, load_denoiser, load_pretrained
+from models import compile_network, load_denoiser, load_pretrained
 from sampling import create_sampler, guided_score
 from sampling.denoising import apply_published_denoiser, posterior_mean
 from sampling.draw import draw_samples
@@ -53,9 +53,9 @@ class ImageSampler:
     def __init__(self, cfg: DictConfig, device: torch.device) -> None:
         self.cfg, self.device = cfg, device
         self.net, self.run = load_pretrained(cfg.load_dir, cfg.eval.ckpt, device)
+        self.net.set_precision(cfg.precision)
         if cfg.compile:
             compile_network(self.net)
-        self.score_net = in_precision(self.net, cfg.precision)
         self.sde = create_process(self.run.sde)
         self.classes = resolve_labels(cfg.label, cfg.w, self.net.num_classes, self.run.data.get("class_names") or ())
         self.denoise = self._denoiser()
@@ -65,13 +65,13 @@ class ImageSampler:
         """Draw the images with these numbers, all at once."""
         labels = labels_of(images, self.classes, self.net.num_classes, self.cfg.seed)
         labels = labels if labels is None else labels.to(self.device)
-        data, denoise = self.run.data, self.denoise
+        denoise = self.denoise
         sampler = create_sampler(self.cfg.sampling, self.sde, denoise and (lambda x: denoise(x, labels)))
         out = draw_samples(
-            self.score_net,
+            self.net,
             self.sde,
             sampler,
-            (data.num_channels, data.image_size, data.image_size),
+            self.net.data_shape,
             images,
             self.cfg.seed,
             labels,
@@ -94,27 +94,24 @@ class ImageSampler:
         if path is None:
             raise InputError("sampling.denoiser=network: denoiser_path is missing, a run or the published denoiser")
         net, run, published = load_denoiser(path, self.device)
-        for key in ("image_size", "num_channels"):
-            if run.data[key] != self.run.data[key]:
-                raise InputError(
-                    f"denoiser_path={path} has data.{key}={run.data[key]}, load_dir has {self.run.data[key]}"
-                )
+        if net.data_shape != self.net.data_shape:
+            raise InputError(
+                f"denoiser_path={path} is for data of shape {net.data_shape}, load_dir of {self.net.data_shape}"
+            )
         if net.num_classes not in (0, self.net.num_classes):
             raise InputError(f"denoiser_path={path} has {net.num_classes} classes, load_dir {self.net.num_classes}")
+        net.set_precision(self.cfg.precision)
         if self.cfg.compile:
             compile_network(net)
-        denoising_net = in_precision(net, self.cfg.precision)
         if published:
-            return lambda x, _: apply_published_denoiser(denoising_net, x)
+            return lambda x, _: apply_published_denoiser(net, x)
         sigma = self.sde.sigma_min
         if not run.sde.sigma_min <= sigma <= run.sde.sigma_max:
             raise InputError(
                 f"denoiser_path={path} knows noise from {run.sde.sigma_min} to {run.sde.sigma_max}, not the "
                 f"sde.sigma_min={sigma} that is left here"
             )
-        return lambda x, labels: posterior_mean(
-            guided_score(denoising_net, labels if net.num_classes else None), x, sigma
-        )
+        return lambda x, labels: posterior_mean(guided_score(net, labels if net.num_classes else None), x, sigma)
 
 
 def generate_batches(

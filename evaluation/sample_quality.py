@@ -19,7 +19,7 @@ from tqdm import tqdm
 from datasets import ImageDataset
 from datasets.image_io import UnreadableError, find_images, read_image
 from evaluation.features import Features, to_pixels
-from models.io.files import digest
+from models.io.safetensors import digest
 from utils.archives import BROKEN, ArrayFile, check_memory
 from utils.errors import InputError
 

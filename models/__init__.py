@@ -1,17 +1,18 @@
-"""Score networks, built from plain keyword arguments, and trained ones loaded from a model directory."""
+"""Score models: networks, parametrizations of their output, and trained ones loaded from a model directory."""
 
 from models.compiled import compile_network, compiled
 from models.create import create_model
 from models.io.pretrained import load_denoiser, load_pretrained
-from models.layers import ScoreNetwork, recompute_activations
-from models.precision import in_precision
+from models.layers import Network, recompute_activations
+from models.score_model import NULL_LABEL, ScoreModel
 
 __all__ = [
-    "ScoreNetwork",
+    "NULL_LABEL",
+    "Network",
+    "ScoreModel",
     "compile_network",
     "compiled",
     "create_model",
-    "in_precision",
     "load_denoiser",
     "load_pretrained",
     "recompute_activations",

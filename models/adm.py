@@ -9,27 +9,26 @@ from torch import Tensor, nn
 
 from models.layers import (
     Block,
+    Network,
     PixelAttention,
     Resample,
-    ScoreNetwork,
     Weighted,
-    check_labels,
-    check_levels,
-    divide_by_sigma,
+    check_square_images,
     downsample,
     full_precision,
     group_norm,
+    one_hot,
     upsample,
     zero_init,
 )
 from utils.errors import InputError
 
-EPS = 1e-5  # of every group normalisation
+EPS = 1e-5  # epsilon of every group normalisation
 CHANNELS_PER_HEAD = 64
 
 
 def _init(layer: Weighted) -> Weighted:
-    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for weight and bias: what EDM uses in this network."""
+    """Fill weight and bias with U(-1/sqrt(fan_in), 1/sqrt(fan_in)), as EDM does, and return ``layer``."""
     bound = 1.0 / math.sqrt(layer.weight[0].numel())
     for p in layer.parameters():
         nn.init.uniform_(p, -bound, bound)
@@ -37,10 +36,11 @@ def _init(layer: Weighted) -> Weighted:
 
 
 class ResidualBlock(Block):
-    """Residual block whose second normalisation is scaled and shifted by the embedding, then attention.
+    """Residual block, (B, in, H, W) -> (B, out, H', W'), that may end in attention.
 
-    (B, in, H, W) -> (B, out, H', W'); ``resample`` (None, ``upsample`` or ``downsample``) sets H', W'. Attention has a
-    head for every 64 channels: fewer channels have none, as in the published network.
+    The embedding scales and shifts the second normalisation. ``resample`` (None, ``upsample`` or ``downsample``) sets
+    H', W'. Attention has a head for every 64 channels; a block of fewer channels has no attention, as in the published
+    network.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class ResidualBlock(Block):
 
 
 class Level(nn.Module):
-    """The blocks of one resolution, ``size`` pixels wide, after those that come to it from the neighbouring one."""
+    """The blocks of one resolution, ``size`` pixels wide: first ``enter``, from the level before, then ``blocks``."""
 
     def __init__(self, size: int, enter: Sequence[Block], blocks: Sequence[Block]) -> None:
         super().__init__()
@@ -85,29 +85,26 @@ class Level(nn.Module):
         self.blocks = nn.ModuleList(blocks)
 
 
-class ADM(ScoreNetwork):
-    """Score network with classes: (x, sigma, labels) -> score.
+class ADM(Network):
+    """U-Net for square images, with or without classes; see ``Network``.
 
     Args:
-        image_size: height and width of the images, divisible by 2^(levels - 1).
-        num_channels: of the images.
-        num_classes: 0 for a network without classes.
-        model_channels: channels at the first level.
+        data_shape: shape of an image, (C, H, H), with H divisible by 2^(levels - 1).
+        num_classes: number of classes; 0 for a network without classes.
+        model_channels: number of channels at the first level.
         channel_mult: channels of each level in units of ``model_channels``; as many levels as entries.
         channel_mult_emb: size of the embedding in units of ``model_channels``.
-        num_blocks: residual blocks of a level (one more on the way up).
+        num_blocks: number of residual blocks of a level (one more on the way up).
         attn_resolutions: image sizes at which blocks of at least 64 channels end in attention.
-        dropout: probability, in [0, 1).
-        scale_by_sigma: divide the output by sigma.
+        dropout: probability that a feature is dropped in training, in [0, 1).
 
     Raises:
-        InputError: if ``image_size`` does not suit the levels.
+        InputError: if ``data_shape`` does not suit the levels, or ``model_channels`` is odd.
     """
 
     def __init__(
         self,
-        image_size: int,
-        num_channels: int = 3,
+        data_shape: Sequence[int],
         num_classes: int = 0,
         *,
         model_channels: int = 192,
@@ -116,15 +113,12 @@ class ADM(ScoreNetwork):
         num_blocks: int = 3,
         attn_resolutions: Sequence[int] = (32, 16, 8),
         dropout: float = 0.1,
-        scale_by_sigma: bool = True,
     ) -> None:
-        super().__init__()
+        super().__init__(data_shape, num_classes)
         levels = len(channel_mult)
-        check_levels(image_size, levels)
+        num_channels, image_size = check_square_images(data_shape, "adm", levels)
         if model_channels % 2:
             raise InputError(f"model.model_channels={model_channels}: need an even number")
-        self.num_classes = num_classes
-        self.scale_by_sigma = scale_by_sigma
         embedding = model_channels * channel_mult_emb
         widths = [model_channels * m for m in channel_mult]
         sizes = [image_size >> level for level in range(levels)]
@@ -173,32 +167,17 @@ class ADM(ScoreNetwork):
         self.conv_out = zero_init(nn.Conv2d(width, num_channels, 3, padding=1))
 
     def embed(self, sigma: Tensor, labels: Tensor | None) -> Tensor:
-        """Embedding of noise level and class, (B,), (B,) -> (B, channel_mult_emb * model_channels)."""
+        """Embed noise level and class, (B,), (B,) -> (B, channel_mult_emb * model_channels)."""
         half = self.model_channels // 2
         frequencies = 10000.0 ** (-torch.arange(half, dtype=sigma.dtype, device=sigma.device) / half)
         angle = torch.log(0.5 * sigma)[:, None] * frequencies
         h = self.embed2(F.silu(self.embed1(torch.cat([angle.cos(), angle.sin()], dim=1))))
         if labels is not None:
-            # A comparison rather than one_hot: the null label -1 becomes the zero row.
-            one_hot = labels[:, None] == torch.arange(self.num_classes, device=labels.device)
-            h = h + self.embed_label(one_hot.to(sigma.dtype))
+            h = h + self.embed_label(one_hot(labels, self.num_classes).to(sigma.dtype))
         return F.silu(h)
 
-    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Score at ``x``.
-
-        Args:
-            x: images in [0, 1], (B, C, H, W).
-            sigma: noise levels, (B,).
-            labels: classes, int64 (B,), -1 for none; None means none for all.
-
-        Returns:
-            Estimate of d/dx log p_sigma(x | label), (B, C, H, W).
-
-        Raises:
-            InputError: if labels are given to a network without classes.
-        """
-        check_labels(labels, self.num_classes)
+    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+        """Compute the raw output; see ``Network``."""
         with full_precision(x):
             embedding = self.embed(sigma, labels)
 
@@ -214,5 +193,4 @@ class ADM(ScoreNetwork):
             for block in level.blocks:
                 h = block(torch.cat([h, skips.pop()], dim=1), embedding)
 
-        h = self.conv_out(F.silu(self.norm_out(h)))
-        return divide_by_sigma(h, sigma) if self.scale_by_sigma else h
+        return self.conv_out(F.silu(self.norm_out(h)))

@@ -9,11 +9,9 @@ from torch import Tensor, nn
 
 from models.layers import (
     Block,
+    Network,
     Resample,
-    ScoreNetwork,
-    check_labels,
-    check_levels,
-    divide_by_sigma,
+    check_square_images,
     downsample,
     full_precision,
     group_norm,
@@ -21,14 +19,14 @@ from models.layers import (
     upsample,
 )
 
-EPS = 1e-6  # of every group normalisation
-QKV_SCALE = 0.1  # variance scale of the initial maps to queries, keys and values
+EPS = 1e-6  # epsilon of every group normalisation
+QKV_SCALE = 0.1  # variance scale of the initial query, key and value layers
 
 
 class FourierEmbedding(nn.Module):
-    """Random Fourier features of log sigma, (B,) -> (B, 2 * features); the frequencies are not trained.
+    """Random Fourier features of log sigma, (B,) -> (B, 2 * features), whose frequencies are not trained.
 
-    The angles reach a thousand radians, of which float32 would lose the fourth decimal: they are computed in float64.
+    The angles reach a thousand radians, where float32 has only three decimals: they are computed in float64.
     """
 
     def __init__(self, features: int, scale: float) -> None:
@@ -78,7 +76,7 @@ class ResidualBlock(Block):
 
 
 class Attention(nn.Module):
-    """One head of self-attention over the pixels, added to its input, (B, C, H, W) -> same."""
+    """Add self-attention with one head over the pixels to the input, (B, C, H, W) -> (B, C, H, W)."""
 
     def __init__(self, channels: int, skip_rescale: bool, init_scale: float) -> None:
         super().__init__()
@@ -96,7 +94,7 @@ class Attention(nn.Module):
 
 
 class DownLevel(nn.Module):
-    """The blocks of one resolution on the way down and, but at the last, the step to half of it."""
+    """The blocks of one resolution on the way down, and the downsampling after them, except at the last level."""
 
     def __init__(
         self,
@@ -113,7 +111,7 @@ class DownLevel(nn.Module):
 
 
 class UpLevel(nn.Module):
-    """The blocks of one resolution on the way up, one attention, and, but at the first, the step to twice of it."""
+    """The blocks of one resolution on the way up, one attention, and the upsampling, except at the first level."""
 
     def __init__(self, blocks: Sequence[nn.Module], attention: nn.Module, up: nn.Module | None = None) -> None:
         super().__init__()
@@ -122,30 +120,27 @@ class UpLevel(nn.Module):
         self.up = up
 
 
-class DDPMpp(ScoreNetwork):
-    """Score network: (x, sigma) -> score.
+class DDPMpp(Network):
+    """U-Net for square images without classes; see ``Network``.
 
     Args:
-        image_size: height and width of the images, divisible by 2^(levels - 1).
-        num_channels: of the images.
-        nf: channels at the first level.
+        data_shape: shape of an image, (C, H, H), with H divisible by 2^(levels - 1).
+        nf: number of channels at the first level.
         ch_mult: channels of each level in units of ``nf``; as many levels as entries.
-        num_res_blocks: residual blocks of a level (one more on the way up).
+        num_res_blocks: number of residual blocks of a level (one more on the way up).
         attn_resolutions: image sizes at which attention follows the blocks.
-        dropout: probability, in [0, 1).
-        skip_rescale: divide sums of two branches by sqrt(2).
+        dropout: probability that a feature is dropped in training, in [0, 1).
+        skip_rescale: division of the sum of two branches by sqrt(2).
         fourier_scale: standard deviation of the frequencies of the noise embedding.
         init_scale: variance of the last layer of each branch; 0 starts branches at (nearly) zero.
-        scale_by_sigma: divide the output by sigma.
 
     Raises:
-        InputError: if ``image_size`` does not suit the levels.
+        InputError: if ``data_shape`` does not suit the levels.
     """
 
     def __init__(
         self,
-        image_size: int,
-        num_channels: int = 3,
+        data_shape: Sequence[int],
         *,
         nf: int = 128,
         ch_mult: Sequence[int] = (1, 2, 2, 2),
@@ -155,12 +150,10 @@ class DDPMpp(ScoreNetwork):
         skip_rescale: bool = True,
         fourier_scale: float = 16.0,
         init_scale: float = 0.0,
-        scale_by_sigma: bool = True,
     ) -> None:
-        super().__init__()
+        super().__init__(data_shape)
         levels = len(ch_mult)
-        check_levels(image_size, levels)
-        self.scale_by_sigma = scale_by_sigma
+        num_channels, image_size = check_square_images(data_shape, "ddpmpp", levels)
         self.rescale = 1.0 / math.sqrt(2.0) if skip_rescale else 1.0
         widths = [nf * m for m in ch_mult]
         sizes = [image_size >> level for level in range(levels)]
@@ -207,21 +200,8 @@ class DDPMpp(ScoreNetwork):
         self.norm_out = group_norm(width, EPS)
         self.conv_out = init_layer(nn.Conv2d(width, num_channels, 3, padding=1), init_scale)
 
-    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Score at ``x``.
-
-        Args:
-            x: images in [0, 1], (B, C, H, W).
-            sigma: noise levels, (B,).
-            labels: must be None, this network has no classes.
-
-        Returns:
-            Estimate of d/dx log p_sigma(x), (B, C, H, W).
-
-        Raises:
-            InputError: if labels are given.
-        """
-        check_labels(labels, self.num_classes)
+    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+        """Compute the raw output; see ``Network``."""
         with full_precision(x):
             embedding = self.embed2(F.silu(self.embed1(self.fourier(sigma))))
 
@@ -246,5 +226,4 @@ class DDPMpp(ScoreNetwork):
             if level.up is not None:
                 h = level.up(h, embedding)
 
-        h = self.conv_out(F.silu(self.norm_out(h)))
-        return divide_by_sigma(h, sigma) if self.scale_by_sigma else h
+        return self.conv_out(F.silu(self.norm_out(h)))

@@ -1,6 +1,6 @@
-"""The published weights: python -m models.download [NAME ...] [--to weights] [--mirror URL]
+"""Download the published weights: python -m models.download [NAME ...] [--to weights] [--mirror URL]
 
-Fetches cifar10, imagenet64 and denoiser (all, unless named) to weights/NAME, or takes weights/NAME.tar.gz if you have
+Fetches cifar10, imagenet64 and denoiser (all, unless named) to weights/NAME, or unpacks weights/NAME.tar.gz if you have
 put it there. The SHA-256 of each archive is recorded in weights/SHA256SUMS the first time and compared later.
 """
 
@@ -19,15 +19,15 @@ IDS = {
 
 
 def download(name: str, folder: Path, mirror: str | None = None) -> Path:
-    """The model directory ``folder``/``name``, fetched if it is not there.
+    """Download a published model to ``folder``/``name``, unless that exists, and return its path.
 
     Args:
-        name: one of ``IDS``.
-        folder: of all weights.
-        mirror: address of a folder with NAME.tar.gz, instead of the published place.
+        name: key of ``IDS``.
+        folder: directory of all weights.
+        mirror: URL of a folder with NAME.tar.gz; None for the published place.
 
     Raises:
-        UserError: if the archive cannot be had or is not what it should be; ``folder``/``name`` is not made then.
+        UserError: if the archive cannot be downloaded or is not a model; ``folder``/``name`` is not created then.
     """
     target = folder / name
     if target.exists():

@@ -1,4 +1,4 @@
-"""Give a trained network away: python -m models.export RUN_DIR OUT [--format published|safetensors] [--ckpt N]
+"""Export a trained model: python -m models.export RUN_DIR OUT [--format published|safetensors] [--ckpt N]
 
 published    a model directory that the published code reads: its configuration keys, tensor names and EMA order
 safetensors  one file with the EMA weights under our names and the configuration in its metadata; load_dir= takes it
@@ -14,16 +14,19 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from safetensors.torch import save_file
 from torch import nn
 
-from models.io.files import digest, find_checkpoint, load_config, named_checkpoint, read_checkpoint
-from models.io.pretrained import Weights, build_shapes, read_weights
+from models.io.checkpoint import read_checkpoint
+from models.io.config import load_config
+from models.io.pretrained import build_shapes
 from models.io.published import published_tensors, to_published
+from models.io.run_files import find_checkpoint, named_checkpoint
+from models.io.safetensors import write_safetensors
+from models.io.weights import Weights, read_weights
 from utils.checks import plain
 from utils.errors import ArgumentParser, InputError, UserError, printable
 
-# What the published code expects of the gradient scaler that it always had for ADM: the state of a new one.
+# State of a new gradient scaler, which the published code expects in every checkpoint of ADM.
 NEW_SCALER = {
     "scale": 65536.0,
     "growth_factor": 2.0,
@@ -37,13 +40,13 @@ def export(run_dir: Path, out: Path, layout: str = "published", ckpt: int = -1) 
     """Write a checkpoint of ``run_dir`` to ``out``, a directory (``published``) or a file (``safetensors``).
 
     Args:
-        run_dir: a run of this project, or one of its checkpoints; for ``safetensors`` also a published model directory.
-        out: must not exist; appears when it is complete.
+        run_dir: directory of a run, or one of its checkpoints; for ``safetensors`` also a published model directory.
+        out: path that does not exist yet; it appears when it is complete.
         layout: ``published`` or ``safetensors``.
         ckpt: number of the checkpoint; -1 for the highest.
 
     Raises:
-        InputError: if the run cannot be read, is in that layout already, or ``out`` exists.
+        InputError: if the run cannot be read, is in that layout already or cannot be written in it, or ``out`` exists.
     """
     if out.exists():
         raise InputError(f"{out} exists: choose another name, nothing is overwritten")
@@ -51,10 +54,15 @@ def export(run_dir: Path, out: Path, layout: str = "published", ckpt: int = -1) 
         raise InputError(f"{out}: the name of such a file ends in .safetensors")
     run_dir, ckpt = named_checkpoint(run_dir, ckpt)
     cfg = load_config(run_dir)
-    net = build_shapes(cfg, run_dir / ".hydra/config.yaml")
+    net = build_shapes(cfg, run_dir / ".hydra/config.yaml").network
     if layout == "published" and not published_tensors(net, cfg.sde):
         raise InputError(
             f"{run_dir}: the published code has no network like model.name={cfg.model.name}: use --format safetensors"
+        )
+    if layout == "published" and cfg.model.parametrization != "output":
+        raise InputError(
+            f"{run_dir}: the published code has no model.parametrization={cfg.model.parametrization}: "
+            "use --format safetensors"
         )
     path = find_checkpoint(run_dir, ckpt)
     checkpoint = read_checkpoint(path)
@@ -63,9 +71,7 @@ def export(run_dir: Path, out: Path, layout: str = "published", ckpt: int = -1) 
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         if layout == "safetensors":
-            text = OmegaConf.to_yaml(cfg)
-            metadata = {"config": text, "sha256": digest(text, weights.averages)}
-            save_file(weights.averages, temporary, metadata=metadata)
+            write_safetensors(temporary, cfg, weights.averages)
         elif weights.published:
             raise InputError(f"{path} is in the published layout already")
         else:
@@ -84,13 +90,13 @@ def export(run_dir: Path, out: Path, layout: str = "published", ckpt: int = -1) 
 def published_checkpoint(
     net: nn.Module, cfg: DictConfig, checkpoint: Mapping[str, Any], weights: Weights
 ) -> dict[str, Any]:
-    """A checkpoint of ours as the published code would have written it.
+    """Convert a checkpoint to what the published code would have written.
 
     Args:
-        net: the network.
-        cfg: its configuration.
-        checkpoint: ours, for ``optimizer``, ``step``, ``scaler`` and the rest of ``ema``.
-        weights: read from it.
+        net: network of the checkpoint.
+        cfg: configuration of the run.
+        checkpoint: checkpoint of this code, with ``optimizer``, ``step``, ``scaler`` and ``ema``.
+        weights: weights of the checkpoint.
     """
     parameters = dict(net.named_parameters())
     table = published_tensors(net, cfg.sde)
@@ -103,18 +109,18 @@ def published_checkpoint(
     trained = [(entry, ours) for entry, ours in present if parameters[ours].requires_grad]
     shadows = [entry.convert(weights.averages[ours]).contiguous() for entry, ours in trained]
 
-    # Our optimiser counts what is trained, in our order; theirs counts all parameters, in their order.
+    # Our optimiser numbers the trained parameters, in our order; theirs numbers all parameters, in their order.
     place = {name: i for i, name in enumerate(name for name, p in parameters.items() if p.requires_grad)}
     state, groups = checkpoint["optimizer"]["state"], checkpoint["optimizer"]["param_groups"]
     moments = {}
     for index, (entry, ours) in enumerate(present):
         if ours in place:
             moments[index] = {
-                key: entry.convert(value).contiguous() if value.ndim else value  # moments, and the count of steps
+                key: entry.convert(value).contiguous() if value.ndim else value  # a moment, or the step count
                 for key, value in state[place[ours]].items()
             }
     group = {**groups[0], "params": list(range(len(present)))}
-    # How a step is computed is of the machine that trained, and of no use to another: the published code never said.
+    # These choices depend on the machine that trained; the published code never sets them.
     group |= {key: None for key in ("fused", "foreach") if key in group}
 
     scaler = checkpoint["scaler"] or (NEW_SCALER if cfg.model.name == "adm" else None)

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar, cast
 
 import torch
@@ -12,27 +12,36 @@ from torch.utils.checkpoint import checkpoint
 
 from utils.errors import InputError
 
-# A linear map or a convolution, with a bias
-Weighted = TypeVar("Weighted", nn.Linear, nn.Conv2d)
+Weighted = TypeVar("Weighted", nn.Linear, nn.Conv2d)  # a layer with weight and bias
+Resample = Callable[[Tensor], Tensor] | None  # upsample, downsample, or None for the same resolution
 
 
-Resample = Callable[[Tensor], Tensor] | None  # of the resolution: upsample, downsample, or neither
+class Network(nn.Module):
+    """Base class of the networks: (x, sigma, labels) -> raw output, which a parametrization turns into a score.
 
+    ``x`` and the output are (B, *data_shape), noise levels ``sigma`` are (B,). ``labels`` are int64 (B,), -1 where an
+    item has no class; None if and only if ``num_classes`` is 0.
 
-class ScoreNetwork(nn.Module):
-    """(x, sigma, labels=None) -> score: images (B, C, H, W), noise levels (B,), classes int64 (B,), -1 for none."""
+    Args:
+        data_shape: shape of one item of the data, such as (C, H, W).
+        num_classes: number of classes; 0 for a network without classes.
+    """
 
-    num_classes: int = 0
+    def __init__(self, data_shape: Sequence[int], num_classes: int = 0) -> None:
+        super().__init__()
+        self.data_shape = tuple(data_shape)
+        self.num_classes = num_classes
 
 
 class Block(nn.Module):
-    """A part of a network, (features, embedding) -> features, whose inside ``recompute_activations`` does not keep."""
+    """Base class of the blocks of a network, (features, embedding) -> features; see ``recompute_activations``."""
 
 
 def recompute_activations(net: nn.Module) -> None:
-    """Let ``net`` keep what goes into each of its blocks, and compute what is inside again in the backward pass.
+    """Turn on activation checkpointing (Chen et al. 2016) for every ``Block`` of ``net``, in place.
 
-    The gradient is the same, dropout included, for a third more time and much less memory (Chen et al. 2016).
+    The forward pass keeps the inputs of each block, and the backward pass computes its activations again. The gradient
+    is the same, dropout included, for a third more time and much less memory.
     """
     for block in net.modules():
         if isinstance(block, Block):
@@ -40,14 +49,14 @@ def recompute_activations(net: nn.Module) -> None:
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group normalisation in the precision of its weights, also under autocast."""
+    """Normalise groups of channels in the precision of the weights, also under autocast."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.to(self.weight.dtype))
 
 
 def group_norm(channels: int, eps: float) -> GroupNorm:
-    """Group normalisation with at most 32 groups of at least 4 channels.
+    """Create a group normalisation with at most 32 groups of at least 4 channels.
 
     Raises:
         InputError: if the groups do not divide the channels.
@@ -61,13 +70,17 @@ def group_norm(channels: int, eps: float) -> GroupNorm:
 
 
 class PixelAttention(nn.Module):
-    """Self-attention over the pixels, added to its input, (B, C, H, W) -> same.
+    """Add self-attention over the pixels to the input, (B, C, H, W) -> (B, C, H, W).
 
     Args:
-        channels: C, which ``heads`` divides.
-        heads: each of C / heads channels.
-        eps: of the group normalisation.
-        init: initialises the map to queries, keys and values and returns it; the map out of them starts at zero.
+        channels: number of channels, C, divisible by ``heads``.
+        heads: number of attention heads, each of C / heads channels.
+        eps: epsilon of the group normalisation.
+        init: function that initialises the layer of queries, keys and values and returns it; the output layer starts
+            at zero.
+
+    Raises:
+        InputError: if ``heads`` does not divide ``channels``.
     """
 
     def __init__(self, channels: int, heads: int, eps: float, init: Callable[[nn.Module], nn.Module]) -> None:
@@ -90,17 +103,17 @@ class PixelAttention(nn.Module):
 
 
 def upsample(x: Tensor) -> Tensor:
-    """Nearest-neighbour doubling, (B, C, H, W) -> (B, C, 2H, 2W)."""
+    """Double the resolution by nearest-neighbour interpolation, (B, C, H, W) -> (B, C, 2H, 2W)."""
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
 def downsample(x: Tensor) -> Tensor:
-    """Mean over 2x2 squares, (B, C, H, W) -> (B, C, H/2, W/2)."""
+    """Halve the resolution by the mean over 2x2 squares, (B, C, H, W) -> (B, C, H/2, W/2)."""
     return F.avg_pool2d(x, 2)
 
 
 def variance_scaling_(weight: Tensor, scale: float = 1.0) -> Tensor:
-    """Fill with U(-b, b), b = sqrt(3 scale / fan_avg); returns ``weight``. Scale 0 stands for 1e-10."""
+    """Fill ``weight`` with U(-b, b), b = sqrt(3 scale / fan_avg), and return it; a ``scale`` of 0 stands for 1e-10."""
     receptive = weight[0, 0].numel()
     fan_avg = 0.5 * (weight.shape[0] + weight.shape[1]) * receptive
     bound = math.sqrt(3.0 * (scale or 1e-10) / fan_avg)
@@ -108,39 +121,53 @@ def variance_scaling_(weight: Tensor, scale: float = 1.0) -> Tensor:
 
 
 def init_layer(layer: Weighted, scale: float = 1.0) -> Weighted:
-    """Variance-scaled weight and zero bias for a linear or convolutional ``layer``, which is returned."""
+    """Initialise ``layer`` with a variance-scaled weight and zero bias, and return it."""
     variance_scaling_(layer.weight, scale)
     nn.init.zeros_(cast(Tensor, layer.bias))
     return layer
 
 
 def zero_init(layer: nn.Module) -> nn.Module:
-    """Set all parameters of ``layer`` to zero; returns it. A zero last layer starts a block as the identity."""
+    """Set all parameters of ``layer`` to zero and return it: a zero last layer starts a block as the identity."""
     for p in layer.parameters():
         nn.init.zeros_(p)
     return layer
 
 
-def check_labels(labels: Tensor | None, num_classes: int) -> None:
-    """Raise InputError if labels are given to a network without classes."""
-    if labels is not None and not num_classes:
-        raise InputError("this network has no classes: call it without labels")
+def one_hot(labels: Tensor, num_classes: int) -> Tensor:
+    """Encode labels, int64 (B,), as bool (B, num_classes); the row of the null label -1 is all False."""
+    return labels[:, None] == torch.arange(num_classes, device=labels.device)
 
 
 def full_precision(x: Tensor) -> torch.autocast:
-    """A context without autocast on the device of ``x``: embeddings of the noise level are not for half precision."""
+    """Return a context without autocast on the device of ``x``: half precision is too coarse to embed noise levels."""
     return torch.autocast(x.device.type, enabled=False)
 
 
-def check_levels(image_size: int, num_levels: int) -> None:
-    """Raise InputError unless every level but the last can halve the image."""
-    if image_size % 2 ** (num_levels - 1):
+def check_images(data_shape: Sequence[int], network: str) -> int:
+    """Return the number of channels of images of shape (C, H, W).
+
+    Raises:
+        InputError: for data of another number of axes, naming the ``network``.
+    """
+    if len(data_shape) != 3:
+        raise InputError(f"model={network} is for images (C, H, W), and the data have shape {tuple(data_shape)}")
+    return data_shape[0]
+
+
+def check_square_images(data_shape: Sequence[int], network: str, num_levels: int) -> tuple[int, int]:
+    """Return the number of channels and the size of square images that a network of ``num_levels`` levels can halve.
+
+    Raises:
+        InputError: for other data, naming the ``network``.
+    """
+    channels = check_images(data_shape, network)
+    size = data_shape[1]
+    if size != data_shape[2]:
+        raise InputError(f"model={network} is for square images, and the data have shape {tuple(data_shape)}")
+    if size % 2 ** (num_levels - 1):
         raise InputError(
-            f"data.image_size={image_size} is not divisible by {2 ** (num_levels - 1)}, "
+            f"data.image_size={size} is not divisible by {2 ** (num_levels - 1)}, "
             f"which a network of {num_levels} levels needs"
         )
-
-
-def divide_by_sigma(h: Tensor, sigma: Tensor) -> Tensor:
-    """Turn the output of a network, (B, C, H, W), into a score; type promotion makes it float32 or wider."""
-    return h / sigma.reshape(-1, 1, 1, 1)
+    return channels, size

@@ -1,6 +1,7 @@
 """VDM (Kingma et al. 2021), the published network for likelihood: no resampling, Fourier features of pixels."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -8,22 +9,21 @@ from torch import Tensor, nn
 
 from models.layers import (
     Block,
+    Network,
     PixelAttention,
-    ScoreNetwork,
     Weighted,
-    check_labels,
-    divide_by_sigma,
+    check_images,
     full_precision,
     group_norm,
     zero_init,
 )
 from utils.errors import InputError
 
-EPS = 1e-6  # of every group normalisation
+EPS = 1e-6  # epsilon of every group normalisation
 
 
 def _init(layer: Weighted) -> Weighted:
-    """Weight from N(0, 1 / fan_in), bias zero."""
+    """Fill the weight with N(0, 1 / fan_in) and the bias with zero, and return ``layer``."""
     nn.init.normal_(layer.weight, std=layer.weight[0].numel() ** -0.5)
     nn.init.zeros_(layer.bias)
     return layer
@@ -49,26 +49,28 @@ class ResidualBlock(Block):
         return self.shortcut(x) + h
 
 
-class VDM(ScoreNetwork):
-    """Score network: (x, sigma) -> score, for images of any size.
+class VDM(Network):
+    """Network without resampling for images of any height and width, without classes; see ``Network``.
 
     Args:
-        num_channels: of the images.
-        sigma_min, sigma_max: noise levels that the embedding maps to 0 and 1.
-        channels: width of the network, at least 4.
-        num_blocks: residual blocks on the way in (one more on the way out).
+        data_shape: shape of an image, (C, H, W).
+        sigma_min: noise level that the embedding maps to 0.
+        sigma_max: noise level that the embedding maps to 1.
+        channels: number of channels, at least 4.
+        num_blocks: number of residual blocks on the way in (one more on the way out).
         attention: self-attention after every residual block, and not only in the middle.
-        image_fourier: append sin and cos of 2 pi 2^k x for k in [image_fourier_start, image_fourier_end).
-        dropout: probability, in [0, 1).
-        scale_by_sigma: divide the output by sigma.
+        image_fourier: further input channels, sin and cos of 2 pi 2^k x for every k in [start, end).
+        image_fourier_start: first k of the further channels.
+        image_fourier_end: end of the range of k, exclusive.
+        dropout: probability that a feature is dropped in training, in [0, 1).
 
     Raises:
-        InputError: if ``channels`` or the Fourier features do not make a network.
+        InputError: if the data are no images, or ``channels`` or the range of k is out of bounds.
     """
 
     def __init__(
         self,
-        num_channels: int = 3,
+        data_shape: Sequence[int],
         *,
         sigma_min: float,
         sigma_max: float,
@@ -79,9 +81,9 @@ class VDM(ScoreNetwork):
         image_fourier_start: int = 6,
         image_fourier_end: int = 8,
         dropout: float = 0.1,
-        scale_by_sigma: bool = True,
     ) -> None:
-        super().__init__()
+        super().__init__(data_shape)
+        num_channels = check_images(data_shape, "vdm")
         if channels < 4:
             raise InputError(f"model.channels={channels}: need at least 4")
         if image_fourier and not 0 <= image_fourier_start <= image_fourier_end <= 24:  # the bits of a float32 pixel
@@ -93,10 +95,9 @@ class VDM(ScoreNetwork):
         self.channels = channels
         self.image_fourier = image_fourier
         self.fourier_powers = list(range(image_fourier_start, image_fourier_end)) if image_fourier else []
-        self.scale_by_sigma = scale_by_sigma
 
         def block(in_channels: int) -> nn.ModuleList:
-            """A residual block and its attention."""
+            """Create a residual block and its attention."""
             after = PixelAttention(channels, 1, EPS, _init) if attention else nn.Identity()
             return nn.ModuleList([ResidualBlock(in_channels, channels, 4 * channels, dropout), after])
 
@@ -112,7 +113,7 @@ class VDM(ScoreNetwork):
         self.conv_out = zero_init(nn.Conv2d(channels, num_channels, 3, padding=1))
 
     def embed(self, sigma: Tensor) -> Tensor:
-        """Embedding of the noise level, (B,) -> (B, 4 * channels)."""
+        """Embed the noise level, (B,) -> (B, 4 * channels)."""
         t = 1000.0 * (sigma - self.sigma_min) / (self.sigma_max - self.sigma_min)
         half = self.channels // 2
         powers = torch.arange(half, dtype=sigma.dtype, device=sigma.device) / (half - 1)
@@ -123,7 +124,7 @@ class VDM(ScoreNetwork):
         return self.embed2(F.silu(self.embed1(features)))
 
     def append_fourier(self, x: Tensor) -> Tensor:
-        """The image, all sines and all cosines, (B, C, H, W) -> (B, C (1 + 2 powers), H, W)."""
+        """Append all sines and all cosines to the image, (B, C, H, W) -> (B, C (1 + 2 powers), H, W)."""
         if not self.image_fourier:
             return x
         powers = [2.0 * math.pi * 2.0**k for k in self.fourier_powers]
@@ -131,21 +132,8 @@ class VDM(ScoreNetwork):
         angle = (x[:, :, None] * frequencies[:, None, None]).flatten(1, 2)
         return torch.cat([x, angle.sin(), angle.cos()], dim=1)
 
-    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Score at ``x``.
-
-        Args:
-            x: images in [0, 1], (B, C, H, W).
-            sigma: noise levels, (B,).
-            labels: must be None, this network has no classes.
-
-        Returns:
-            Estimate of d/dx log p_sigma(x), (B, C, H, W).
-
-        Raises:
-            InputError: if labels are given.
-        """
-        check_labels(labels, self.num_classes)
+    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+        """Compute the raw output; see ``Network``."""
         with full_precision(x):
             embedding = self.embed(sigma)
 
@@ -158,5 +146,4 @@ class VDM(ScoreNetwork):
         for block, attention in self.decoder:
             h = attention(block(torch.cat([h, skips.pop()], dim=1), embedding))
 
-        h = self.conv_out(F.silu(self.norm_out(h)))
-        return divide_by_sigma(h, sigma) if self.scale_by_sigma else h
+        return self.conv_out(F.silu(self.norm_out(h)))

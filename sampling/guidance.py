@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-NULL_LABEL = -1
+from models import NULL_LABEL
 
 
 def guided_score(

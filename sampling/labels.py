@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sampling.guidance import NULL_LABEL
+from models import NULL_LABEL
 from utils.checks import did_you_mean
 from utils.errors import InputError
 from utils.seeds import Stream, derived_seed

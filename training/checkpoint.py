@@ -1,4 +1,4 @@
-"""Checkpoints of a run: what is in them, and how they reach the disk."""
+"""Checkpoints of a run: their contents, and writing and reading them."""
 
 import logging
 import math
@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models import ScoreNetwork
-from models.io.files import check_whole, checkpoint_numbers, read_checkpoint
-from models.io.pretrained import check_finite
+from models import ScoreModel
+from models.io.checkpoint import check_whole, read_checkpoint
+from models.io.run_files import checkpoint_numbers
+from models.io.weights import check_finite
 from training.ema import EMA
 from training.optimizer import load_optimizer
 from utils.errors import InputError, TrainingError
@@ -22,28 +23,37 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class TrainState:
-    """Everything that a run carries from one step to the next; the rest follows from (seed, step)."""
+    """Everything that a run carries from one step to the next; the rest follows from (seed, step).
 
-    model: ScoreNetwork
+    Attributes:
+        model: model in training.
+        ema: average of its weights.
+        optimizer: optimiser of the trainable parameters.
+        scaler: gradient scaler of fp16; disabled in other precisions.
+        trainable: parameters of the model that the optimiser updates.
+        step: number of updates made.
+    """
+
+    model: ScoreModel
     ema: EMA
     optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler  # of the loss in fp16; does nothing in other precisions
-    trainable: list[nn.Parameter]  # of the model: what the optimiser moves
-    step: int = 0  # updates made
+    scaler: torch.amp.GradScaler
+    trainable: list[nn.Parameter]
+    step: int = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain Python under the published keys."""
+        """Return tensors and plain Python values under the published keys."""
         return {
-            "model": self.model.state_dict(),
+            "model": self.model.network.state_dict(),
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
-            "scaler": self.scaler.state_dict() or None,  # None where it does nothing
+            "scaler": self.scaler.state_dict() or None,  # None if disabled
         }
 
     def check_finite(self) -> None:
         """Raise TrainingError if a weight is not finite: such a state must not replace a good checkpoint."""
-        for name, p in self.model.named_parameters():
+        for name, p in self.model.network.named_parameters():
             if not torch.isfinite(p).all():
                 raise TrainingError(
                     f"weight {name} not finite at step {self.step}; the last checkpoint is untouched. "
@@ -52,8 +62,8 @@ class TrainState:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` returned."""
-        self.model.load_state_dict(state["model"])
-        self.ema.network.load_state_dict(state["model"])  # what is not trained has no average
+        self.model.network.load_state_dict(state["model"])
+        self.ema.model.network.load_state_dict(state["model"])  # frozen parameters and buffers have no average
         self.ema.load_state_dict(state["ema"])
         load_optimizer(self.optimizer, state["optimizer"])
         if self.scaler.is_enabled() and state["scaler"] is not None:
@@ -62,10 +72,13 @@ class TrainState:
 
 
 class Checkpoints:
-    """The files of a run: ``checkpoints/checkpoint_N.pth`` to keep, and two in ``checkpoints-meta/`` to resume from.
+    """The checkpoint files of a run: snapshots to keep, and two files to resume from.
 
-    ``checkpoint.pth`` is the newest, ``checkpoint_previous.pth`` the one before, should that be damaged. Those to keep
-    are never written over, whoever made them.
+    Snapshots, ``checkpoints/checkpoint_N.pth``, are never overwritten. The files to resume from are
+    ``checkpoints-meta/checkpoint.pth``, the newest, and ``checkpoint_previous.pth``, in case the newest is damaged.
+
+    Args:
+        run_dir: directory of the run.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -76,12 +89,12 @@ class Checkpoints:
         self._newest_damaged = False
 
     def save_snapshot(self, state: TrainState) -> tuple[Path, bool]:
-        """Write the next checkpoint to keep, under a number that is free.
+        """Write the next snapshot, under the next free number.
 
-        After a kill it may be there already, with the same numbers, bit for bit; then it stays.
+        After a kill, the same snapshot, bit for bit, may exist already; then no file is written.
 
         Returns:
-            Its path, and whether it is new.
+            The path of the snapshot, and whether it is new.
         """
         contents = state.state_dict()
         while (path := self._kept(self._next)).exists():
@@ -93,26 +106,26 @@ class Checkpoints:
         return path, True
 
     def save_for_resume(self, state: TrainState) -> None:
-        """Write the checkpoint that the run resumes from, and keep the one before, unless that is a damaged one."""
+        """Write the checkpoint to resume from, and keep the one before unless that is damaged."""
         save_atomically(state.state_dict(), self.resume_path, None if self._newest_damaged else self.previous_path)
         self._newest_damaged = False
 
     def clear(self) -> None:
-        """Remove what a kill in the middle of a save left behind; the caller must hold the run's directory."""
+        """Remove the temporary files of an interrupted save; the caller must have locked the run directory."""
         for folder in (self.folder, self.resume_path.parent):
             for stale in folder.glob(".*.tmp"):
                 stale.unlink()
 
     def find(self) -> Path | None:
-        """The checkpoint to resume from: the newest that is whole; None if the run has not begun.
+        """Find the newest undamaged checkpoint to resume from; None if the run has no checkpoint.
 
-        Without those to resume from, as in a copy of a run, it is one of those to keep, which hold the same.
+        If the files to resume from are missing, as in a partial copy of a run, a snapshot takes their place.
 
         Raises:
-            InputError: if there are some, all of them damaged.
+            InputError: if there are checkpoints but all are damaged.
         """
         damaged = None
-        # a kill between the two moves of a save leaves the previous one alone
+        # after a kill between the two renames of a save, only the previous one exists
         paths = [path for path in (self.resume_path, self.previous_path) if path.exists()]
         for path in paths or [self._kept(number) for number in reversed(checkpoint_numbers(self.folder))]:
             try:
@@ -130,10 +143,10 @@ class Checkpoints:
         return None
 
     def restore(self, state: TrainState, path: Path) -> None:
-        """Put ``state`` where the run was when it wrote ``path``.
+        """Restore ``state`` from the checkpoint ``path``.
 
         Raises:
-            InputError: if the checkpoint is of another network.
+            InputError: if the checkpoint does not fit the model or holds values that are not finite.
         """
         checkpoint = read_checkpoint(path)
         try:
@@ -142,7 +155,7 @@ class Checkpoints:
             reason = " ".join(str(error).split())
             raise InputError(f"{path} does not fit this run: {reason}") from error
         _check_finite(state, path)
-        # Numbers go on after what is older than this state; a newer one was made before a kill and comes again.
+        # Numbering continues after snapshots up to this step: later ones, from before a kill, will be written again.
         for number in reversed(checkpoint_numbers(self.folder)):
             if path == self._kept(number) or _step_of(self._kept(number)) <= state.step:
                 self._next = number + 1
@@ -153,12 +166,12 @@ class Checkpoints:
 
 
 def _check_finite(state: TrainState, path: Path) -> None:
-    """Raise InputError, naming the tensor, if a weight, an average or a moment that was read is not finite."""
-    names: dict[Tensor, str] = {parameter: name for name, parameter in state.model.named_parameters()}
+    """Raise InputError, naming the tensor, if a weight, an average or a moment in ``state`` is not finite."""
+    names: dict[Tensor, str] = {parameter: name for name, parameter in state.model.network.named_parameters()}
     moments = state.optimizer.state.items()
     tensors = {
         **{name: parameter for parameter, name in names.items()},
-        **{f"the average of {name}": average for name, average in state.ema.network.named_parameters()},
+        **{f"the average of {name}": average for name, average in state.ema.model.network.named_parameters()},
         **{f"{key} of {names[parameter]}": value for parameter, kept in moments for key, value in kept.items()},
     }
     for name, tensor in tensors.items():
@@ -166,7 +179,7 @@ def _check_finite(state: TrainState, path: Path) -> None:
 
 
 def _step_of(path: Path) -> float:
-    """The step at which a checkpoint was written; infinity, and a warning, if it cannot be read."""
+    """Return the step of a checkpoint; infinity, with a warning, if it cannot be read."""
     try:
         step = read_checkpoint(path).get("step")
     except InputError as error:
@@ -176,7 +189,7 @@ def _step_of(path: Path) -> float:
 
 
 def _holds(path: Path, contents: dict[str, Any]) -> bool:
-    """Whether a checkpoint holds the same numbers as ``contents``, bit for bit."""
+    """Tell whether a checkpoint holds the same numbers as ``contents``, bit for bit."""
     try:
         return _same(read_checkpoint(path), contents)
     except InputError:
@@ -194,13 +207,15 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def save_atomically(contents: dict[str, Any], path: Path, previous: Path | None = None) -> None:
-    """Write ``contents`` so that ``path`` holds, at any moment, the old file or the new one, whole.
+    """Write ``contents`` so that ``path`` is, at any moment, either the complete old file or the complete new one.
 
     Args:
-        previous: where the old file is moved before the new one takes its place; by default it is lost.
+        contents: dictionary to save.
+        path: path of the file.
+        previous: new path of the old file; None: the old file is replaced.
 
     Raises:
-        TrainingError: if the disk does not take it; what was there is as it was.
+        TrainingError: if the file cannot be written; the old file is then unchanged.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -212,7 +227,7 @@ def save_atomically(contents: dict[str, Any], path: Path, previous: Path | None 
         if previous is not None and path.exists():
             os.replace(path, previous)
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch wraps what its file raises
+    except (OSError, RuntimeError) as error:  # torch wraps the exceptions of the file object
         reason = next((str(e) for e in (error, error.__context__) if isinstance(e, OSError)), str(error))
         raise TrainingError(f"{path} cannot be saved: {reason}; the checkpoint before it is whole") from error
     finally:

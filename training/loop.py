@@ -17,9 +17,8 @@ from datasets import Loader
 from losses import DiffusionSquared, SigmaSquared, Weighting
 from losses.noise_levels import create_noise_levels
 from losses.score_matching import perturb, score_error
-from models import ScoreNetwork, compile_network, compiled, create_model, in_precision, recompute_activations
+from models import NULL_LABEL, ScoreModel, compile_network, compiled, create_model, recompute_activations
 from sampling import create_sampler
-from sampling.guidance import NULL_LABEL
 from sde import Process, create_process
 from training.checkpoint import Checkpoints, TrainState
 from training.data import load_splits, show_data
@@ -133,7 +132,7 @@ def train(cfg: DictConfig, run_dir: Path, distributed: Distributed, stop: StopSi
                 return
             missing = distributed.run_on_main(lambda: not (folder / "sample_0.npy").exists())
             if missing:
-                save_samples(state.ema.network, process, cfg, distributed, stop, folder)
+                save_samples(state.ema.model, process, cfg, distributed, stop, folder)
             if (missing or state.step >= first_step) and (folder / "sample_0.npy").exists():  # none after a signal
                 metrics.samples(state.step, folder / "sample_0.png")
 
@@ -166,7 +165,7 @@ def train(cfg: DictConfig, run_dir: Path, distributed: Distributed, stop: StopSi
                 # Metrics, and the loss on held-out images with the EMA weights.
                 entry = {"step": state.step, **accumulator.summary(), "lr": lr}
                 if due(options.eval_freq):
-                    entry["eval_loss"] = evaluate(loss_fn, state.ema.network, held_out_loader, distributed).item()
+                    entry["eval_loss"] = evaluate(loss_fn, state.ema.model, held_out_loader, distributed).item()
                 metrics.write(entry)
 
                 # Checkpoints: one to keep, one to resume from.
@@ -247,7 +246,7 @@ def train_step(
 
 
 @torch.no_grad()
-def evaluate(loss_fn: "Loss", net: ScoreNetwork, loader: Loader, distributed: Distributed) -> Tensor:
+def evaluate(loss_fn: "Loss", net: ScoreModel, loader: Loader, distributed: Distributed) -> Tensor:
     """Compute the mean loss of ``net`` over the first batch of ``loader``, which the processes share.
 
     Times and noise are the same at each evaluation.
@@ -298,7 +297,7 @@ class Loss:
 
     def __init__(self, cfg: DictConfig, process: Process) -> None:
         options = cfg.training
-        self.process, self.seed, self.precision = process, cfg.seed, cfg.precision
+        self.process, self.seed = process, cfg.seed
         self.noise_levels = create_noise_levels(options, process)
         self.weighting: Weighting = DiffusionSquared(process) if options.likelihood_weighting else SigmaSquared()
         self.reduce_mean, self.drop_label = options.reduce_mean, options.drop_label
@@ -309,7 +308,7 @@ class Loss:
     def __call__(self, net: nn.Module, batch: NoisyBatch, num_classes: int) -> Tensor:
         """Compute the loss of each sample of ``batch``, (B,)."""
         return score_error(
-            in_precision(net, self.precision),
+            net,
             self.process,
             batch.x0,
             batch.t,
@@ -343,13 +342,13 @@ def drop_labels(labels: Tensor, rate: float) -> Tensor:
 def create_state(cfg: DictConfig, device: torch.device) -> TrainState:
     """Create a freshly initialised network with its EMA and optimiser."""
     seed_torch(cfg.seed, Stream.INIT)
-    net = create_model(cfg.model, cfg.data, cfg.sde).to(device)
+    net = create_model(cfg.model, cfg.data, cfg.sde).set_precision(cfg.precision).to(device)
     ema = EMA(net, cfg.model.ema_rate)
     if cfg.training.activation_checkpointing:
         recompute_activations(net)
     if cfg.compile:
         compile_network(net)
-        compile_network(ema.network)
+        compile_network(ema.model)
     trainable = [p for p in net.parameters() if p.requires_grad]
     scaler = torch.amp.GradScaler(device.type, enabled=cfg.precision == "fp16")
     return TrainState(net, ema, create_optimizer(trainable, cfg.optim), scaler, trainable)

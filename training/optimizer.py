@@ -1,4 +1,4 @@
-"""The optimisers by their names."""
+"""Optimisers by name, and the learning rate."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
 
 
 def create_optimizer(params: list[torch.nn.Parameter], optim: DictConfig) -> torch.optim.Optimizer:
-    """The optimiser that an ``optim`` configuration asks for: one kernel for all parameters, or on a GPU for many."""
+    """Create the optimiser that an ``optim`` configuration describes: fused on a CPU, with foreach kernels on a GPU."""
     on_cpu = params[0].device.type == "cpu"
     return OPTIMIZERS[optim.optimizer](
         params,
@@ -23,15 +23,15 @@ def create_optimizer(params: list[torch.nn.Parameter], optim: DictConfig) -> tor
 
 
 def learning_rate(optim: DictConfig, step: int) -> float:
-    """Of update ``step``, counted from 0: ``lr`` after ``warmup`` updates in which it rises linearly."""
+    """Return the learning rate of update ``step``, from 0: it rises linearly to ``lr`` over ``warmup`` updates."""
     return optim.lr * min(1.0, (step + 1) / max(1, optim.warmup))
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Restore what ``optimizer.state_dict()`` returned, but keep the options that ``optimizer`` was made with.
+    """Restore what ``optimizer.state_dict()`` returned, but keep the options that ``optimizer`` was created with.
 
-    The moments come in the memory format of their parameters, whatever they were saved in: a fused kernel takes memory
-    for memory, whichever element it is.
+    The moments get the memory format of their parameters, whatever format they were saved in: a fused kernel pairs
+    their elements by position in memory.
     """
     chosen = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)

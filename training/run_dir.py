@@ -8,7 +8,7 @@ from typing import cast
 import yaml
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from models.io.files import load_config
+from models.io.config import load_config
 from models.io.published import is_published
 from utils.errors import InputError, replacing
 from utils.locks import exclusive

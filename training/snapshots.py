@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from models import ScoreNetwork, in_precision
+from models import ScoreModel
 from sampling import create_sampler
 from sampling.draw import draw_samples
 from sampling.images import save_grid, save_trajectory, to_uint8
@@ -21,7 +21,7 @@ class _StoppedError(Exception):
 
 
 def save_samples(
-    network: ScoreNetwork, process: Process, cfg: DictConfig, distributed: Distributed, stop: StopSignals, folder: Path
+    network: ScoreModel, process: Process, cfg: DictConfig, distributed: Distributed, stop: StopSignals, folder: Path
 ) -> None:
     """Draw ``eval.batch_size`` images, one class after the other, to ``sample_0.png`` and ``sample_0.npy``.
 
@@ -53,7 +53,7 @@ def set_aside(folder: Path, checkpoint: Path) -> None:
 
 
 def _draw(
-    network: ScoreNetwork, process: Process, cfg: DictConfig, device: torch.device, stop: StopSignals, numbers: range
+    network: ScoreModel, process: Process, cfg: DictConfig, device: torch.device, stop: StopSignals, numbers: range
 ) -> tuple[np.ndarray, np.ndarray | None] | None:
     """Draw the images with these numbers and the trajectory of the first, as uint8; return None after a signal."""
 
@@ -61,13 +61,20 @@ def _draw(
         if stop.received:
             raise _StoppedError
 
-    classes, data = network.num_classes, cfg.data
+    classes = network.num_classes
     labels = torch.tensor(numbers, device=device) % classes if classes else None
-    net, sampler = in_precision(network, cfg.precision), create_sampler(cfg.sampling, process)
-    data_shape = (data.num_channels, data.image_size, data.image_size)
+    sampler = create_sampler(cfg.sampling, process)
     try:
         out = draw_samples(
-            net, process, sampler, data_shape, numbers, cfg.seed, labels, on_step=check_signal, device=device
+            network,
+            process,
+            sampler,
+            network.data_shape,
+            numbers,
+            cfg.seed,
+            labels,
+            on_step=check_signal,
+            device=device,
         )
     except _StoppedError:
         return None

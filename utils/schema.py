@@ -4,6 +4,7 @@ The bounds on networks and images also hold for the configuration of a loaded ru
 it can ask for within what a machine has.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -56,7 +57,13 @@ NETWORKS: dict[str, Schema] = {
         "dropout": RATE,
     },
 }
-OF_ALL_NETWORKS: Schema = {"name": text, "scale_by_sigma": flag, "ema_rate": RATE}
+OF_ALL_NETWORKS: Schema = {
+    "name": text,
+    "parametrization": text,
+    "scale_by_sigma": flag,
+    "sigma_data": LEVEL,
+    "ema_rate": RATE,
+}
 
 DATA: Schema = {
     "dataset": text,
@@ -67,6 +74,9 @@ DATA: Schema = {
     "random_flip": flag,
     "dequantize": flag,
 }
+
+
+SHAPE = ListOf(Number(1, 2**20, integer=True), shortest=1, longest=4)  # in place of image_size and num_channels
 
 
 def colour(key: str, value: Any) -> None:
@@ -312,11 +322,14 @@ def check_what_is_modelled(cfg: Mapping[str, Any]) -> None:
     Raises:
         InputError: naming the key at fault.
     """
-    OneOf(tuple(NETWORKS))("model.name", cfg["model"].get("name"))
-    network = {**OF_ALL_NETWORKS, **NETWORKS[cfg["model"]["name"]]}
-    missing = [key for key in network if key not in cfg["model"] and key not in OF_ALL_NETWORKS]  # has its default
+    network = _model_schema(cfg["model"])
+    required = ("name", "scale_by_sigma", "ema_rate")  # the others have defaults
+    missing = [key for key in network if key not in cfg["model"] and key not in required]
     check_all(cfg["model"], {key: check for key, check in network.items() if key not in missing}, "model.")
     data = DATA
+    if "shape" in cfg["data"]:
+        replaced = ("image_size", "num_channels")
+        data = {"shape": SHAPE, **{key: check for key, check in DATA.items() if key not in replaced}}
     if cfg["data"].get("dataset") == "folder":
         data = {**DATA, "root": optional_text, **{key: check for key, check in FOLDER.items() if key in cfg["data"]}}
     for key in cfg["data"]:
@@ -333,9 +346,8 @@ def check_loaded(cfg: Mapping[str, Any]) -> None:
     Raises:
         InputError: naming the key at fault.
     """
-    OneOf(tuple(NETWORKS))("model.name", cfg["model"].get("name"))
-    network = {**OF_ALL_NETWORKS, **NETWORKS[cfg["model"]["name"]]}
-    for section, schema in (("model", network), ("data", {**DATA, **FOLDER}), ("sde", SDE)):
+    network = _model_schema(cfg["model"])
+    for section, schema in (("model", network), ("data", {**DATA, "shape": SHAPE, **FOLDER}), ("sde", SDE)):
         for key in schema.keys() & cfg[section].keys():
             check = schema[key]
             assert not isinstance(check, Mapping), "these have no sections"
@@ -343,10 +355,19 @@ def check_loaded(cfg: Mapping[str, Any]) -> None:
     _check_sizes(cfg)
 
 
+def _model_schema(model: Mapping[str, Any]) -> Schema:
+    """Options of ``model``; those of a network that is not in ``NETWORKS`` are checked where it is created."""
+    text("model.name", model.get("name"))
+    return {**NETWORKS.get(model["name"], dict.fromkeys(model, anything)), **OF_ALL_NETWORKS}
+
+
 def _check_sizes(cfg: Mapping[str, Any]) -> None:
     data, sde = cfg["data"], cfg["sde"]
-    if data["num_channels"] * data["image_size"] ** 2 > LARGEST_IMAGE:
-        raise InputError(f"data.image_size={data['image_size']}: images of more than {LARGEST_IMAGE} numbers")
+    if data.get("shape") is None:
+        if data["num_channels"] * data["image_size"] ** 2 > LARGEST_IMAGE:
+            raise InputError(f"data.image_size={data['image_size']}: images of more than {LARGEST_IMAGE} numbers")
+    elif math.prod(data["shape"]) > LARGEST_IMAGE:
+        raise InputError(f"data.shape={data['shape']}: items of more than {LARGEST_IMAGE} numbers")
     if sde["sigma_min"] >= sde["sigma_max"]:
         raise InputError(
             f"sde.sigma_min={sde['sigma_min']} and sde.sigma_max={sde['sigma_max']}: need sigma_min < sigma_max"

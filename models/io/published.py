@@ -1,8 +1,8 @@
-"""How the published code calls what we have: configuration keys, and the tensors of its checkpoints.
+"""The layout of the published code: its configuration keys, and the names of the tensors of its checkpoints.
 
-A published model directory differs from a run of ours in the values and spare keys of its configuration, in the names
-of the tensors, and in that its attention maps of DDPM++ are stored transposed. Nothing else: our parameters come in the
-published order.
+A published model directory differs from a run of this code in the values and unused keys of its configuration, in the
+names of the tensors, and in the attention layers of DDPM++, which it stores transposed. The order of the parameters is
+the same.
 """
 
 import math
@@ -20,7 +20,7 @@ from models.vdm import VDM
 from utils.errors import InputError
 
 DATASETS = {"cifar10": "CIFAR10", "imagenet32": "ImageNet32", "imagenet64c": "ImageNet64C"}
-# What the published DDPM++ could be told, with the only value that we have; other values are other networks.
+# Options of the published DDPM++ with the only value that this code supports; other values are other networks.
 VARIANTS = {
     "nonlinearity": "swish",
     "conditional": True,
@@ -30,7 +30,7 @@ VARIANTS = {
     "progressive_input": "residual",
     "embedding_type": "fourier",
 }
-# Keys that the published code never read, or not with these variants, with the values of its configuration files.
+# Keys that the published code never read, or not with these variants, and their values in its configuration files.
 UNREAD: dict[str, dict[str, Any]] = {
     "model": {
         "normalization": "GroupNorm",
@@ -45,17 +45,21 @@ UNREAD: dict[str, dict[str, Any]] = {
 }
 
 
+# Keys that published configurations and those of earlier versions lack, with the values that these imply.
+PARAMETRIZATION = {"parametrization": "output", "sigma_data": 0.5}
+
+
 def is_published(cfg: Mapping[str, Any]) -> bool:
-    """Tell whether a configuration is of the published code: its names of process and DDPM++, or no seed, say so."""
+    """Tell whether a configuration is of the published code, by its names of process and network, or a missing seed."""
     process, network = cfg["sde"].get("name"), cfg["model"]["name"]
     return str(process).lower() == UNREAD["sde"]["name"] or network == "ncsnpp" or "seed" not in cfg
 
 
 def from_published(cfg: dict[str, Any]) -> dict[str, Any]:
-    """A loaded configuration in our keys; one that is in them already comes back as it is.
+    """Translate a published configuration to the keys of this code, and add the keys that older ones lack.
 
     Raises:
-        InputError: naming the key, for a variant of the network that we do not have.
+        InputError: naming the key, for a variant of the network that this code does not support.
     """
     published = is_published(cfg)
     cfg = {section: dict(part) if isinstance(part, dict) else part for section, part in cfg.items()}
@@ -71,6 +75,8 @@ def from_published(cfg: dict[str, Any]) -> dict[str, Any]:
             if (value.lower() if isinstance(value, str) else value) != supported:
                 raise InputError(f"model.{key}={value} is a variant that this code does not have, only {supported}")
     cfg["sde"].setdefault("name", "reflected_ve")  # the published name means it, and runs without one are of it
+    for key, value in PARAMETRIZATION.items():
+        model.setdefault(key, value)
     data.setdefault("num_classes", 0)
     data.setdefault("classes", False)
     data.setdefault("dequantize", False)
@@ -83,7 +89,7 @@ def from_published(cfg: dict[str, Any]) -> dict[str, Any]:
 
 
 def to_published(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration of ours as the published code wants it; the inverse of ``from_published``.
+    """Translate a configuration to the keys of the published code; the inverse of ``from_published``.
 
     Raises:
         InputError: for a process that the published code does not have.
@@ -99,6 +105,8 @@ def to_published(cfg: Mapping[str, Any]) -> dict[str, Any]:
             cfg[section] = {**cfg.get(section, {}), **keys}
     if cfg["model"]["name"] == "ddpmpp":
         cfg["model"] |= {**VARIANTS, "name": "ncsnpp"}
+    for key in PARAMETRIZATION:
+        cfg["model"].pop(key, None)
     if cfg["model"]["name"] == "adm" and not cfg["data"]["classes"]:
         cfg["data"]["num_classes"] = 0  # the published ADM looks at the number alone
     cfg["data"]["dataset"] = DATASETS.get(cfg["data"]["dataset"], cfg["data"]["dataset"])
@@ -111,10 +119,10 @@ class StoredTensor:
     """One entry of the ``state_dict`` of a checkpoint.
 
     Attributes:
-        name: there.
-        ours: name of our parameter; None for a constant, which follows from the configuration.
-        transposed: stored with the axes of a matrix exchanged.
-        constant: value of a constant.
+        name: name of the entry in the checkpoint.
+        ours: name of the parameter in this code; None for a constant, which follows from the configuration.
+        transposed: whether the matrix is stored with its axes exchanged.
+        constant: value of a constant; None for a parameter.
     """
 
     name: str
@@ -123,30 +131,30 @@ class StoredTensor:
     constant: Tensor | None = None
 
     def convert(self, tensor: Tensor) -> Tensor:
-        """From the stored layout to ours, or back."""
+        """Convert a tensor from the stored layout to that of this code, or back."""
         return tensor.T if self.transposed else tensor
 
 
 def published_tensors(net: nn.Module, sde: Mapping[str, Any]) -> list[StoredTensor]:
-    """The published ``state_dict`` of ``net`` in its order, which is that of the EMA list for what is trained.
+    """List the entries of the published ``state_dict`` of ``net``, in its order, also the order of the EMA tensors.
 
-    It is empty for a network that the published code does not have.
+    The list is empty for a network that the published code does not have.
 
     Args:
-        net: the network; a DDPMpp, VDM or ADM is published.
-        sde: ``sigma_min``, ``sigma_max`` and ``num_scales``, which a constant of DDPM++ holds.
+        net: network; DDPMpp, VDM and ADM are published.
+        sde: section with ``sigma_min``, ``sigma_max`` and ``num_scales``, from which a constant of DDPM++ follows.
     """
     walk = {DDPMpp: _ddpmpp, VDM: _vdm, ADM: _adm}.get(type(net))
     if walk is None:
         return []
-    with torch.device("cpu"):  # the constants have values also where the network is only shapes
+    with torch.device("cpu"):  # the constants need values even if the network is on the meta device
         return list(walk(net, sde))
 
 
 def _unit(
     net: nn.Module, ours: str, theirs: str, layers: Mapping[str, str] = MappingProxyType({})
 ) -> Iterator[StoredTensor]:
-    """The parameters of our submodule ``ours``, which is ``theirs`` there and has the ``layers`` {our name: theirs}."""
+    """List the parameters of submodule ``ours``, published as ``theirs``; ``layers`` maps names within the two."""
     for name, _ in net.get_submodule(ours).named_parameters():
         layer, _, kind = name.rpartition(".")
         layer, kind = layers.get(layer, layer), layers.get(kind, kind)
@@ -167,7 +175,7 @@ DDPMPP_LAYERS = MappingProxyType(
 
 
 def _ddpmpp(net: DDPMpp, sde: Mapping[str, Any]) -> Iterator[StoredTensor]:
-    """all_modules.K, where K counts blocks and the layers between them in the order of computation."""
+    """List all_modules.K, where K counts blocks and the layers between them in the order of computation."""
     if not 1 <= sde["num_scales"] <= 1_000_000:
         raise InputError(f"sde.num_scales={sde['num_scales']}: need an integer, 1 to 1000000")
     log_min, log_max = math.log(sde["sigma_min"]), math.log(sde["sigma_max"])
@@ -194,7 +202,7 @@ VDM_LAYERS = MappingProxyType({"shortcut": "skip", "embed": "cond_map", "out": "
 
 
 def _vdm(net: VDM, _: object) -> Iterator[StoredTensor]:
-    """Blocks and their attentions, if they have any, counted in one list on the way in and one on the way out."""
+    """List the tensors of VDM; blocks and attentions share one count on the way in and one on the way out."""
 
     def path(ours: str, theirs: str) -> Iterator[StoredTensor]:
         pairs = [f"{ours}.{i}.{part}" for i in range(len(net.get_submodule(ours))) for part in (0, 1)]
@@ -225,10 +233,10 @@ ADM_LAYERS = MappingProxyType(
 
 
 def _adm(net: ADM, _: object) -> Iterator[StoredTensor]:
-    """Blocks are called by their resolution and their place in the level."""
+    """List the tensors of ADM, whose blocks are named by their resolution and their position in the level."""
 
     def resampling(ours: str, theirs: str) -> Iterator[StoredTensor]:
-        """A block that changes the resolution; two of its layers hold the filter of four equal weights."""
+        """List the tensors of a block that resamples; two of its layers store the filter of four equal weights."""
         for tensor in _unit(net, ours, theirs, ADM_LAYERS):
             yield tensor
             for last, layer in (("conv0.bias", "conv0"), ("conv1.bias", "skip")):

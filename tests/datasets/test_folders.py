@@ -22,7 +22,7 @@ from datasets.find import find_images, scan_folder
 from datasets.folders import natural_order
 from models import load_pretrained
 from models.export import export
-from models.io.files import load_config
+from models.io.config import load_config
 from sampling.images import grid, save_each
 from sampling.labels import resolve_labels
 from tests.conftest import TINY, tiny_config

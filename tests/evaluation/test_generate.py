@@ -124,7 +124,10 @@ def test_a_run_as_denoiser_gives_its_posterior_mean(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data.image_size": 16, "model.attn_resolutions": [8]}, "data.image_size=16"),
+        (
+            {"data.image_size": 16, "model.attn_resolutions": [8]},
+            r"denoiser_path=\S+ is for data of shape \(3, 16, 16\), load_dir of \(3, 8, 8\)",
+        ),
         ({"sde.sigma_min": 0.02}, "knows noise from 0.02"),
     ],
 )

@@ -54,7 +54,7 @@ def test_the_script_fetches_all_and_can_be_run_again(mirror, tmp_path):
         archive = folder / f"{name}.tar.gz"
         assert sums[archive.name] == hashlib.sha256(archive.read_bytes()).hexdigest()
         net, _ = load_pretrained(tmp_path / "weights" / name)
-        assert isinstance(net.conv_in.weight, torch.Tensor)
+        assert isinstance(net.network.conv_in.weight, torch.Tensor)
 
 
 def escaping(folder, member):

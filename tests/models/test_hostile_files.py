@@ -17,8 +17,10 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from models.io.files import parse_config, read_checkpoint, read_safetensors
+from models.io.checkpoint import read_checkpoint
+from models.io.config import parse_config
 from models.io.pickle_size import LARGEST_PICKLE
+from models.io.safetensors import read_safetensors
 from tests.conftest import ROOT
 from tests.models.test_models import GOLDEN
 from utils.errors import InputError

@@ -19,9 +19,11 @@ from torch import nn
 
 from models import create_model, load_pretrained
 from models.export import export, main
-from models.io.files import digest, load_config, parse_config, read_checkpoint
+from models.io.checkpoint import read_checkpoint
+from models.io.config import load_config, parse_config
 from models.io.pretrained import build_shapes
 from models.io.published import from_published, published_tensors, to_published
+from models.io.safetensors import digest
 from tests.conftest import composed
 from tests.models.test_models import GOLDEN, SMALL, published_checkpoint
 from training.loop import train
@@ -78,7 +80,7 @@ def test_a_published_directory_of_any_network_gives_the_published_score(network,
     (tmp_path / "checkpoints").mkdir()
     shutil.copyfile(GOLDEN / f"{network}.yaml", tmp_path / ".hydra/config.yaml")
     cfg = load_config(tmp_path)
-    checkpoint, trained = published_checkpoint(create_model(cfg.model, cfg.data, cfg.sde), cfg)
+    checkpoint, trained = published_checkpoint(create_model(cfg.model, cfg.data, cfg.sde).network, cfg)
     for name in trained:
         checkpoint["model"][name] = torch.zeros_like(checkpoint["model"][name])  # the averages are what counts
     torch.save(checkpoint, tmp_path / "checkpoints/checkpoint_9.pth")
@@ -139,7 +141,7 @@ def test_what_a_published_step_leaves_is_read(network, tmp_path, saved_on_a_gpu_
     (tmp_path / "checkpoints").mkdir()
     shutil.copyfile(GOLDEN / f"{network}.yaml", tmp_path / ".hydra/config.yaml")
     cfg = load_config(tmp_path)
-    contents, _ = published_checkpoint(create_model(cfg.model, cfg.data, cfg.sde), cfg)
+    contents, _ = published_checkpoint(create_model(cfg.model, cfg.data, cfg.sde).network, cfg)
     params = [nn.Parameter(average.clone()) for average in contents["ema"]["shadow_params"]]
     optimizer, scaler = torch.optim.Adam(params), torch.amp.GradScaler("cpu")
     for step in range(3):  # as the published code warms its learning rate up
@@ -331,7 +333,7 @@ def test_an_exported_file_of_other_numbers_than_floating_point_is_refused(tmp_pa
         tensors = {name: tensor.to(dtype) for name, tensor in exported.items()}
         save_file(tensors, path, metadata={"config": config, "sha256": digest(config, tensors)})
         if dtype == torch.bfloat16:
-            assert torch.equal(load_pretrained(path)[0].conv_in.bias, tensors["conv_in.bias"].float())
+            assert torch.equal(load_pretrained(path)[0].network.conv_in.bias, tensors["conv_in.bias"].float())
         else:
             with pytest.raises(
                 InputError, match=rf" is of type {str(dtype)[6:]}, weights are float16, bfloat16, float32"
@@ -345,7 +347,7 @@ def test_a_filter_of_other_values_is_another_network(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     OmegaConf.save(cfg, tmp_path / ".hydra/config.yaml")
     ours = load_config(tmp_path)
-    checkpoint, _ = published_checkpoint(create_model(ours.model, ours.data, ours.sde), ours)
+    checkpoint, _ = published_checkpoint(create_model(ours.model, ours.data, ours.sde).network, ours)
     checkpoint["model"]["model.enc.8x8_down.conv0.resample_filter"] = torch.ones(1, 1, 2, 2)
     torch.save(checkpoint, tmp_path / "checkpoints/checkpoint_1.pth")
     with pytest.raises(InputError, match="resample_filter does not hold the values"):
@@ -406,7 +408,7 @@ def test_an_exported_run_is_a_published_one_and_computes_the_same(trained, tmp_p
     reference = torch.load(RUN / "checkpoints/checkpoint_1.pth", weights_only=True)
     assert theirs.keys() == reference.keys() and theirs["ema"].keys() == reference["ema"].keys()
     assert theirs["step"] == 2 and (theirs["scaler"] is None) == (cfg.model.name != "adm")
-    net = create_model(cfg.model, cfg.data, cfg.sde)
+    net = create_model(cfg.model, cfg.data, cfg.sde).network
     table = published_tensors(net, cfg.sde)
     assert list(theirs["model"]) == [entry.name for entry in table]
     trainable = [entry for entry in table if entry.ours and net.get_parameter(entry.ours).requires_grad]
@@ -454,7 +456,7 @@ def test_export_of_a_published_run_and_its_refusals(tmp_path, monkeypatch, capsy
 
     command(RUN, tmp_path / "a.safetensors", "--format", "safetensors")
     assert "wrote" in capsys.readouterr().out
-    assert torch.equal(*(load_pretrained(p)[0].conv_in.weight for p in (RUN, tmp_path / "a.safetensors")))
+    assert torch.equal(*(load_pretrained(p)[0].network.conv_in.weight for p in (RUN, tmp_path / "a.safetensors")))
     for arguments, message in [
         ((RUN, tmp_path / "b"), "in the published layout already"),
         ((RUN, tmp_path / "a.safetensors", "--format", "safetensors"), "a.safetensors exists"),

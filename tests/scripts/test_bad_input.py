@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from models.create import NETWORKS
+from models.create import NETWORKS, OTHER_KEYS
 from models.export import export
-from models.io.files import parse_config
+from models.io.config import parse_config
 from models.io.pretrained import build_shapes
-from models.precision import PRECISIONS
+from models.parametrization import PARAMETRIZATIONS
+from models.score_model import PRECISIONS
 from sampling import METHODS
 from tests.conftest import TINY, tiny_config
 from training.loop import train
@@ -406,10 +407,12 @@ def test_the_table_knows_what_the_code_knows():
     import inspect
 
     assert schema.NETWORKS.keys() == NETWORKS.keys()
-    given_by_others = {"image_size", "num_channels", "num_classes", "sigma_min", "sigma_max"}
+    given_by_others = {"data_shape", "num_classes", "sigma_min", "sigma_max"}
     for name, network in NETWORKS.items():
         arguments = inspect.signature(network).parameters.keys() - given_by_others
-        assert arguments == (schema.NETWORKS[name].keys() | {"scale_by_sigma"}), name
+        assert arguments == schema.NETWORKS[name].keys(), name
+    of_parametrizations = [inspect.signature(kind).parameters.keys() for kind in PARAMETRIZATIONS.values()]
+    assert set().union(*of_parametrizations) == schema.OF_ALL_NETWORKS.keys() - set(OTHER_KEYS)
     assert schema.PRECISION.known == tuple(PRECISIONS)
     assert schema.TRAIN["optim"]["optimizer"].known == tuple(OPTIMIZERS)
     fields = {field for method in METHODS.values() for field in method.__dataclass_fields__} - {"process"} | {

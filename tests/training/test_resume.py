@@ -19,7 +19,7 @@ from datasets import ImageDataset
 from evaluation.output_dir import write_arrays
 from models import load_pretrained
 from models.export import export
-from models.io.files import load_config
+from models.io.config import load_config
 from models.io.published import from_published, to_published
 from run_train import check_resume
 from tests.conftest import assert_same, composed, metrics, read, tiny_config

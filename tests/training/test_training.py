@@ -13,7 +13,8 @@ from torch import nn
 from datasets import load_images
 from losses import DiffusionSquared
 from models import load_pretrained
-from models.io.files import find_checkpoint, load_config
+from models.io.config import load_config
+from models.io.run_files import find_checkpoint
 from tests.conftest import assert_same, composed, metrics, read, tiny_config
 from training import checkpoint
 from training.ema import EMA
@@ -42,9 +43,9 @@ def test_ema_is_the_published_average():
         ema.update(net)
         decay = min(0.3, (1 + n) / (10 + n))
         expected = decay * expected + (1 - decay) * net.weight.detach()
-    assert torch.allclose(ema.network.weight, expected, atol=1e-6)
-    assert ema.num_updates == 29 and not ema.network.weight.requires_grad
-    assert torch.equal(ema.shadow_params[0], ema.network.weight)
+    assert torch.allclose(ema.model.weight, expected, atol=1e-6)
+    assert ema.num_updates == 29 and not ema.model.weight.requires_grad
+    assert torch.equal(ema.shadow_params[0], ema.model.weight)
 
 
 def test_every_purpose_and_step_has_its_own_seed():
@@ -285,7 +286,7 @@ def test_restoring_brings_frozen_weights_to_the_average_too(tmp_path):
     second = create_state(cfg, CPU.device)
     second.load_state_dict(first.state_dict())
     name = "fourier.frequencies"
-    assert torch.equal(second.ema.network.get_parameter(name), first.model.get_parameter(name))
+    assert torch.equal(second.ema.model.get_parameter(name), first.model.get_parameter(name))
 
 
 @pytest.mark.parametrize("bad_step", [1, 2, 3])

@@ -1,0 +1,56 @@
+"""Exported models: one safetensors file with the EMA weights, and the configuration and a checksum in its metadata."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from models.io.config import parse_config
+from utils.errors import InputError
+
+MAX_HEADER_BYTES = 2**21  # enough for 20,000 tensors
+
+
+def digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """Compute the SHA-256, in hexadecimal digits, of a configuration and named tensors."""
+    total = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        total.update(f"\0{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+        total.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def write_safetensors(path: Path, cfg: DictConfig, tensors: dict[str, Tensor]) -> None:
+    """Write tensors, by name, with the configuration ``cfg`` and a checksum of both."""
+    text = OmegaConf.to_yaml(cfg)
+    save_file(tensors, path, metadata={"config": text, "sha256": digest(text, tensors)})
+
+
+def read_safetensors(path: Path) -> tuple[DictConfig, dict[str, Tensor]]:
+    """Read the configuration and the tensors of a file that ``python -m models.export`` wrote.
+
+    Raises:
+        InputError: if the file is damaged or has no configuration.
+    """
+    try:
+        with path.open("rb") as header:
+            length = int.from_bytes(header.read(8), "little")
+        if length > MAX_HEADER_BYTES:
+            raise InputError(f"{path} cannot be read: its header has {length:,} bytes, more than {MAX_HEADER_BYTES:,}")
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            text = metadata.get("config")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    if text is None:
+        raise InputError(f"{path} holds no configuration: it was not written by python -m models.export")
+    if metadata.get("sha256") != digest(text, tensors):
+        raise InputError(f"{path} is damaged: its checksum is another")
+    return parse_config(text, path), tensors

@@ -1,0 +1,82 @@
+"""The score model: a network, the parametrization of its output, and the precision that it runs in."""
+
+from contextlib import nullcontext
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from models.layers import Network
+from models.parametrization import Parametrization
+from utils.checks import OneOf
+from utils.errors import InputError
+
+NULL_LABEL = -1  # means "no class"; class 0 is a class as any other
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class ScoreModel(nn.Module):
+    """Turn the raw output of a network into a score: (x, sigma, labels=None) -> score.
+
+    Checkpoints hold ``network.state_dict()``: the other parts have no tensors.
+
+    Args:
+        network: module (x, sigma, labels) -> raw output.
+        parametrization: what turns raw output into a score.
+
+    Attributes:
+        precision: name of the precision in ``PRECISIONS``; see ``set_precision``.
+    """
+
+    def __init__(self, network: Network, parametrization: Parametrization) -> None:
+        super().__init__()
+        self.network = network
+        self.parametrization = parametrization
+        self.precision = "fp32"
+
+    @property
+    def data_shape(self) -> tuple[int, ...]:
+        """Shape of one item of the data, such as (C, H, W)."""
+        return self.network.data_shape
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; 0 for a network without classes."""
+        return self.network.num_classes
+
+    def set_precision(self, precision: str) -> Self:
+        """Choose the precision of the network, and return this model.
+
+        Args:
+            precision: ``fp32``, or ``bf16`` or ``fp16`` for autocast: convolutions, linear maps and attention run in
+                half precision; normalisations, the embedding of the noise level and the parametrization do not.
+
+        Raises:
+            InputError: for another name.
+        """
+        OneOf(tuple(PRECISIONS))("precision", precision)
+        self.precision = precision
+        return self
+
+    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Compute the score.
+
+        Args:
+            x: noisy data, (B, *data_shape).
+            sigma: noise levels, (B,).
+            labels: classes, int64 (B,), ``NULL_LABEL`` for none; None means none for all.
+
+        Returns:
+            Estimate of d/dx log p_sigma(x | label), (B, *data_shape), in float32 or wider.
+
+        Raises:
+            InputError: if labels are given to a network without classes.
+        """
+        if labels is not None and not self.num_classes:
+            raise InputError("this network has no classes: call it without labels")
+        if labels is None and self.num_classes:
+            labels = torch.full((len(x),), NULL_LABEL, device=x.device)
+        half = self.precision != "fp32"
+        with torch.autocast(x.device.type, PRECISIONS[self.precision]) if half else nullcontext():
+            raw = self.network(self.parametrization.scale_input(x, sigma), sigma, labels)
+        return self.parametrization(raw.to(torch.promote_types(raw.dtype, torch.float32)), x, sigma)
