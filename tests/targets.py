@@ -62,3 +62,26 @@ IMAGES = FinitePoints(
     torch.rand(5, 192, generator=torch.Generator().manual_seed(0)).mul(1.5).sub(0.25).clamp(0.0, 1.0), WEIGHTS
 )
 TARGETS = {"points on faces and corners, 3-D": BOUNDARY, "2-D": FIVE_POINTS, "192-D": IMAGES}
+
+
+@dataclass(frozen=True)
+class GaussianMixture:
+    """The mixture of N(point_k, std^2) with ``weights`` (K,), perturbed by Gaussian noise; ``std`` 0 for points."""
+
+    points: Tensor
+    weights: Tensor
+    std: float = 0.0
+
+    def log_density(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        """Compute the log density at noise level ``sigma`` of x (B, D), (B,)."""
+        return self._logs(x, torch.as_tensor(sigma, dtype=x.dtype)).logsumexp(1)
+
+    def score(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Compute its gradient, for x (B, D) and sigma (B,)."""
+        mean = self._logs(x, sigma).softmax(1) @ self.points.to(x.dtype)
+        return (mean - x) / (sigma.square() + self.std**2).reshape(-1, 1)
+
+    def _logs(self, x: Tensor, sigma: Tensor) -> Tensor:
+        std = (sigma.square() + self.std**2).sqrt().reshape(-1, 1, 1)
+        kernels = torch.distributions.Normal(self.points.to(x.dtype), std).log_prob(x[:, None])
+        return kernels.sum(-1) + self.weights.to(x.dtype).log()
