@@ -33,17 +33,18 @@ class EMA:
     @property
     def shadow_params(self) -> list[torch.Tensor]:
         """Averages of the trainable parameters, in the order of ``model.parameters()``."""
-        return [p.data for p in self._select(self.model)]
+        return [p.data for _, p in self._select(self.model)]
 
-    def _select(self, model: nn.Module) -> list[nn.Parameter]:
-        return [p for p, trainable in zip(model.parameters(), self._trainable, strict=True) if trainable]
+    def _select(self, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+        """List the names and values of the trainable parameters."""
+        return [named for named, trainable in zip(model.named_parameters(), self._trainable, strict=True) if trainable]
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Move the averages towards the weights of ``model``."""
         self.num_updates += 1
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
-        torch._foreach_lerp_(self.shadow_params, [p.data for p in self._select(model)], 1.0 - decay)
+        torch._foreach_lerp_(self.shadow_params, [p.data for _, p in self._select(model)], 1.0 - decay)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the published layout: ``decay``, ``num_updates`` and the list ``shadow_params``."""
@@ -55,11 +56,12 @@ class EMA:
         Raises:
             InputError: if the number or the shapes of the tensors are not those of the model.
         """
-        shadow_params, parameters = state["shadow_params"], self._select(self.model)
-        if len(parameters) != len(shadow_params):
-            raise InputError(f"{len(shadow_params)} EMA tensors for {len(parameters)} parameters")
-        for index, (p, shadow) in enumerate(zip(parameters, shadow_params, strict=True)):
+        shadow_params, named = state["shadow_params"], self._select(self.model)
+        if len(named) != len(shadow_params):
+            raise InputError(f"{len(shadow_params)} EMA tensors for {len(named)} parameters")
+        for (name, p), shadow in zip(named, shadow_params, strict=True):
             if p.shape != shadow.shape:
-                raise InputError(f"EMA tensor {index} is {tuple(shadow.shape)}, the network wants {tuple(p.shape)}")
+                name = name.removeprefix("network.")  # the name in the checkpoint
+                raise InputError(f"{name} is {tuple(shadow.shape)}, the network wants {tuple(p.shape)}")
             p.data.copy_(shadow)
         self.num_updates = state["num_updates"]

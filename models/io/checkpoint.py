@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from models.io.pickle_size import LARGEST_PICKLE, check_pickle, check_pickles_of_old_file
-from models.io.restricted_pickle import STAND_INS, what_is_refused
+from models.io.pickle_size import MAX_BYTES, check_pickle, check_pickles_of_old_file
+from models.io.restricted_pickle import SUBSTITUTES, find_refused
 from utils.archives import open_zip
 from utils.errors import InputError
 
@@ -32,12 +32,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         check_size(path)
-        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(STAND_INS):
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(SUBSTITUTES):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except InputError:
         raise
     except pickle.UnpicklingError as error:  # torch's own message advises to execute the file
-        found = what_is_refused(path)
+        found = find_refused(path)
         reason = f"it holds {found}; only tensors and plain values are read" if found else OTHER_PICKLE
         raise InputError(f"{path} cannot be read as a checkpoint: {reason}") from error
     except DAMAGE as error:
@@ -57,7 +57,7 @@ def check_size(path: Path) -> None:
             zipped = file.read(4) == b"PK\3\4"  # PyTorch's own test; before its version 1.6 files were not ZIP archives
             file.seek(0)
             if not zipped:
-                check_pickles_of_old_file(file.read(LARGEST_PICKLE + 1))
+                check_pickles_of_old_file(file.read(MAX_BYTES + 1))
         if zipped:
             check_whole(path)
             with open_zip(path) as archive:
@@ -67,7 +67,7 @@ def check_size(path: Path) -> None:
                 for entry in entries:
                     if entry.filename.lower().endswith(".pkl"):
                         with archive.open(entry) as member:
-                            check_pickle(member.read(LARGEST_PICKLE + 1), len(entries))
+                            check_pickle(member.read(MAX_BYTES + 1), len(entries))
     except InputError:
         raise
     except DAMAGE as error:

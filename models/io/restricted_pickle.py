@@ -1,8 +1,8 @@
-"""What the pickle of a checkpoint may hold besides tensors and plain values, and what to say of anything else.
+"""Extensions of PyTorch's restricted unpickler: NumPy scalars, and error messages that name the refused object.
 
-PyTorch's restricted reader takes tensors, containers, strings and Python numbers. The published code also leaves
-scalars of numpy there: its step multiplies the learning rate by ``np.minimum(...)``. They are read as Python numbers by
-stand-ins for the names that such a pickle calls, so that nothing of numpy's own pickling code runs.
+The restricted unpickler reads tensors, containers, strings and Python numbers. Checkpoints of the published code also
+hold NumPy scalars, because its step multiplies the learning rate by ``np.minimum(...)``. Substitutes for the functions
+that such a pickle calls return Python numbers, so that none of NumPy's own unpickling code runs.
 """
 
 import io
@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 
-NUMBER_TYPE = re.compile(r"(b1|[iu][1248]|f[248]|f12|f16|c8|c16|c24|c32)")  # numpy's codes of kind and size in bytes
+NUMBER_TYPE = re.compile(r"(b1|[iu][1248]|f[248]|f12|f16|c8|c16|c24|c32)")  # NumPy type codes: kind and size in bytes
 
 
 class NumberType:
-    """Stand in for ``numpy.dtype``: the type of one number, with its byte order.
+    """Substitute for ``numpy.dtype``: the type and byte order of a number.
 
     Raises:
         UnpicklingError: for any other type, such as one of objects or of records.
@@ -34,7 +34,7 @@ class NumberType:
         self.dtype = np.dtype(code)
 
     def __setstate__(self, state: object) -> None:
-        """Take the byte order, the second of the values that numpy stores."""
+        """Set the byte order, the second value of the state that NumPy stores."""
         order = state[1] if isinstance(state, tuple) and len(state) > 1 else None
         if order not in ("<", ">", "|", "="):
             raise pickle.UnpicklingError("a numpy.dtype of an unknown byte order")
@@ -42,10 +42,14 @@ class NumberType:
 
 
 def number(number_type: object, data: object) -> complex | bool:
-    """Stand in for ``numpy.core.multiarray.scalar``: the Python number that is stored as ``data``, bytes.
+    """Return the Python number that ``data`` encodes; substitute for ``numpy.core.multiarray.scalar``.
+
+    Args:
+        number_type: the type of the number, a ``NumberType``.
+        data: the bytes of the number.
 
     Raises:
-        UnpicklingError: if that is not one number of ``number_type``.
+        UnpicklingError: if the arguments are anything else.
     """
     if not isinstance(number_type, NumberType) or not isinstance(data, bytes):
         raise pickle.UnpicklingError("a numpy scalar that is not a number")
@@ -53,31 +57,31 @@ def number(number_type: object, data: object) -> complex | bool:
         raise pickle.UnpicklingError("a numpy scalar of the wrong size")
     value = np.frombuffer(data, number_type.dtype)[0]
     kinds: dict[str, Callable[[Any], complex | bool]] = {"b": bool, "i": int, "u": int, "f": float, "c": complex}
-    return kinds[number_type.dtype.kind](value)  # not item(), which leaves a long double as it is
+    return kinds[number_type.dtype.kind](value)  # item() would return a long double unchanged
 
 
-# The same function was numpy.core.multiarray.scalar until numpy 1 and is in numpy._core since numpy 2.
-STAND_INS: list[Callable | tuple[Callable, str]] = [
+# NumPy 2 renamed numpy.core to numpy._core.
+SUBSTITUTES: list[Callable | tuple[Callable, str]] = [
     (NumberType, "numpy.dtype"),
     (number, "numpy.core.multiarray.scalar"),
     (number, "numpy._core.multiarray.scalar"),
 ]
 
 
-def what_is_refused(path: Path) -> str | None:
-    """Name something in a checkpoint that PyTorch's restricted reader does not take, and where it is.
+def find_refused(path: Path) -> str | None:
+    """Name the first object in a checkpoint that the restricted unpickler refuses, and its place.
 
-    The structure is read with a placeholder for every name, so that nothing is imported or called.
+    The structure is read with a placeholder for every function and type, so that nothing is imported or called.
 
     Args:
-        path: a checkpoint, a ZIP archive of ``torch.save``.
+        path: path of a checkpoint, a ZIP archive of ``torch.save``.
 
     Returns:
-        For instance ``"numpy.ndarray in optimizer.param_groups[0].lr"``, or None if no such thing is found.
+        For instance ``"numpy.ndarray in optimizer.param_groups[0].lr"``; None if no such object is found.
     """
     refused: list[str] = []
     try:
-        with torch.serialization.safe_globals(STAND_INS):
+        with torch.serialization.safe_globals(SUBSTITUTES):
             refused = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         with zipfile.ZipFile(path) as archive:
             inner = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
@@ -85,13 +89,13 @@ def what_is_refused(path: Path) -> str | None:
         for place, item in _walk(tree):
             if name := _refused_name(item, refused):
                 return f"{name} in {place}" if place else name
-    except Exception:  # a damaged pickle raises anything; the names are what is left to tell
+    except Exception:  # a damaged pickle raises anything; then only the refused name is reported
         pass
     return refused[0] if refused else None
 
 
 class _Placeholder:
-    """Whatever a pickle makes by calling ``called``, MODULE.NAME, with some ``arguments``."""
+    """Placeholder for the result of calling ``called``, MODULE.NAME, with ``arguments``."""
 
     called = ""
     arguments: tuple[Any, ...]
@@ -114,11 +118,11 @@ class _Placeholder:
         pass
 
     def append(self, _: object) -> None:
-        """Take an item of what derives from a list."""
+        """Ignore an item of a subclass of list."""
 
 
 def _refused_name(item: object, refused: list[str]) -> str | None:
-    """Name ``item`` if it is not read: made by one of the ``refused`` names, or a numpy scalar but no number."""
+    """Name ``item`` if a ``refused`` function made it, or it is a NumPy scalar that is not a number; else None."""
     if isinstance(item, type) and issubclass(item, _Placeholder):  # a class or function itself
         return item.called
     if not isinstance(item, _Placeholder):
@@ -126,7 +130,7 @@ def _refused_name(item: object, refused: list[str]) -> str | None:
     first = item.arguments[0] if item.arguments else None
     if item.called in refused:
         if isinstance(first, type) and issubclass(first, _Placeholder) and item.called.endswith("._reconstruct"):
-            return first.called  # numpy's arrays are made by a function that is given their class
+            return first.called  # NumPy passes the class of an array to a function that makes it
         return item.called
     if item.called.endswith(".multiarray.scalar") and isinstance(first, _Placeholder) and first.arguments:
         code = str(first.arguments[0])
@@ -135,24 +139,24 @@ def _refused_name(item: object, refused: list[str]) -> str | None:
 
 
 class _PlaceholderUnpickler(pickle._Unpickler):
-    """Read the structure of a pickle without looking any name up.
+    """Read the structure of a pickle without importing any name.
 
-    It derives from the implementation in Python: that in C allocates as much memory as a pickle claims to need.
+    The base class is the implementation in Python: the one in C allocates as much memory as a pickle claims to need.
     """
 
     def find_class(self, module: str, name: str) -> type:
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
-        # Names of Python 2, which protocol 2 has, are told in those of Python 3, as PyTorch does.
+        # Protocol 2 has the names of Python 2: translate them to Python 3, as PyTorch does.
         module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
         return type("_Named", (_Placeholder,), {"called": f"{module}.{name}"})
 
     def persistent_load(self, _: object) -> None:
-        """Leave the numbers of a tensor out."""
+        """Skip the storage of a tensor."""
 
 
 def _walk(tree: object) -> Iterator[tuple[str, object]]:
-    """All that is in nested dictionaries, lists and tuples, each with its place, such as ``optimizer.groups[0].lr``."""
+    """Yield all objects in nested containers with their places, such as ``optimizer.param_groups[0].lr``."""
     seen, waiting = set(), [("", tree)]
     while waiting:
         place, item = waiting.pop()

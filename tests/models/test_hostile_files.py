@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from models.io.checkpoint import read_checkpoint
 from models.io.config import parse_config
-from models.io.pickle_size import LARGEST_PICKLE
+from models.io.pickle_size import MAX_BYTES
 from models.io.safetensors import read_safetensors
 from tests.conftest import ROOT
 from tests.models.test_models import GOLDEN
@@ -107,7 +107,7 @@ def name_in_capitals(path):
     """A second pickle, which PyTorch may take for the first: it finds entries whatever the case of their names."""
     pickled(P + b"}.", True)(path)
     with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr("a/DATA.PKL", P + b"N" * LARGEST_PICKLE + b".")
+        archive.writestr("a/DATA.PKL", P + b"N" * MAX_BYTES + b".")
 
 
 def pickled(data, zipped):
@@ -175,9 +175,9 @@ PICKLES = {
         "than the tensors and plain",
     ),
     "a set of a later protocol": (b"\x80\x04" + doubled(20) + b"(h\x13\x91.", "not of protocol 2"),
-    "many values": (P + b"N" * LARGEST_PICKLE + b".", "operations"),
+    "many values": (P + b"N" * MAX_BYTES + b".", "operations"),
     "deep": (P + b"]" * 400_000 + b"a" * 399_999 + b".", "operations"),
-    "a giant text": (P + text(2 * LARGEST_PICKLE) + b".", "its pickle has more than"),
+    "a giant text": (P + text(2 * MAX_BYTES) + b".", "its pickle has more than"),
     "a text that is not there": (P + text(9)[:1] + struct.pack("<I", 2**32 - 1) + b"aaa.", "cannot be read"),
     "bytes of any number": (P + b"c__builtin__\nbytearray\n\x8a\x06\0\0\0\0\0\1\x85R.", "than the tensors and plain"),
     "many names": (P + b"ca\nb\n" * 100_000 + b"N.", "than the tensors and plain"),

@@ -286,7 +286,7 @@ def test_restoring_brings_frozen_weights_to_the_average_too(tmp_path):
     second = create_state(cfg, CPU.device)
     second.load_state_dict(first.state_dict())
     name = "fourier.frequencies"
-    assert torch.equal(second.ema.model.get_parameter(name), first.model.get_parameter(name))
+    assert torch.equal(second.ema.model.network.get_parameter(name), first.model.network.get_parameter(name))
 
 
 @pytest.mark.parametrize("bad_step", [1, 2, 3])
@@ -422,7 +422,7 @@ def test_load_pretrained_brings_frozen_frequencies(tmp_path):
     train(cfg, tmp_path, CPU)
     net, _ = load_pretrained(tmp_path)
     saved = read(tmp_path / "checkpoints/checkpoint_1.pth")["model"]
-    assert torch.equal(net.get_parameter("fourier.frequencies"), saved["fourier.frequencies"])
+    assert torch.equal(net.network.get_parameter("fourier.frequencies"), saved["fourier.frequencies"])
 
 
 def damage_config(text):
