@@ -98,7 +98,7 @@ def memory_over_an_epoch(folder: Path, count: int) -> None:
             n = min(10_000, count - start)
             yield rng.integers(256, size=(n, 3, 32, 32), dtype=np.uint8), np.zeros(n, np.int64), []
 
-    images = open_cached(folder / "large.safetensors", "random", (3, 32, 32), count, parts, 1)
+    images = open_cached(folder / "large.json", "random", (3, 32, 32), count, parts, 1)
     batches = Loader(images, BATCH, 0, "cpu", in_memory=0)
     batches(0)
     before, seen, start = resident(), [], time.perf_counter()
@@ -107,7 +107,7 @@ def memory_over_an_epoch(folder: Path, count: int) -> None:
         seen.append(resident())
     seconds = time.perf_counter() - start
     print(
-        f"an epoch of {count:,} images ({images.pixels.nbytes / 1e9:.1f} GB): {count / seconds:,.0f} images/s, memory "
+        f"an epoch of {count:,} images ({images.data.nbytes / 1e9:.1f} GB): {count / seconds:,.0f} images/s, memory "
         f"{before:.0f} MB before, {max(seen) - before:+.0f} MB at most, {seen[-1] - before:+.0f} MB at the end"
     )
 

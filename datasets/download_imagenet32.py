@@ -14,10 +14,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # the house, before this folder of it
+sys.path.insert(0, str(ROOT))  # before this folder, which is the first when a script in it is run
 
-from datasets.folders import read_arrays  # noqa: E402
 from datasets.image_io import find_images  # noqa: E402
+from datasets.imagenet import read_arrays  # noqa: E402
 from utils.archives import BROKEN  # noqa: E402
 from utils.downloads import DownloadError, fetch_folder, google_drive  # noqa: E402
 from utils.errors import ArgumentParser, InputError, UserError, printable  # noqa: E402

@@ -80,7 +80,7 @@ def save_trajectory(moments: np.ndarray, path: Path) -> None:
 
 
 def _as_rgb(pixels: np.ndarray) -> np.ndarray:
-    """Convert images (N, H, W, C) to RGB: 4 channels are RGB and alpha, on white; other numbers are averaged to grey."""
+    """Convert images (N, H, W, C) to RGB: 4 channels are RGB and alpha, on white; others are averaged to grey."""
     if pixels.shape[-1] == 3:
         return pixels
     if pixels.shape[-1] == 4:
