@@ -1,4 +1,4 @@
-"""CIFAR-10 ahead of its first use: python download_cifar10.py [--to DATAROOT], by default this folder."""
+"""Download of CIFAR-10 ahead of its first use: python download_cifar10.py [--to DATAROOT], by default this folder."""
 
 import sys
 from pathlib import Path

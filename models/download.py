@@ -1,4 +1,4 @@
-"""The published weights: python -m models.download [NAME ...] [--to weights] [--mirror URL]
+"""Download of the published weights: python -m models.download [NAME ...] [--to weights] [--mirror URL]
 
 Fetches cifar10, imagenet64 and denoiser (all, unless named) to weights/NAME, or takes weights/NAME.tar.gz if you have
 put it there. The SHA-256 of each archive is recorded in weights/SHA256SUMS the first time and compared later.
@@ -19,15 +19,15 @@ IDS = {
 
 
 def download(name: str, folder: Path, mirror: str | None = None) -> Path:
-    """The model directory ``folder``/``name``, fetched if it is not there.
+    """Download the model directory ``folder``/``name``, unless it is there, and return its path.
 
     Args:
-        name: one of ``IDS``.
-        folder: of all weights.
-        mirror: address of a folder with NAME.tar.gz, instead of the published place.
+        name: name in ``IDS``.
+        folder: folder of all weights.
+        mirror: address of a folder with NAME.tar.gz, used instead of the published address.
 
     Raises:
-        UserError: if the archive cannot be had or is not what it should be; ``folder``/``name`` is not made then.
+        UserError: if the archive cannot be downloaded or is not what it should be; the directory is not made then.
     """
     target = folder / name
     if target.exists():
