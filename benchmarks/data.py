@@ -1,8 +1,8 @@
-"""Is reading images ever what training waits for? python -m benchmarks.data [--images N] [--large N] [--no-step]
+"""Speed of reading batches, beside a training step: python -m benchmarks.data [--images N] [--large N] [--no-step]
 
-Packs PNG files of 32x32 in colour, then reads batches of 128 from the pack, in memory and from disk, beside a
+Caches PNG files of 32x32 in colour, then reads batches of 128 from the cache, in memory and from disk, beside a
 DataLoader with 2 workers that decodes the files (torchvision's ImageFolder and ToTensor); reads an epoch of a large
-pack from disk, watching the memory of the process; and takes one training step of the CIFAR-10 DDPM++ to compare with.
+cache from disk, watching the memory of the process; and takes one training step of the CIFAR-10 DDPM++ to compare with.
 """
 
 import argparse
@@ -31,7 +31,7 @@ BATCH, REPEATS = 128, 5
 
 
 def rate(next_batch: Callable[[int], object], batches: int) -> float:
-    """Images a second."""
+    """Return the images loaded per second."""
     start = time.perf_counter()
     for k in range(batches):
         next_batch(k)
@@ -39,12 +39,12 @@ def rate(next_batch: Callable[[int], object], batches: int) -> float:
 
 
 def resident() -> float:
-    """Memory of this process, in MB."""
+    """Return the resident memory of this process, in MB."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
 
 
 def reading(folder: Path, count: int) -> float:
-    """Print what packing takes and how fast batches come; returns the seconds of a batch from disk."""
+    """Print the time of caching and the rate of batches; return the seconds of a batch from disk."""
     rng = np.random.default_rng(0)
     pictures = folder / "pictures"
     (pictures / "all").mkdir(parents=True)
@@ -58,10 +58,10 @@ def reading(folder: Path, count: int) -> float:
     options: dict[str, Any] = {"image_size": 32, "num_channels": 3, "num_classes": 1, "classes": False}
     images = load_images("folder", True, **options, dataroot=str(folder), root=str(pictures))
     load_images("folder", False, **options, dataroot=str(folder), root=str(pictures))
-    print(f"packing {count:,} PNGs of {size:,.0f} bytes: {time.perf_counter() - start:.1f} s")
+    print(f"caching {count:,} PNGs of {size:,.0f} bytes: {time.perf_counter() - start:.1f} s")
     start = time.perf_counter()
     load_images("folder", True, **options, dataroot=str(folder), root=str(pictures))
-    print(f"finding that the pack is fresh: {time.perf_counter() - start:.2f} s")
+    print(f"finding that the cache is fresh: {time.perf_counter() - start:.2f} s")
 
     memory, disk = (Loader(images, BATCH, 0, "cpu", in_memory=limit) for limit in (2**40, 0))
     loader = DataLoader(
@@ -89,7 +89,7 @@ def reading(folder: Path, count: int) -> float:
 
 
 def memory_over_an_epoch(folder: Path, count: int) -> None:
-    """Print how the memory of this process grows while it reads a large pack."""
+    """Print how the memory of this process grows while it reads a large cache."""
 
     def parts() -> Iterator[Part]:
         rng = np.random.default_rng(0)
@@ -97,7 +97,7 @@ def memory_over_an_epoch(folder: Path, count: int) -> None:
             n = min(10_000, count - start)
             yield rng.integers(256, size=(n, 3, 32, 32), dtype=np.uint8), np.zeros(n, np.int64), []
 
-    images = open_cached(folder / "large.safetensors", "random", (3, 32, 32), count, parts, 1)
+    images = open_cached(folder / "large.json", "random", (3, 32, 32), count, parts, 1)
     batches = Loader(images, BATCH, 0, "cpu", in_memory=0)
     batches(0)
     before, seen, start = resident(), [], time.perf_counter()
@@ -106,13 +106,13 @@ def memory_over_an_epoch(folder: Path, count: int) -> None:
         seen.append(resident())
     seconds = time.perf_counter() - start
     print(
-        f"an epoch of {count:,} images ({images.pixels.nbytes / 1e9:.1f} GB): {count / seconds:,.0f} images/s, memory "
+        f"an epoch of {count:,} images ({images.data.nbytes / 1e9:.1f} GB): {count / seconds:,.0f} images/s, memory "
         f"{before:.0f} MB before, {max(seen) - before:+.0f} MB at most, {seen[-1] - before:+.0f} MB at the end"
     )
 
 
 def step_of_training(seconds_of_a_batch: float) -> None:
-    """Print what share of a training step of the CIFAR-10 model reading is."""
+    """Print the share that reading a batch has in a training step of the CIFAR-10 model."""
     cfg = composed("data=fake", "training.grad_accum_steps=16", f"training.batch_size={BATCH}")
     state, distributed = create_state(cfg, torch.device("cpu")), Distributed(torch.device("cpu"))
     loss_fn = Loss(cfg, create_process(cfg.sde))
@@ -127,8 +127,8 @@ def step_of_training(seconds_of_a_batch: float) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=50_000, help="PNGs to pack")
-    parser.add_argument("--large", type=int, default=1_300_000, help="images of the large pack")
+    parser.add_argument("--images", type=int, default=50_000, help="PNGs to cache")
+    parser.add_argument("--large", type=int, default=1_300_000, help="images of the large cache")
     parser.add_argument("--no-step", action="store_true", help="leave out the training step, some minutes on a CPU")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:

@@ -1,8 +1,9 @@
-"""Images as uint8 arrays, and batches of them."""
+"""Data sets as arrays of samples with values in a known range, and batches of them."""
 
-from datasets.folders import one_look
+from datasets.folders import scan_once
 from datasets.images import ImageDataset
 from datasets.loader import Loader
 from datasets.registry import load_configured, load_images
+from datasets.shape import data_shape
 
-__all__ = ["ImageDataset", "Loader", "load_configured", "load_images", "one_look"]
+__all__ = ["ImageDataset", "Loader", "data_shape", "load_configured", "load_images", "scan_once"]

@@ -1,37 +1,36 @@
-"""Packs: a data set as one file of uint8 pixels, made once from its source files and read through a memory map.
+"""Cache of data sets made from many files: two .npy files that are written once and read through a memory map.
 
-A pack is a safetensors file with ``pixels`` (N, C, H, W) and ``labels`` (N,); other programs can read it too. Its
-metadata hold the SHA-256 of both and what the pack was made of.
+The cache NAME.json holds what the arrays were made of and their SHA-256. They lie beside it, pixels uint8 (N, C, H, W)
+and labels int64 (N,), under names that contain the start of this sum: so NAME.json, which is replaced in one step when
+all else is written, never names arrays of another version.
 """
 
+import glob
 import hashlib
 import json
 import logging
-import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.lib import format as npy
 from tqdm import tqdm
 
 from datasets.images import ImageDataset
-from utils.errors import InputError, printable, writing
+from utils.archives import BROKEN, ArrayFile
+from utils.errors import InputError, printable, replacing, writing
 from utils.locks import in_turn
 
 log = logging.getLogger(__name__)
-
-HEADER = 4096  # bytes before the pixels: as many as a page, so that the map is aligned
 
 Part = tuple[np.ndarray, np.ndarray, list[tuple[str, str]]]  # pixels (n, C, H, W), labels (n,), (file, reason) left out
 
 
 def fingerprint(files: Iterable[Path], root: Path, *options: object) -> str:
-    """What a pack was made of: the names below ``root``, sizes and times of its source files, and the options."""
+    """Return a digest of the names below ``root``, sizes and times of source files, and of the options."""
     digest = hashlib.sha256(repr(options).encode())
     for path in files:
         try:
@@ -46,15 +45,15 @@ def fingerprint(files: Iterable[Path], root: Path, *options: object) -> str:
 def open_cached(
     path: Path, made_of: str, shape: Sequence[int], total: int, parts: Callable[[], Iterator[Part]], num_classes: int
 ) -> ImageDataset:
-    """The data set in the pack ``path``, which is made first if it is not there or was made of something else.
+    """Open the cached data set ``path``, which is made first if it is not whole or was made of something else.
 
     Args:
-        path: of the pack, NAME.safetensors; NAME.unreadable.txt beside it lists the files that could not be read.
-        made_of: the ``fingerprint`` of its source.
-        shape: of an image, (C, H, W).
-        total: images, those that cannot be read included; for the progress bar.
-        parts: the images, some at a time; only called if the pack is to be made.
-        num_classes: of the labels.
+        path: name of the cache, NAME.json; NAME.unreadable.txt beside it lists the files that could not be read.
+        made_of: ``fingerprint`` of the source.
+        shape: shape of an image, (C, H, W).
+        total: number of images, those that cannot be read included, for the progress bar.
+        parts: function that yields the images, some at a time; only called if the cache is to be made.
+        num_classes: number of classes.
 
     Raises:
         InputError: if no image can be read.
@@ -62,41 +61,95 @@ def open_cached(
     """
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-    opened = _open_pack(path, made_of, shape)
-    if opened is None:
+    images = _open(path, made_of, shape, num_classes)
+    if images is None:
         with in_turn(path.with_name(f".{path.name}.lock"), f"another process is making {path}"):
-            opened = _open_pack(path, made_of, shape)
-            if opened is None:
-                _make_pack(path, made_of, shape, total, parts())
-                opened = _open_pack(path, made_of, shape)
-    if opened is None:
+            images = _open(path, made_of, shape, num_classes)
+            if images is None:
+                _make(path, made_of, shape, total, parts())
+                images = _open(path, made_of, shape, num_classes)
+    if images is None:
         raise InputError(f"{path} was changed while it was made: run this again")
-    file, pixels, labels, sha256 = opened
-    return ImageDataset(pixels, labels, num_classes, fingerprint=sha256, file=file, offset=HEADER)
+    return images
 
 
-def _make_pack(path: Path, made_of: str, shape: Sequence[int], total: int, parts: Iterator[Part]) -> None:
-    """Write the pack aside and move it into place."""
-    temporary = path.with_name(f".{path.name}.tmp")  # of one process at a time
-    log.info("packing %d images into %s", total, path)
+def _open(path: Path, made_of: str, shape: Sequence[int], num_classes: int) -> ImageDataset | None:
+    """Return the cached data set, or None if it is not whole or was made of something else."""
+    try:
+        record = json.loads(path.read_text())
+        if record["made_of"] != made_of:
+            return None
+        pixels_path, labels_path = _array_paths(path, record["sha256"])
+        for array_path in (pixels_path, labels_path):
+            ArrayFile(array_path)  # compares the size of the file with its header
+        # In this mode the array is writable, as torch wants it, and the file stays as it is.
+        pixels = npy.open_memmap(pixels_path, mode="c")
+        labels = np.load(labels_path)
+        if pixels.dtype != np.uint8 or pixels.shape != (len(labels), *shape):
+            return None
+        # It stays open as long as it is used, also when another version of the cache takes its place.
+        file = open(pixels_path, "rb")  # noqa: SIM115
+    except BROKEN:
+        return None
+    return ImageDataset(
+        torch.from_numpy(pixels),
+        torch.from_numpy(labels),
+        num_classes,
+        fingerprint=record["sha256"],
+        file=file,
+        offset=pixels.offset,
+    )
+
+
+def _array_paths(path: Path, sha256: str) -> tuple[Path, Path]:
+    """Return the files of the pixels and of the labels of the cache ``path``."""
+    return path.with_suffix(f".{sha256[:8]}.pixels.npy"), path.with_suffix(f".{sha256[:8]}.labels.npy")
+
+
+def _make(path: Path, made_of: str, shape: Sequence[int], total: int, parts: Iterator[Part]) -> None:
+    """Write the arrays of the cache ``path`` and at last its json; the caller has the lock."""
+    temporary = path.with_name(f".{path.stem}.pixels.tmp")
+    log.info("caching %d images in %s", total, path)
     try:
         with writing(path), open(temporary, "wb") as file:
-            count, unreadable = _write_pack(file, made_of, shape, total, parts)
+            labels, unreadable, sha256 = _write_pixels(file, shape, total, parts)
             _list(unreadable, total, path.with_suffix(".unreadable.txt"))
-        if not count:
+        if not len(labels):
             reason = f", such as {unreadable[0][0]}: {unreadable[0][1]}" if unreadable else ""
             raise InputError(f"none of the {total} images of {path.stem} can be read{reason}")
-        os.replace(temporary, path)
+        pixels_path, labels_path = _array_paths(path, sha256)
+        with writing(path):
+            for older in path.parent.glob(f"{glob.escape(path.stem)}.*.npy"):
+                older.unlink()
+            os.replace(temporary, pixels_path)
+        with replacing(labels_path) as aside, open(aside, "wb") as file:
+            np.save(file, labels)
+            file.flush()
+            os.fsync(file.fileno())
+        with replacing(path) as aside:
+            aside.write_text(json.dumps({"made_of": made_of, "sha256": sha256}))
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _write_pack(
-    file: BinaryIO, made_of: str, shape: Sequence[int], total: int, parts: Iterator[Part]
-) -> tuple[int, list[tuple[str, str]]]:
-    """Write pixels, labels and last the header; returns the number of images and the (file, reason) left out."""
+def _write_pixels(
+    file: BinaryIO, shape: Sequence[int], total: int, parts: Iterator[Part]
+) -> tuple[np.ndarray, list[tuple[str, str]], str]:
+    """Write the pixels to an .npy file whose number of images is known at the end.
+
+    By writing and not through a memory map: on a full disk this is an error, and that kills the process.
+
+    Returns:
+        Labels int64 (N,), the (file, reason) left out, and the SHA-256 of pixels, labels and shape.
+    """
+
+    def write_header(count: int) -> int:
+        file.seek(0)  # numpy pads a header so that it has the same length for any number of rows
+        npy.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (count, *shape)})
+        return file.tell()
+
     labels, unreadable, digest = [np.empty(0, np.int64)], [], hashlib.sha256()
-    file.seek(HEADER)
+    start = write_header(total)
     with tqdm(total=total, unit="image", disable=None) as bar:
         for part_pixels, part_labels, bad in parts:
             part_pixels = np.ascontiguousarray(part_pixels)
@@ -106,21 +159,13 @@ def _write_pack(
             unreadable += bad
             bar.update(len(part_labels) + len(bad))
     all_labels = np.concatenate(labels)
-    n = len(all_labels)
-    size = n * int(np.prod(shape))
-    file.write(all_labels.data)
     digest.update(all_labels.data)
-    digest.update(repr((n, *shape)).encode())
-    header = {
-        "__metadata__": {"made_of": made_of, "sha256": digest.hexdigest()},
-        "pixels": {"dtype": "U8", "shape": [n, *shape], "data_offsets": [0, size]},
-        "labels": {"dtype": "I64", "shape": [n], "data_offsets": [size, size + 8 * n]},
-    }
-    file.seek(0)
-    file.write((HEADER - 8).to_bytes(8, "little") + json.dumps(header).encode().ljust(HEADER - 8))
+    digest.update(repr((len(all_labels), *shape)).encode())
+    if write_header(len(all_labels)) != start:
+        raise RuntimeError("numpy wrote .npy headers of two lengths")
     file.flush()
     os.fsync(file.fileno())
-    return n, unreadable
+    return all_labels, unreadable, digest.hexdigest()
 
 
 def _list(unreadable: list[tuple[str, str]], total: int, path: Path) -> None:
@@ -133,24 +178,3 @@ def _list(unreadable: list[tuple[str, str]], total: int, path: Path) -> None:
     for name, reason in unreadable[:10]:
         log.warning("%s cannot be read and is left out: %s", name, reason)
     log.warning("%d of %d files left out, listed in %s", len(unreadable), total, path)
-
-
-def _open_pack(path: Path, made_of: str, shape: Sequence[int]) -> tuple[BinaryIO, Tensor, Tensor, str] | None:
-    """A pack, opened: its file, pixels (mapped), labels and their SHA-256; None if it is not whole or not of that."""
-    with ExitStack() as opening:
-        try:
-            file = opening.enter_context(open(path, "rb"))
-            header = json.loads(file.read(HEADER)[8:])
-            (n, *stored), (begin, end) = header["pixels"]["shape"], header["labels"]["data_offsets"]
-            whole = os.fstat(file.fileno()).st_size == HEADER + end and end - begin == 8 * n
-            metadata = header["__metadata__"]
-            if metadata["made_of"] != made_of or not metadata["sha256"] or stored != list(shape) or not whole:
-                return None
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-        # A private map is writable, as torch wants it, and nobody writes.
-        mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        pixels = np.frombuffer(mapping, np.uint8, n * int(np.prod(shape)), HEADER).reshape(n, *shape)
-        labels = np.frombuffer(mapping, np.int64, n, HEADER + begin).copy()
-        opening.pop_all()  # the file stays open as long as it is used, also when another pack takes its name
-        return file, torch.from_numpy(pixels), torch.from_numpy(labels), str(metadata["sha256"])

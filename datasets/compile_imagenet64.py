@@ -1,4 +1,4 @@
-"""ImageNet at 64x64: python compile_imagenet64.py /path/to/imagenet [--out imagenet-64x64] [--workers N]
+"""Preparation of ImageNet at 64x64: python compile_imagenet64.py /path/to/imagenet [--out imagenet-64x64] [--workers N]
 
 Makes OUT/train and OUT/valid: PNGs 00000/img00000000.png, ... (the square in the middle of each image, resized with
 antialiasing, RGB) and dataset.json, {"labels": [["00000/img00000000.png", class], ...]}. A class is the position of its
@@ -26,7 +26,7 @@ from PIL import Image
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # the house, before this folder of it
+sys.path.insert(0, str(ROOT))  # before this folder, which is the first when a script in it is run
 
 from datasets.image_io import SUFFIXES, UnreadableError, cores, find_images, in_processes, read_image  # noqa: E402
 from utils.errors import ArgumentParser, InputError, UserError, printable, writing  # noqa: E402
@@ -40,24 +40,30 @@ IN_A_FOLDER = 1000
 
 @dataclass(frozen=True)
 class Split:
-    """Source files below a folder, sorted, and the class of each."""
+    """Source files of a split.
+
+    Attributes:
+        source: folder that they lie below.
+        files: paths, sorted.
+        classes: class of each file.
+    """
 
     source: Path
     files: list[Path]
     classes: list[int]
 
     def names(self) -> list[str]:
-        """The names of the files below the folder."""
+        """Return the paths of the files relative to the folder."""
         start = len(str(self.source)) + 1
         return [str(path)[start:] for path in self.files]
 
 
 def find_splits(root: Path, truth: Path | None = None) -> dict[str, Split]:
-    """The splits train and valid of the ImageNet in ``root``.
+    """Find the splits train and valid of the ImageNet in ``root``.
 
     Args:
-        root: its folder.
-        truth: the file with the classes of the validation images; if not given, looked for by its name.
+        root: folder of ImageNet.
+        truth: file with the classes of the validation images; None: found by its name.
 
     Raises:
         InputError: naming the file or folder that is missing or does not fit.
@@ -90,12 +96,12 @@ def find_splits(root: Path, truth: Path | None = None) -> dict[str, Split]:
 
 
 def read_truth(path: Path, files: Sequence[Path], numbers: dict[str, int]) -> list[int]:
-    """The classes of validation images, from any of the three kinds of files with the ground truth.
+    """Read the classes of validation images from any of the three kinds of files with the ground truth.
 
     Args:
-        path: of that file.
-        files: the images, sorted.
-        numbers: of the WordNet ids.
+        path: path of that file.
+        files: paths of the images, sorted.
+        numbers: class of each WordNet id.
 
     Raises:
         InputError: if the file cannot be read or does not fit the images and ids.
@@ -116,7 +122,7 @@ def read_truth(path: Path, files: Sequence[Path], numbers: dict[str, int]) -> li
 
 
 def compile_imagenet(root: Path, out: Path, size: int, workers: int, truth: Path | None = None) -> None:
-    """Make ``out``/train and ``out``/valid of the ImageNet in ``root``; goes on with what is there already.
+    """Make ``out``/train and ``out``/valid of the ImageNet in ``root``, beginning with what an earlier call left.
 
     Raises:
         InputError: if ``root`` is not as it should be, or ``out`` holds or is making something else.
@@ -131,7 +137,7 @@ def compile_imagenet(root: Path, out: Path, size: int, workers: int, truth: Path
 
 
 def compile_split(split: Split, folder: Path, size: int, workers: int) -> None:
-    """Make the PNGs and dataset.json of a split in ``folder``; nothing if that is done."""
+    """Make the PNGs and dataset.json of a split in ``folder``, unless that is done."""
     _claim(folder, _fingerprint(split, size))
     if (folder / "dataset.json").exists():
         print(printable(f"{folder} is done already"))
@@ -162,7 +168,7 @@ def compile_split(split: Split, folder: Path, size: int, workers: int) -> None:
 
 
 def make_pngs(folder: Path, size: int, jobs: Sequence[tuple[int, Path]]) -> dict[int, str]:
-    """Make PNGs of numbered source files; the numbers of those that cannot be read, with the reason."""
+    """Make PNGs of numbered source files; return the numbers of those that cannot be read, with the reason."""
     failed = {}
     for number, path in jobs:
         try:
@@ -177,7 +183,7 @@ def make_pngs(folder: Path, size: int, jobs: Sequence[tuple[int, Path]]) -> dict
 
 
 def png_name(number: int) -> str:
-    """The name of an image in its split."""
+    """Return the path of an image below the folder of its split."""
     return f"{number // IN_A_FOLDER:05d}/img{number:08d}.png"
 
 
@@ -280,7 +286,7 @@ def _claim(folder: Path, made_of: str) -> None:
 
 
 def _missing(folder: Path, total: int) -> list[int]:
-    """Numbers of the PNGs that are not there; takes away what a killed run left half written."""
+    """Return the numbers of the PNGs that are not there; remove what a killed run left half written."""
     missing: list[int] = []
     for part in (folder, *folder.glob("[0-9]" * 5)):
         for path in part.glob(".*.tmp"):

@@ -1,4 +1,4 @@
-"""Turn an image file, whatever it is stored as, into pixels of 8 bits. Nothing in a file is run."""
+"""Decoding of an image file, whatever it is stored as, into pixels of 8 bits, without running anything in it."""
 
 import functools
 import os
@@ -37,12 +37,12 @@ class UnreadableError(Exception):
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    """What image files are made into.
+    """The form that image files are decoded into.
 
     Attributes:
-        size: height and width; None: each in its own.
-        num_channels: 1: grey; 3: RGB; 4: RGB and alpha.
-        background: colour that transparent parts are laid on, unless alpha is kept.
+        size: height and width; None: those of each file.
+        num_channels: 1 (grey), 3 (RGB) or 4 (RGB and alpha).
+        background: colour that transparent parts are composited on, unless alpha is kept.
         white: value of 16-bit, 32-bit and floating-point images that is white; None: what their format says.
     """
 
@@ -54,7 +54,7 @@ class DecodeOptions:
 
 @dataclass(frozen=True)
 class DecodeStats:
-    """What was met in some files.
+    """Statistics of some files.
 
     Attributes:
         transparent: number of images with parts that are not opaque.
@@ -75,7 +75,7 @@ class DecodeStats:
     float_peak: float = 0.0
 
     def __add__(self, other: "DecodeStats") -> "DecodeStats":
-        """Return what was met in both."""
+        """Return the statistics of both sets of files."""
         return DecodeStats(
             self.transparent + other.transparent,
             self.paged + other.paged,
@@ -103,15 +103,15 @@ def read_image(path: Path, size: int | None, num_channels: int = 3) -> np.ndarra
 
 
 def decode(path: Path, options: DecodeOptions) -> tuple[np.ndarray, DecodeStats]:
-    """Read an image file as the square in its middle, resized with antialiasing (Lanczos), and say what was met in it.
+    """Read an image file as the square in its middle, resized with antialiasing (Lanczos), with its statistics.
 
     Without a size in ``options`` it is the whole image in its own, (H, W, num_channels). It is turned as its EXIF data
     say and has the colours of ``options``, whatever it is stored as; of several pages or frames it is the first. The
     format is read from the contents, not from the name.
 
     Args:
-        path: of the file.
-        options: what it is made into.
+        path: path of the file.
+        options: form of the result.
 
     Raises:
         UnreadableError: if the file is damaged, cut short, not an image, absurdly large, or of values whose white is
@@ -130,7 +130,7 @@ def decode(path: Path, options: DecodeOptions) -> tuple[np.ndarray, DecodeStats]
 
 
 def _decode(path: Path, options: DecodeOptions) -> tuple[np.ndarray, DecodeStats]:
-    """Do the work of ``decode``; raises whatever a decoder raises."""
+    """Decode as ``decode`` does; raise whatever a decoder raises."""
     mode = "L" if options.num_channels == 1 else "RGB"
     # From an open file: one that Pillow opened itself it would map into memory, and shear a TIFF that is to be turned.
     with open(path, "rb") as opened, Image.open(opened, formats=_formats(path.suffix.lower())) as file:

@@ -1,10 +1,10 @@
-"""CIFAR-10 ahead of its first use: python download_cifar10.py [--to DATAROOT], by default this folder."""
+"""Download of CIFAR-10 ahead of its first use: python download_cifar10.py [--to DATAROOT], by default this folder."""
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # the house, before this folder of it
+sys.path.insert(0, str(ROOT))  # before this folder, which is the first when a script in it is run
 
 from datasets.images import cifar10  # noqa: E402
 from utils.errors import ArgumentParser, UserError, printable  # noqa: E402

@@ -1,4 +1,4 @@
-"""ImageNet at 32x32, for data=imagenet32: download_imagenet32.sh [--to FOLDER] [--mirror URL] [PATH ...]
+"""Preparation of ImageNet at 32x32, for data=imagenet32: download_imagenet32.sh [--to FOLDER] [--mirror URL] [PATH ...]
 
 Fetches the PNGs of the published code to FOLDER/train_32x32 and FOLDER/valid_32x32, FOLDER being ds_imagenet beside
 this script, or takes FOLDER/train_32x32.tar and valid_32x32.tar if you have put them there. Given PATHs, takes the
@@ -14,10 +14,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # the house, before this folder of it
+sys.path.insert(0, str(ROOT))  # before this folder, which is the first when a script in it is run
 
-from datasets.folders import read_arrays  # noqa: E402
 from datasets.image_io import find_images  # noqa: E402
+from datasets.imagenet import read_arrays  # noqa: E402
 from utils.archives import BROKEN  # noqa: E402
 from utils.downloads import DownloadError, fetch_folder, google_drive  # noqa: E402
 from utils.errors import ArgumentParser, InputError, UserError, printable  # noqa: E402
@@ -28,10 +28,10 @@ ARRAY_COUNTS = {"train_32x32": 1_281_167, "valid_32x32": 50_000}  # images in th
 
 
 def fetch_pngs(split: str, folder: Path, mirror: str | None) -> None:
-    """Make ``folder``/``split``, unless it is there.
+    """Download the PNGs of a split to ``folder``/``split``, unless it is there.
 
     Raises:
-        UserError: if the archive cannot be had or is not what it should be.
+        UserError: if the archive cannot be downloaded or is not what it should be.
     """
     target, archive = folder / split, folder / f"{split}.tar"
     if target.exists():
@@ -51,10 +51,10 @@ def fetch_pngs(split: str, folder: Path, mirror: str | None) -> None:
 
 
 def find_arrays(paths: list[Path]) -> dict[str, list[tuple[str, Path, str | None]]]:
-    """The npz files in ``paths`` by their split: (name, file, member of it if that is a zip archive).
+    """Find the npz files in ``paths``, by split: (name, file, member of the file if that is a zip archive).
 
     Raises:
-        InputError: for what is no such file.
+        InputError: for a path without such files.
     """
     files = []
     for path in paths:

@@ -1,4 +1,4 @@
-"""Find the image files below a folder: each once, in a fixed order, whatever else lies there."""
+"""Search for the image files below a folder: each once, in a fixed order, whatever else lies there."""
 
 import glob
 import logging
@@ -66,12 +66,12 @@ FIRST_OF_LOGS = rb"\A\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(,\d{3})? [A-Z]+ "
 
 @dataclass
 class Scan:
-    """What lies below a folder.
+    """Result of a search below a folder.
 
     Attributes:
-        files: paths of the image files, by their suffix, sorted.
-        left_out: what else could have been images, {what: paths}.
-        others: number of files of other kinds, {suffix: number}.
+        files: paths of the image files, known by their suffix, sorted.
+        left_out: paths that could have been images, by the reason why they are left out.
+        others: number of files of other kinds, by their suffix.
     """
 
     files: list[Path] = field(default_factory=list)
@@ -79,11 +79,11 @@ class Scan:
     others: Counter[str] = field(default_factory=Counter)
 
     def leave_out(self, what: str, path: str) -> None:
-        """Record a ``path`` that is left out, and ``what`` it is one of."""
+        """Record a ``path`` that is left out because of ``what`` it is."""
         self.left_out.setdefault(what, []).append(path)
 
     def log(self, folder: Path) -> None:
-        """Say what was left out of ``folder``, if anything was."""
+        """Log what was left out of ``folder``, if anything was."""
         parts = []
         for what, paths in self.left_out.items():
             names = [_shown(os.path.relpath(path, folder)) for path in sorted(paths)[:3]]
@@ -94,7 +94,7 @@ class Scan:
             log.info("%d files of other kinds not looked at: %s", self.others.total(), self.kinds())
 
     def kinds(self) -> str:
-        """Return the numbers of files of other kinds by suffix, the most common ones."""
+        """Return a text with the most common suffixes of other files and the number of each."""
         kinds = [f"{number} {printable(suffix) or 'without a suffix'}" for suffix, number in self.others.most_common(8)]
         return ", ".join([*kinds, *["..."] * (len(self.others) > 8)])
 
@@ -111,15 +111,15 @@ def find_images(folder: Path) -> list[Path]:
 
 
 def scan_folder(folder: Path, without_ours: bool = False, ours: Iterable[Path] = ()) -> Scan:
-    """Look for image files, by their suffix, in ``folder`` and below.
+    """Search for image files, by their suffix, in ``folder`` and below.
 
     Links are followed. What is reached twice counts once, under its real path if that lies below ``folder``; a link to
     a folder above is not followed, nor one that leads nowhere. Only regular files count; names that begin with a dot
     do not, and a folder that cannot be read is left out.
 
     Args:
-        folder: where to look.
-        without_ours: leave out what the scripts of this project wrote: runs, drawn images, evaluations.
+        folder: folder to search.
+        without_ours: whether to leave out what the scripts of this project wrote: runs, drawn images, evaluations.
         ours: further folders to leave out as such.
 
     Raises:
@@ -129,7 +129,7 @@ def scan_folder(folder: Path, without_ours: bool = False, ours: Iterable[Path] =
 
 
 class _Search:
-    """Search real folders first, then what links lead to, so that a link never takes the place of what it names."""
+    """A search of real folders first and then of the targets of links, so that no link stands in for its target."""
 
     def __init__(self, folder: Path, without_ours: bool, ours: Iterable[Path]) -> None:
         self.found = Scan()
@@ -153,7 +153,7 @@ class _Search:
         self.found.files = [Path(path) for path in sorted(self.paths)]
 
     def _take_file_links(self) -> None:
-        """Add the images that links lead to, as far as they are not there yet."""
+        """Add the images that links lead to, unless they were found already."""
         targets: set[str] = set()
         for link in sorted(self.file_links):
             target = os.path.realpath(link)
@@ -169,7 +169,7 @@ class _Search:
                 self.paths.append(link)
 
     def _follow(self, link: str, target: str) -> None:
-        """Search the folder ``target`` of a link, unless that was done or would include where a search began."""
+        """Search the folder ``target`` of a link, unless it was searched or lies above where a search began."""
         if self._is_ours(target):
             self.found.leave_out(OURS, link)
         elif target in self.above or not self._walk(link):
@@ -180,9 +180,9 @@ class _Search:
         return not self.left.isdisjoint((target, *map(str, Path(target).parents)))
 
     def _walk(self, start: str, at_top: bool = False) -> bool:
-        """Search ``start`` and the real folders below; returns whether it had not been searched before.
+        """Search ``start`` and the real folders below; return whether it had not been searched before.
 
-        Where it begins ``at_top``, what a script of ours wrote into that folder is told from what else is there.
+        With ``at_top``, ``start`` is searched even if scripts of this project wrote into it, but for what they wrote.
         """
         new, pending = False, [start]
         real_start = os.path.realpath(start)
@@ -222,7 +222,7 @@ class _Search:
         return new
 
     def _take(self, entry: os.DirEntry[str], pending: list[str]) -> None:
-        """Sort an ``entry`` of a folder into what it is."""
+        """Record an ``entry`` of a folder as what it is: an image, a folder still to search, a link, left out."""
         is_image = _is_image(entry.name)
         try:
             if entry.name.startswith("."):
@@ -251,7 +251,7 @@ class _Search:
 
 
 def _shown(path: str) -> str:
-    """Return a path for a line of text: printable, and the end of a long one."""
+    """Return a path as printable text, of a long one the end."""
     text = printable(path)
     return text if len(text) <= 200 else f"...{text[-200:]}"
 
@@ -271,7 +271,7 @@ def _wrote_this(folder: str, names: set[str]) -> bool:
 
 
 def _written_here(folder: str, names: set[str]) -> set[str]:
-    """Return which of the ``names`` in a ``folder`` that is also a directory of ours are pictures, or hold some."""
+    """Return those ``names`` in a ``folder`` under which the scripts of this project write images."""
     ours = names & {"checkpoints", "checkpoints-meta", "tensorboard", "wandb", "data.png", "loss.png"}
     if "samples" in names and glob.glob(os.path.join(glob.escape(folder), "samples", "iter_*")):
         ours.add("samples")
@@ -283,7 +283,7 @@ def _written_here(folder: str, names: set[str]) -> set[str]:
 
 
 def _names_a_run(path: str) -> bool:
-    """Return whether ``path`` is the configuration of run_vis.py or run_eval.py, and no other file of that name."""
+    """Return whether ``path`` is a configuration of run_vis.py or run_eval.py, which names the run it loaded."""
     return _has_line(path, rb"^load_dir:")
 
 

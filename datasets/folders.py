@@ -1,48 +1,41 @@
-"""Data sets that are folders of image files, packed once."""
+"""The data set ``folder``: any folder of image files, its splits and its classes."""
 
-import hashlib
-import json
 import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from datasets.cache import Part, fingerprint, open_cached
-from datasets.decode import WHITE, DecodeOptions, DecodeStats, UnreadableError, decode, without_warnings
-from datasets.find import Scan, find_images, scan_folder
-from datasets.image_io import cores, read_images
+from datasets.cached_images import cache_images
+from datasets.decode import DecodeOptions, UnreadableError, decode, without_warnings
+from datasets.find import Scan, scan_folder
 from datasets.images import ImageDataset
-from utils.archives import BROKEN, ArrayFile
 from utils.checks import did_you_mean
 from utils.errors import InputError, printable
 
 log = logging.getLogger(__name__)
 
 PROJECT = Path(__file__).resolve().parent.parent
-PIXELS = 2  # version of how files become pixels: packs of another are made anew
-TO_TRAIN_ON = ("train", "training")  # what the folders of the splits may be called, in any case
-HELD_OUT = ("valid", "val", "validation", "test", "testing")  # the first that is there
-EVERY = 10  # without the latter every tenth image is held out
-TRIED = 100  # images, in looking for one that can be read
+TRAINING_NAMES = ("train", "training")  # of the folders of the splits, in any case
+HELD_OUT_NAMES = ("valid", "val", "validation", "test", "testing")  # the first that is there
+EVERY = 10  # without a held-out folder every tenth image is held out
+MAX_TRIED = 100  # images, in the search for one that can be read
 CHANNELS = {1: "grey", 3: "RGB", 4: "RGB and alpha"}
-DARK = 2**14  # 16-bit images that never reach a quarter of white hold fewer bits, and floats are of another range
 LONGEST_NAMES = 2**17  # characters of all names of classes, which a configuration has to hold
 
 
 @dataclass(frozen=True)
 class Split:
-    """Image files of one purpose.
+    """Image files of one split.
 
     Attributes:
         base: folder that they lie below; with classes it holds a folder for each.
-        files: sorted by their path.
+        files: paths, sorted.
     """
 
     base: Path
@@ -50,14 +43,14 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Look:
-    """What a folder was found to hold.
+class FolderContents:
+    """What was found in a folder.
 
     Attributes:
-        found: what lies below it.
+        found: result of the search for image files.
         splits: images to train on, and those held out.
-        names: of the classes, in the order of their labels.
-        notes: what the user may not expect.
+        names: names of the classes, in the order of their labels.
+        notes: warnings about what the user may not expect.
     """
 
     found: Scan
@@ -66,31 +59,32 @@ class Look:
     notes: list[str]
 
 
-_looks: ContextVar[dict[tuple[object, ...], Look] | None] = ContextVar("looks", default=None)
+_scanned: ContextVar[dict[tuple[object, ...], FolderContents] | None] = ContextVar("scanned", default=None)
 
 
 @contextmanager
-def one_look() -> Iterator[None]:
-    """Let what is loaded inside look into a folder once, so that its splits are of the same listing."""
-    token = _looks.set({})
+def scan_once() -> Iterator[None]:
+    """Search each folder once for all data sets that are loaded inside, so that both splits are of one listing."""
+    token = _scanned.set({})
     try:
         yield
     finally:
-        _looks.reset(token)
+        _scanned.reset(token)
 
 
 def folder(
     train: bool,
-    root: str | None,
     image_size: int,
     num_channels: int,
     num_classes: int,
     classes: bool,
     dataroot: str,
+    root: str | None = None,
     background: str = "white",
     white: float | None = None,
     class_names: Sequence[str] | None = None,
     plain_order: bool = False,
+    **_: object,
 ) -> ImageDataset:
     """Load the images in a folder and below, whatever their format and size.
 
@@ -99,16 +93,17 @@ def folder(
     in a split are the classes, in the order of their names, numbers in these counting as numbers.
 
     Args:
-        train: the training split, or the held-out one.
-        root: the folder.
-        image_size, num_channels: what the images are made into.
-        num_classes: how many folders there are.
-        classes: whether they are classes.
-        dataroot: where packs are kept.
-        background: colour that transparent parts are laid on, unless there are 4 channels.
+        train: whether to load the training split instead of the held-out one.
+        image_size: height and width that the images are made into.
+        num_channels: 1 (grey), 3 (RGB) or 4 (RGB and alpha).
+        num_classes: number of class folders.
+        classes: whether the folders in a split are classes.
+        dataroot: folder of the cache.
+        root: folder of the images.
+        background: colour that transparent parts are composited on, unless there are 4 channels.
         white: value of 16-bit, 32-bit and floating-point images that is white; None: what their format says.
-        class_names: names of the classes in the order of their labels, if that is fixed already.
-        plain_order: the order of names in which numbers do not count as such, for runs that do not record it.
+        class_names: names of the classes in the order of their labels, if that order is fixed already.
+        plain_order: whether names are sorted character by character, as in runs that do not record their order.
 
     Raises:
         InputError: naming the key or the file at fault.
@@ -123,29 +118,29 @@ def folder(
         raise InputError(f"data.root={root} is not a folder")
     options = DecodeOptions(image_size, num_channels, background, white)
     fixed = None if class_names is None else tuple(class_names)
-    looks = _looks.get()
-    asked = (top, options, num_classes, classes, dataroot, fixed, plain_order)
-    look = looks.get(asked) if looks is not None else None
-    if look is None:
-        look = _look(*asked)
-        if looks is not None:
-            looks[asked] = look
-    split = look.splits[0] if train else look.splits[1]
+    scanned = _scanned.get()
+    key = (top, options, num_classes, classes, dataroot, fixed, plain_order)
+    contents = scanned.get(key) if scanned is not None else None
+    if contents is None:
+        contents = _scan(*key)
+        if scanned is not None:
+            scanned[key] = contents
+    split = contents.splits[0] if train else contents.splits[1]
     if train:
-        look.found.log(top)
-        for line in look.notes:
+        contents.found.log(top)
+        for line in contents.notes:
             log.warning("%s", printable(line))
-    names = look.names
+    names = contents.names
     numbers = {name: number for number, name in enumerate(names)}
     labels = np.array([numbers[_class_name(path, split.base)] if classes else 0 for path in split.files], np.int64)
-    images = _pack(top, split.files, labels, train, options, num_classes if classes else 1, dataroot)
+    images = cache_images(top, split.files, labels, train, options, num_classes if classes else 1, dataroot)
     if sum(map(len, names)) > LONGEST_NAMES:
         log.warning("the names of the classes are too long to be recorded: label=NUMBER names one")
         names = ()
     return replace(images, class_names=names)
 
 
-def _look(
+def _scan(
     top: Path,
     options: DecodeOptions,
     num_classes: int,
@@ -153,15 +148,15 @@ def _look(
     dataroot: str,
     class_names: tuple[str, ...] | None,
     plain_order: bool,
-) -> Look:
-    """Return what the folder ``top`` holds; the arguments are those of ``folder``.
+) -> FolderContents:
+    """Find the splits and the classes of the folder ``top``; the arguments are those of ``folder``.
 
     Raises:
         InputError: naming the key or the file at fault.
     """
-    made = [Path(dataroot) / name for name in ("packs", "ds_imagenet", "imagenet-64x64")]
+    made = [Path(dataroot) / name for name in ("cache", "ds_imagenet", "imagenet-64x64")]
     found = scan_folder(top, without_ours=True, ours=_strictly_below(top, [*made, PROJECT / "docs"]))
-    notes: list[str] = []  # said when all is as it should be, so that a refusal is one line
+    notes: list[str] = []  # logged only if there is no error, so that a refusal is one line
 
     def note(text: str, *args: object) -> None:
         notes.append(text % args)
@@ -170,10 +165,11 @@ def _look(
     names: tuple[str, ...] = ()
     if classes:
         names = _class_names(splits, num_classes, class_names, str if plain_order else natural_order, note)
-    return Look(found, splits, names, notes)
+    return FolderContents(found, splits, names, notes)
 
 
 def _strictly_below(top: Path, folders: Sequence[Path]) -> list[Path]:
+    """Return those of some folders that lie below ``top``, links resolved."""
     real = top.resolve()
     return [path for path in folders if real in path.resolve().parents]
 
@@ -184,11 +180,11 @@ def _find_splits(
     """Return the images to train on and those held out.
 
     Args:
-        top: the folder.
-        found: what lies below it.
+        top: folder of the images.
+        found: image files below it.
         classes: whether the folders in a split are classes.
-        options: how they are read.
-        note: logs what the user may not expect.
+        options: options of decoding, for a trial whether an image can be read.
+        note: function that takes a warning, as ``log.warning`` does.
 
     Raises:
         InputError: if there are no images, or a folder could be a split as well as a class.
@@ -201,8 +197,9 @@ def _find_splits(
     for path in found.files:
         parts = path.parts[len(top.parts) :]
         by_folder.setdefault(parts[0] if len(parts) > 1 else "", []).append(path)
-    to_train = [name for name in by_folder if _kind(name) in TO_TRAIN_ON]
-    held_out = sorted((name for name in by_folder if _kind(name) in HELD_OUT), key=lambda n: HELD_OUT.index(_kind(n)))
+    to_train = [name for name in by_folder if _kind(name) in TRAINING_NAMES]
+    held_out = [name for name in by_folder if _kind(name) in HELD_OUT_NAMES]
+    held_out.sort(key=lambda name: HELD_OUT_NAMES.index(_kind(name)))
     beside = sorted(by_folder.keys() - {*to_train, *held_out})
     if len(to_train) > 1:
         raise InputError(f"data.root={top} has {' and '.join(to_train)}: which is to be trained on? rename the others")
@@ -235,30 +232,30 @@ def _find_splits(
 
 
 def _check_below(top: Path, by_folder: dict[str, list[Path]], note: Callable[..., None]) -> None:
-    """Say where splits lie below a folder in ``top`` and not in it, so that they are not taken as such.
+    """Warn of splits that lie in a folder below ``top`` instead of in ``top`` itself, where they are looked for.
 
     Raises:
-        InputError: if all images lie in one such folder, which then was meant.
+        InputError: if all images lie in one such folder.
     """
     depth = len(top.parts) + 1
     for name, files in by_folder.items():
         kinds = {_kind(path.parts[depth]) for path in files if name and len(path.parts) > depth + 1}
-        if kinds & set(TO_TRAIN_ON) and kinds & set(HELD_OUT):
+        if kinds & set(TRAINING_NAMES) and kinds & set(HELD_OUT_NAMES):
             if len(by_folder) == 1:
                 raise InputError(f"data.root={top} has its splits one folder below: say data.root={top / name}")
             note("the splits below %s are not taken as such: they are looked for in %s itself", top / name, top)
 
 
 def _kind(name: str) -> str:
-    """Return the name of a split as in ``TO_TRAIN_ON`` and ``HELD_OUT``: "Training_Set" is training."""
+    """Return a folder's name in the form of ``TRAINING_NAMES`` and ``HELD_OUT_NAMES``: "Training_Set" is training."""
     return name.lower().removesuffix("set").rstrip("_- ")
 
 
 def _hold_out(split: Split, classes: bool, options: DecodeOptions, note: Callable[..., None]) -> tuple[Split, Split]:
-    """Hold out every tenth image: of each class, and of all those together that have fewer than ten.
+    """Divide a split: hold out every tenth image of each class, and of all classes with fewer than ten together.
 
-    A class keeps an image to train on. Where that holds nothing out, or nothing that can be read, it is the last image
-    that can be read of a class that has another; where none has, an image serves for both.
+    Each class keeps an image to train on. If no image is held out that can be read, the last readable image of a class
+    with more than one is; if there is no such class, one image is in both splits.
     """
     base, files = split.base, split.files
     groups: dict[str, list[Path]] = {}
@@ -287,8 +284,8 @@ def _hold_out(split: Split, classes: bool, options: DecodeOptions, note: Callabl
 
 
 def _first_readable(files: Sequence[Path], options: DecodeOptions) -> Path | None:
-    """Return the first of some files that can be read, if it is among the first ``TRIED``."""
-    for path in files[:TRIED]:
+    """Return the first of some files that can be read, if it is among the first ``MAX_TRIED``."""
+    for path in files[:MAX_TRIED]:
         with suppress(UnreadableError), without_warnings():
             decode(path, options)
             return path
@@ -305,14 +302,14 @@ def _class_names(
     """Return the names of the classes in the order of their labels.
 
     Args:
-        splits: the images to train on, and those held out.
-        num_classes: how many there should be.
-        fixed: the names, if their order was fixed before.
-        order: key that they are sorted by, if not.
-        note: logs what the user may not expect.
+        splits: images to train on, and those held out.
+        num_classes: number of classes that the configuration states.
+        fixed: names in the order of their labels, if that was fixed before.
+        order: key that the names are sorted by otherwise.
+        note: function that takes a warning, as ``log.warning`` does.
 
     Raises:
-        InputError: if they are others, or not so many, or cannot be names.
+        InputError: if there are other classes, or not so many, or a name that a configuration cannot hold.
     """
     training, held_out = splits
     base = training.base
@@ -348,147 +345,18 @@ def _class_names(
 
 
 def natural_order(name: str) -> tuple[list[tuple[int, int, str]], str]:
-    """Return a key that sorts names as people do: numbers in them by their value."""
+    """Return a sorting key of a name in which numbers count by their value."""
     parts = re.findall(r"[0-9]+|[^0-9]+", name)
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts], name
 
 
-def imagenet32(
-    train: bool, image_size: int, num_channels: int, classes: bool, dataroot: str, **_: object
-) -> ImageDataset:
-    """ImageNet at 32x32: ``dataroot``/ds_imagenet/{train_32x32,valid_32x32}, PNGs or the npz of image-net.org.
-
-    The PNGs have no classes; the npz have the 1,000 of ImageNet.
-
-    Raises:
-        InputError: if it is not there, or not what the configuration says.
-    """
-    base = Path(dataroot) / "ds_imagenet" / ("train_32x32" if train else "valid_32x32")
-    arrays, files = sorted(base.glob("*.npz")), find_images(base) if base.is_dir() else []
-    if not arrays and not files:
-        raise InputError(f"{base} has no images: sh datasets/download_imagenet32.sh fetches them")
-    if (image_size, num_channels) != (32, 3):
-        raise InputError(f"data.image_size={image_size}, data.num_channels={num_channels}: imagenet32 has 32 and 3")
-    if arrays:
-        made_of = fingerprint(arrays, base)
-        path = _pack_path(base, train, dataroot)
-        return open_cached(path, made_of, (3, 32, 32), 0, partial(read_arrays, arrays), 1000)
-    if classes:
-        raise InputError(f"data.classes=True, but the PNGs of {base} have no classes")
-    return _pack(base, files, np.zeros(len(files), np.int64), train, DecodeOptions(32), 1, dataroot)
-
-
-def imagenet64c(
-    train: bool, image_size: int, num_channels: int, num_classes: int, dataroot: str, **_: object
-) -> ImageDataset:
-    """ImageNet with its classes: ``dataroot``/imagenet-64x64/{train,valid} with PNGs and dataset.json.
-
-    Raises:
-        InputError: if it is not there, or dataset.json is not what datasets/compile_imagenet64.py writes.
-    """
-    base = Path(dataroot) / "imagenet-64x64" / ("train" if train else "valid")
-    listing = base / "dataset.json"
-    if not listing.is_file():
-        raise InputError(f"{listing} is not there: python datasets/compile_imagenet64.py /path/to/imagenet makes it")
-    try:
-        pairs = json.loads(listing.read_text())["labels"]
-        names, labels = [str(name) for name, _ in pairs], np.array([label for _, label in pairs])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{listing} cannot be read: {error}") from error
-    whole = len(names) > 0 and labels.dtype.kind == "i" and labels.min() >= 0 and labels.max() < num_classes
-    if not whole:
-        raise InputError(f"{listing} does not name images and their classes, 0 to data.num_classes={num_classes} - 1")
-    for name in names:
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise InputError(f"{listing} names a file outside of its folder: {name}")
-    files = [base / name for name in names]
-    return _pack(base, files, labels, train, DecodeOptions(image_size, num_channels), num_classes, dataroot)
-
-
-def _pack(
-    root: Path,
-    files: Sequence[Path],
-    labels: np.ndarray,
-    train: bool,
-    options: DecodeOptions,
-    num_classes: int,
-    dataroot: str,
-) -> ImageDataset:
-    """Return the pack of some files below ``root`` with their labels, (len(files),)."""
-    size = options.size or 0
-
-    def parts() -> Iterator[Part]:
-        stats = DecodeStats()
-        for pixels, good, bad, of_chunk in read_images(files, options, cores()):
-            stats += of_chunk
-            yield pixels, labels[good], [(str(path.relative_to(root)), reason) for path, reason in bad]
-        if train:
-            _report(root, stats, options)
-
-    try:
-        made_with = (PIXELS, size, options.num_channels, options.background, options.white)
-        made_of = fingerprint(files, root, *made_with, hashlib.sha256(labels.tobytes()).hexdigest())
-    except OSError as error:
-        raise InputError(f"{error.filename} is not there") from error
-    own = () if options == DecodeOptions(options.size, options.num_channels) else (options.background, options.white)
-    path = _pack_path(root, train, dataroot, size, options.num_channels, num_classes, *own)
-    return open_cached(path, made_of, (options.num_channels, size, size), len(files), parts, num_classes)
-
-
-def _report(root: Path, stats: DecodeStats, options: DecodeOptions) -> None:
-    """Log what was met in the images that were packed to train on.
-
-    Raises:
-        InputError: if all images of 16 bits, or all of floating point, would be nearly black.
-    """
-    if stats.transparent and options.num_channels != 4:
-        log.info("%d images have transparent parts, laid on data.background=%s", stats.transparent, options.background)
-    if stats.paged:
-        log.info("%d files have more than one page or frame: the first is taken", stats.paged)
-    if stats.deep and stats.peak < DARK and options.white is None:
-        told = (
-            f"the {stats.deep} images of 16 bits in {root} are nearly black: no value is above {stats.peak} of {WHITE}"
-        )
-        if stats.deep_colour:
-            raise InputError(f"{told}; store them with 8 bits a channel, or say data.white={WHITE} if that is right")
-        full = 2 ** max(8, stats.peak.bit_length()) - 1
-        raise InputError(f"{told}; say which value is white, data.white={full}, or data.white={WHITE} if that is right")
-    if stats.floating and stats.float_peak < DARK / 2**16 and options.white is None:
-        largest = str(np.float32(stats.float_peak))  # the digits that make this value again
-        which = f"say which value is white, such as data.white={largest}, or" if stats.float_peak else "say"
-        raise InputError(
-            f"the {stats.floating} images of floating point in {root} are nearly black: no value is above {largest} of "
-            f"1; {which} data.white=1 if that is right"
-        )
-
-
-def _pack_path(root: Path, train: bool, dataroot: str, *options: object) -> Path:
-    key = hashlib.sha256(repr((str(root.resolve()), options)).encode()).hexdigest()[:8]
-    return Path(dataroot) / "packs" / f"{root.resolve().name}-{key}-{'train' if train else 'held_out'}.safetensors"
-
-
 def _class_name(path: Path, base: Path) -> str:
+    """Return the name of the folder in ``base`` that ``path`` lies below.
+
+    Raises:
+        InputError: if it lies in ``base`` itself.
+    """
     parts = path.parts[len(base.parts) :]
     if len(parts) < 2:
         raise InputError(f"{path} is in no folder of a class below {base}: use data.classes=False, or move it")
     return parts[0]
-
-
-def read_arrays(paths: Sequence[Path]) -> Iterator[Part]:
-    """The images in npz files of downsampled ImageNet, file by file; their labels count from 1.
-
-    Raises:
-        InputError: naming a file that is not one.
-    """
-    for path in paths:
-        try:
-            stored = ArrayFile(path)
-            shape, dtype = stored.arrays["data"]
-            if dtype != np.uint8 or shape != (*stored.arrays["labels"][0], 3072):
-                raise ValueError(f"data is {dtype} {shape}")
-            pixels, labels = stored.read("data"), stored.read("labels").astype(np.int64)
-            if not (labels.min() >= 1 and labels.max() <= 1000):
-                raise ValueError("labels are not 1 to 1000")
-        except BROKEN as error:
-            raise InputError(f"{path} is not an array of downsampled ImageNet: {error}") from error
-        yield pixels.reshape(-1, 3, 32, 32), labels - 1, []

@@ -1,4 +1,4 @@
-"""Image files of any kind as squares of one size: decoded, cropped, resized, by several processes."""
+"""Decoding of many image files by several processes."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ from utils.errors import UserError
 
 __all__ = ["SUFFIXES", "UnreadableError", "cores", "find_images", "in_processes", "read_image", "read_images"]
 
-CHUNK = 256  # files that a process prepares at a time
+CHUNK = 256  # files that a process decodes at a time
 
 T = TypeVar("T")
 
@@ -28,14 +28,15 @@ T = TypeVar("T")
 def in_processes(
     act: Callable[[Sequence], T], items: Sequence, workers: int
 ) -> Generator[tuple[Sequence, T], None, None]:
-    """``act`` of one chunk of ``items`` after the other, in order, computed by several processes.
+    """Apply a function to chunks of ``items`` in several processes, and yield each chunk with its result, in order.
 
     Args:
-        act: of a module, for other processes find it by its name.
-        workers: processes; 1 computes here.
+        act: function of a chunk, defined in a module, since other processes find it by its name.
+        items: sequence that is divided into chunks.
+        workers: number of processes; with 1 the work is done in this one.
 
     Raises:
-        UserError: if one of them is killed.
+        UserError: if one of the processes is killed.
     """
     chunks = (items[start : start + CHUNK] for start in range(0, len(items), CHUNK))
     if workers == 1 or len(items) <= CHUNK:
@@ -46,7 +47,7 @@ def in_processes(
         waiting: deque[tuple[Sequence, Future[T]]] = deque()
         try:
             for chunk in chunks:
-                # What starts here inherits the mask: an interrupt in a terminal reaches all, one alone speaks of it.
+                # The new process inherits the mask: an interrupt in a terminal reaches all, only this one reports it.
                 mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
                 try:
                     waiting.append((chunk, pool.submit(act, chunk)))
@@ -64,8 +65,7 @@ def in_processes(
 
 
 def _end_with_parent() -> None:
-    """In a process of a pool: end when the process that started it is killed, which the pool does not see to."""
-
+    """End this process of a pool when the one that started it is killed, which the pool itself does not do."""
     parent = parent_process()
     assert parent is not None, "a process of a pool has one"
 
@@ -79,16 +79,16 @@ def _end_with_parent() -> None:
 def read_images(
     paths: Sequence[Path], options: DecodeOptions, workers: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, list[tuple[Path, str]], DecodeStats]]:
-    """Many image files, some at a time.
+    """Decode many image files, a chunk at a time.
 
     Args:
-        paths: of the files.
-        options: what they are made into, in one size.
-        workers: processes.
+        paths: paths of the files.
+        options: options of decoding, with a size.
+        workers: number of processes.
 
     Yields:
-        Pixels, uint8 (n, C, size, size); positions in ``paths`` of those that could be read, (n,); the others, with
-        the reason; and what was met in the files.
+        Pixels, uint8 (n, C, size, size); positions in ``paths`` of the files that could be read, int64 (n,); the other
+        files, with the reason; and statistics of the files.
     """
     first = 0
     for chunk, (pixels, good, bad, stats) in in_processes(partial(_read_chunk, options), paths, workers):
@@ -99,6 +99,7 @@ def read_images(
 def _read_chunk(
     options: DecodeOptions, paths: Iterable[Path]
 ) -> tuple[np.ndarray, np.ndarray, list[tuple[int, str]], DecodeStats]:
+    """Decode one chunk of files, as ``read_images`` says, with positions in the chunk."""
     pixels, good, bad, stats = [], [], [], DecodeStats()
     with without_warnings():
         for k, path in enumerate(paths):
@@ -116,5 +117,5 @@ def _read_chunk(
 
 
 def cores() -> int:
-    """Processors that this process may use."""
+    """Return the number of processors that this process may use."""
     return len(os.sched_getaffinity(0))

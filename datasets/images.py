@@ -1,4 +1,4 @@
-"""What a data set is, and the small ones that need no preparation."""
+"""The class ``ImageDataset``, and the data sets that need no preparation."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,47 +11,70 @@ from torch import Tensor
 from utils.errors import InputError
 from utils.locks import in_turn
 
+DIGIT_LEVELS = 17  # grey levels of scikit-learn's digits
+
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """One split of a data set.
+    """One split of a data set: images, or arrays of any other shape whose values are in [0, 1].
 
     Attributes:
-        pixels: uint8 (N, C, H, W), values 0 .. levels - 1.
-        labels: int64 (N,).
-        num_classes: labels are 0 .. num_classes - 1.
-        levels: number of grey levels; ``pixels / (levels - 1)`` is in [0, 1].
+        data: (N, *shape), an image being of shape (C, H, W); uint8 with values 0 .. levels - 1, or float32 in [0, 1]
+            if ``levels`` is None.
+        labels: int64 (N,), 0 .. num_classes - 1.
+        num_classes: number of classes; 1 if there are none.
+        levels: number of grey levels, ``data / (levels - 1)`` being in [0, 1]; None for continuous values.
         class_names: names of the classes in the order of their labels; empty if they have none.
-        fingerprint: SHA-256 of the pixels and labels, for a data set made from a user's files; else empty.
-        file: that the pixels lie in, from ``offset`` on, if they are not in memory; ``pixels`` is then a map of it.
+        fingerprint: SHA-256 of the data and labels, for a data set made from a user's files; else empty.
+        file: file that ``data`` maps, if it is not in memory.
+        offset: position of the first byte of the data in ``file``.
+
+    Raises:
+        ValueError: if the type of ``data`` does not fit ``levels``.
     """
 
-    pixels: Tensor
+    data: Tensor
     labels: Tensor
     num_classes: int
-    levels: int = 256
+    levels: int | None = 256
     class_names: tuple[str, ...] = ()
     fingerprint: str = ""
     file: BinaryIO | None = None
     offset: int = 0
 
+    def __post_init__(self) -> None:
+        expected = torch.float32 if self.levels is None else torch.uint8
+        if self.data.dtype != expected:
+            raise ValueError(f"data with levels={self.levels} is {expected}, not {self.data.dtype}")
+
     def __len__(self) -> int:
-        return len(self.pixels)
+        return len(self.data)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample, (C, H, W) of an image."""
+        return tuple(self.data.shape[1:])
+
+    @property
+    def is_image(self) -> bool:
+        """Whether a sample has the three axes of an image."""
+        return len(self.shape) == 3
 
 
 def digits(train: bool, **_: object) -> ImageDataset:
-    """The 1,797 handwritten digits of 8x8 pixels and 17 levels that scikit-learn carries; every fifth is held out."""
+    """Load scikit-learn's 1,797 handwritten digits of 8x8 pixels and 17 levels; every fifth is held out."""
     from sklearn.datasets import load_digits  # heavy import, only where used
 
     data = load_digits()
     held_out = np.arange(len(data.target)) % 5 == 4
     chosen = ~held_out if train else held_out
     pixels = torch.from_numpy(data.images[chosen].astype(np.uint8))[:, None]
-    return ImageDataset(pixels, torch.from_numpy(data.target[chosen].astype(np.int64)), num_classes=10, levels=17)
+    labels = torch.from_numpy(data.target[chosen].astype(np.int64))
+    return ImageDataset(pixels, labels, num_classes=10, levels=DIGIT_LEVELS)
 
 
 def fake(train: bool, image_size: int, num_channels: int, num_classes: int, **_: object) -> ImageDataset:
-    """Random images and labels, the same at each call, 1024 to train on and 256 held out."""
+    """Generate random images and labels, the same at each call, 1,024 to train on and 256 held out."""
     generator = torch.Generator().manual_seed(int(train))
     n = 1024 if train else 256
     pixels = torch.randint(256, (n, num_channels, image_size, image_size), dtype=torch.uint8, generator=generator)
@@ -59,8 +82,12 @@ def fake(train: bool, image_size: int, num_channels: int, num_classes: int, **_:
 
 
 def cifar10(train: bool, dataroot: str, **_: object) -> ImageDataset:
-    """CIFAR-10 from torchvision's files under ``dataroot``, downloaded if they are not there."""
-    from torchvision.datasets import CIFAR10
+    """Load CIFAR-10 from torchvision's files under ``dataroot``, which are downloaded if they are not there.
+
+    Raises:
+        InputError: if they cannot be downloaded; the message says what to place where.
+    """
+    from torchvision.datasets import CIFAR10  # heavy import, only where used
 
     try:
         try:

@@ -1,11 +1,14 @@
-"""The data sets by their names. A new one is a function that returns ``ImageDataset`` and an entry here."""
+"""The data sets by their names. A new one is a function that returns an ``ImageDataset``, and an entry here."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Any
 
 from omegaconf import DictConfig
 
-from datasets.folders import folder, imagenet32, imagenet64c
+from datasets.folders import folder
+from datasets.imagenet import imagenet32, imagenet64c
 from datasets.images import ImageDataset, cifar10, digits, fake
+from datasets.shape import data_shape
 from utils.checks import OneOf
 from utils.errors import InputError
 
@@ -23,51 +26,46 @@ def load_images(
     dataset: str,
     train: bool,
     *,
-    image_size: int,
-    num_channels: int,
-    num_classes: int,
+    num_classes: int = 0,
     classes: bool = True,
     dataroot: str = "datasets",
-    root: str | None = None,
-    background: str = "white",
-    white: float | None = None,
-    class_names: Sequence[str] | None = None,
-    plain_order: bool = False,
+    random_flip: bool = False,
+    dequantize: bool = False,
+    **options: Any,
 ) -> ImageDataset:
     """Load one split of a data set, which is prepared first if that was not done yet.
 
     Args:
-        dataset: a name in ``DATASETS``, in any case.
-        train: the training split, or the held-out one.
-        image_size, num_channels, num_classes, classes: what the configuration says of it.
-        dataroot: folder of the data sets that live on disk, and of the packs.
-        root, background, white, class_names, plain_order: of ``folder``, see there.
+        dataset: name in ``DATASETS``, in upper or lower case.
+        train: whether to load the training split instead of the held-out one.
+        num_classes: number of classes that the configuration states.
+        classes: whether the configuration asks for classes.
+        dataroot: folder of the data sets on disk and of the cache.
+        random_flip: whether the samples are to be mirrored, which only images can be.
+        dequantize: whether noise is to be added within the grey levels, which only quantized values have.
+        options: further keys of the section ``data``, among them ``shape``, or ``image_size`` and ``num_channels``;
+            all are passed on to the function in ``DATASETS``.
 
     Raises:
         InputError: if there is no such data set, it is not there, or it is not what the configuration says.
     """
-    OneOf(tuple(DATASETS))("data.dataset", dataset.lower())
-    images = DATASETS[dataset.lower()](
-        train=train,
-        image_size=image_size,
-        num_channels=num_channels,
-        num_classes=num_classes,
-        classes=classes,
-        dataroot=dataroot,
-        root=root,
-        background=background,
-        white=white,
-        class_names=class_names,
-        plain_order=plain_order,
-    )
-    shape = (num_channels, image_size, image_size)
-    if tuple(images.pixels.shape[1:]) != shape:
-        raise InputError(
-            f"data.dataset={dataset} has images of {tuple(images.pixels.shape[1:])}, but data.num_channels and "
-            f"data.image_size ask for {shape}"
-        )
+    name = dataset.lower()
+    OneOf(tuple(DATASETS))("data.dataset", name)
+    images = DATASETS[name](train=train, num_classes=num_classes, classes=classes, dataroot=dataroot, **options)
+    shape = data_shape(options)
+    if images.shape != shape:
+        keys = "data.shape asks" if options.get("shape") is not None else "data.num_channels and data.image_size ask"
+        raise InputError(f"data.dataset={dataset} has samples of shape {images.shape}, but {keys} for {shape}")
     if classes and num_classes and num_classes != images.num_classes:
         raise InputError(f"data.num_classes={num_classes}, but data.dataset={dataset} has {images.num_classes}")
+    if random_flip and not images.is_image:
+        raise InputError(f"data.random_flip={random_flip}: data.dataset={dataset} has no images to mirror")
+    if images.levels is None:
+        if dequantize:
+            raise InputError(f"data.dequantize={dequantize}: data.dataset={dataset} has no grey levels")
+        low, high = images.data.aminmax()
+        if not (low >= 0 and high <= 1):  # or not a number
+            raise InputError(f"data.dataset={dataset} has values from {low:g} to {high:g}, not in [0, 1]")
     return images
 
 
@@ -75,25 +73,15 @@ def load_configured(data: DictConfig, train: bool, dataroot: str, root: str | No
     """Load one split of the data set that the section ``data`` of a configuration describes.
 
     Args:
-        data: of a run; one from before ``data.class_names`` numbers its classes by the plain order of their names.
-        train: the training split, or the held-out one.
-        dataroot: folder of the data sets that live on disk, and of the packs.
-        root: of ``folder``: where its images are.
+        data: section of the configuration of a run; one from before ``data.class_names`` numbers its classes by the
+            plain order of their names.
+        train: whether to load the training split instead of the held-out one.
+        dataroot: folder of the data sets on disk and of the cache.
+        root: folder of the images of ``data.dataset=folder``.
 
     Raises:
         InputError: as ``load_images``.
     """
-    return load_images(
-        str(data.get("dataset")),
-        train,
-        image_size=data.image_size,
-        num_channels=data.num_channels,
-        num_classes=data.num_classes,
-        classes=data.classes,
-        dataroot=dataroot,
-        root=root,
-        background=data.get("background", "white"),
-        white=data.get("white"),
-        class_names=data.get("class_names"),
-        plain_order="class_names" not in data,
-    )
+    options = {str(key): value for key, value in data.items()}
+    options |= {"dataroot": dataroot, "root": root, "plain_order": "class_names" not in data}
+    return load_images(str(options.pop("dataset")), train, **options)

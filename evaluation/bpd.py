@@ -61,19 +61,19 @@ class _DatasetMetric:
 
     def dequantize(self, images: range) -> Tensor:
         """These images, (k + u) / levels with u a function of (seed, number)."""
-        pixels = self.images.pixels[images.start : images.stop]
+        pixels = self.images.data[images.start : images.stop]
         generators = image_generators(self.seed, images, stream=Stream.DEQUANTIZE)  # the same u on every device
         u = torch.stack([torch.rand(pixels.shape[1:], generator=generator) for generator in generators])
         return dequantize(pixels, self.images.levels, u).to(self.device)
 
     def normalize(self, images: range) -> Tensor:
         """These images as k / (levels - 1)."""
-        return normalize(self.images.pixels[images.start : images.stop].to(self.device), self.images.levels)
+        return normalize(self.images.data[images.start : images.stop].to(self.device), self.images.levels)
 
     def bits(self, log_prob: Tensor, dequantized: bool) -> np.ndarray:
         """Bits per dimension from natural logarithms of probabilities, or of densities of spread images, (B,)."""
-        per_dimension = log_prob.double().cpu().numpy() / (math.log(2.0) * self.images.pixels[0].numel())
-        return (math.log2(self.images.levels) if dequantized else 0.0) - per_dimension
+        per_dimension = log_prob.double().cpu().numpy() / (math.log(2.0) * self.images.data[0].numel())
+        return (math.log2(self.images.levels or 1) if dequantized else 0.0) - per_dimension
 
 
 class FlowBPD(_DatasetMetric):
@@ -90,7 +90,9 @@ class FlowBPD(_DatasetMetric):
         prior = f"{self.sde.prior_name} at sigma_max={self.sde.sigma_max}"
         return {
             "density": f"of the flow, at sigma_min={self.sde.sigma_min}, {prior}",
-            "dequantisation": f"x = (k + u) / {self.images.levels}, u uniform, from (seed, image){trained}",
+            "dequantisation": "none, the data are continuous"
+            if self.images.levels is None
+            else f"x = (k + u) / {self.images.levels}, u uniform, from (seed, image){trained}",
             "solver": "Dormand-Prince 5(4), step sizes of each image's own, unfolded coordinates",
             **{key: self.options[key] for key in ("divergence", "rtol", "atol")},
             **({"probes": self.options.num_probes} if self.options.divergence == "hutchinson" else {}),
@@ -144,7 +146,9 @@ class ElboBPD(_DatasetMetric):
         """How the numbers come about."""
         levels = self.images.levels
         return {
-            "bound_on": f"density of x = (k + u) / {levels}, u uniform, from (seed, image)"
+            "bound_on": "density of x"
+            if levels is None
+            else f"density of x = (k + u) / {levels}, u uniform, from (seed, image)"
             if self.dequantized
             else f"probability of the levels k / {levels - 1}, read at sigma_min={self.sde.sigma_min}",
             "prior_is": f"divergence from {self.sde.prior_name} at sigma_max={self.sde.sigma_max}, computed",

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial.distance import cdist
 
-from datasets.images import digits
+from datasets.images import DIGIT_LEVELS, digits
 from evaluation.sample_quality import read_labels, read_samples
 from utils.errors import ArgumentParser, InputError, printable
 
@@ -28,15 +28,14 @@ class DigitReader:
         from sklearn.svm import SVC  # heavy import, only where used
 
         real, held_out = digits(train=True), digits(train=False)
-        self._levels = real.levels
-        self._svc = SVC(gamma=0.001, C=10.0).fit(real.pixels.flatten(1).numpy(), real.labels.numpy())
-        self.held_out_accuracy = self._svc.score(held_out.pixels.flatten(1).numpy(), held_out.labels.numpy())
+        self._svc = SVC(gamma=0.001, C=10.0).fit(real.data.flatten(1).numpy(), real.labels.numpy())
+        self.held_out_accuracy = self._svc.score(held_out.data.flatten(1).numpy(), held_out.labels.numpy())
 
     def read(self, samples: np.ndarray) -> np.ndarray:
         """Classes of images as run_vis.py writes them: uint8 (N, 8, 8, 1), 255 is white; int64 (N,)."""
         if samples.shape[1:] != (8, 8, 1):
             raise InputError(f"the digits are (8, 8, 1), not {samples.shape[1:]}")
-        return self._svc.predict(samples.reshape(len(samples), -1) * ((self._levels - 1) / 255.0))
+        return self._svc.predict(samples.reshape(len(samples), -1) * ((DIGIT_LEVELS - 1) / 255.0))
 
 
 def energy_distance(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
@@ -79,7 +78,7 @@ def main() -> None:
     if not with_class.all():
         print(f"{np.sum(~with_class)} of {len(samples)} have no label: nobody asked for a class")
     print(f"real held-out digits: {reader.held_out_accuracy:.4f}")
-    real, held_out = (images.pixels.flatten(1).numpy() / (images.levels - 1) for images in map(digits, (True, False)))
+    real, held_out = (images.data.flatten(1).numpy() / (DIGIT_LEVELS - 1) for images in map(digits, (True, False)))
     for name, sample in (("drawn", samples.reshape(len(samples), -1) / 255.0), ("real training", real)):
         distance, spread = energy_distance(sample, held_out)
         print(f"energy distance of the {name} digits from the held-out ones: {distance:.4f} +- {spread:.4f}")

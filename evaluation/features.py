@@ -114,7 +114,7 @@ class DigitFeatures(Features):
         self.filters = [torch.from_numpy(rng.standard_normal((n, m, 3, 3))) for n, m in ((inner, 1), (outer, inner))]
         self.sha256 = hashlib.sha256(b"".join(f.numpy().tobytes() for f in self.filters)).hexdigest()
         real = digits(train=True)
-        features = self._responses(to_pixels(real.pixels, real.levels))
+        features = self._responses(to_pixels(real.data, real.levels))
         self.mean, self.scale = features.mean(0), features.std(0)
         self.classifier = LogisticRegression(max_iter=2000).fit((features - self.mean) / self.scale, real.labels)
 
@@ -130,9 +130,10 @@ class DigitFeatures(Features):
         return F.adaptive_avg_pool2d(x, 2).flatten(1)
 
 
-def to_pixels(pixels: Tensor, levels: int) -> np.ndarray:
-    """Images of a data set, uint8 (N, C, H, W) of so many levels, as run_vis.py writes images: uint8 (N, H, W, C)."""
-    scaled = pixels if levels == 256 else (pixels * (255.0 / (levels - 1))).round().to(torch.uint8)
+def to_pixels(pixels: Tensor, levels: int | None) -> np.ndarray:
+    """Convert images of a data set, (N, C, H, W), to those that run_vis.py writes, uint8 (N, H, W, C)."""
+    top = 1 if levels is None else levels - 1  # the value that is white
+    scaled = pixels if levels == 256 else (pixels * (255.0 / top)).round().to(torch.uint8)
     return np.ascontiguousarray(scaled.movedim(1, -1).numpy())
 
 

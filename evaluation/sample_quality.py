@@ -82,8 +82,8 @@ def reference(images: ImageDataset, dataset: str, features: Features, cache: Pat
 
 
 def _hash(images: ImageDataset) -> str:
-    digest = hashlib.sha256(repr((tuple(images.pixels.shape), images.levels)).encode())
-    for part in images.pixels.split(4096):
+    digest = hashlib.sha256(repr((tuple(images.data.shape), images.levels)).encode())
+    for part in images.data.split(4096):
         digest.update(part.contiguous().numpy().data)
     return digest.hexdigest()
 
@@ -106,7 +106,7 @@ def _statistics(images: ImageDataset, features: Features) -> dict[str, Tensor]:
     center, total, products = (torch.zeros(0, dtype=torch.float64) for _ in range(3))
     chosen = []
     for part in tqdm(range(0, n, BATCH), desc="real images", unit="batch", disable=None):
-        own, _ = features(to_pixels(images.pixels[part : part + BATCH], images.levels))
+        own, _ = features(to_pixels(images.data[part : part + BATCH], images.levels))
         chosen.append(own[[i in kept for i in range(part, part + len(own))]])
         own = own.double()
         if part == 0:

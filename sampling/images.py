@@ -1,59 +1,77 @@
-"""Samples as pictures and arrays."""
+"""Conversion of samples to 8-bit images; grids, single files and animations of them."""
 
 import math
 from pathlib import Path
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor, uint8
+from torch import Tensor
 
 from utils.errors import UserError
 
-MIN_TILE = 40  # pixels; smaller images are enlarged in a grid so that a person can read them
-GAP, GREY = 2, 128  # between the tiles of a grid
-FRAME, LAST_FRAME = 100, 1500  # milliseconds of an animation
+MIN_TILE = 40  # pixels of width; narrower images are enlarged in a grid, for a person to read
+GAP, GREY = 2, 128  # width in pixels and value of the frame around the images of a grid
+FRAME, LAST_FRAME = 100, 1500  # duration in milliseconds of the frames of an animation
 
 
 def to_uint8(x: Tensor) -> np.ndarray:
-    """Images in [0, 1], (..., C, H, W), to the nearest of 256 levels, uint8 (..., H, W, C).
+    """Round images in [0, 1], (..., C, H, W), to the nearest of 256 levels, uint8 (..., H, W, C).
 
     Raises:
         UserError: if a value is not finite.
     """
     if not x.isfinite().all():
         raise UserError("the samples are not finite: try a smaller w, or more sampling.steps")
-    levels = (x.detach().clamp(0.0, 1.0) * 255.0).round().to(uint8)
+    levels = (x.detach().clamp(0.0, 1.0) * 255.0).round().to(torch.uint8)
     return levels.movedim(-3, -1).cpu().numpy()
 
 
 def grid(pixels: np.ndarray, columns: int | None = None) -> np.ndarray:
-    """One picture of images uint8 (N, H, W, C), row by row; ``columns`` is sqrt(N) unless given; uint8 (H', W', 3)."""
-    colours = _as_rgb(pixels)
-    enlarge = max(1, math.ceil(MIN_TILE / pixels.shape[2]))
-    tiles = colours.repeat(enlarge, 1).repeat(enlarge, 2)
-    n, height, width, _ = tiles.shape
-    columns = columns or math.ceil(math.sqrt(n))
-    picture = np.full((GAP + math.ceil(n / columns) * (height + GAP), GAP + columns * (width + GAP), 3), GREY, np.uint8)
-    for i, tile in enumerate(tiles):
-        top, left = GAP + i // columns * (height + GAP), GAP + i % columns * (width + GAP)
-        picture[top : top + height, left : left + width] = tile
-    return picture
+    """Arrange images uint8 (N, H, W, C) row by row in one picture, uint8 (H', W', 3).
+
+    Args:
+        pixels: images with any number of channels, see ``_as_rgb``.
+        columns: images in a row; None: ceil(sqrt(N)).
+    """
+    from torchvision.utils import make_grid  # heavy import, only where used
+
+    tiles = torch.tensor(_as_rgb(pixels)).movedim(-1, 1)
+    enlarge = max(1, math.ceil(MIN_TILE / tiles.shape[-1]))
+    tiles = tiles.repeat_interleave(enlarge, 2).repeat_interleave(enlarge, 3)
+    if len(tiles) == 1:  # which make_grid leaves without a frame
+        picture = F.pad(tiles[0], [GAP] * 4, value=GREY)
+    else:
+        picture = make_grid(tiles, columns or math.ceil(math.sqrt(len(tiles))), GAP, pad_value=GREY)
+    return picture.movedim(0, -1).numpy()
 
 
 def save_grid(pixels: np.ndarray, path: Path, columns: int | None = None) -> None:
-    """Write ``grid`` as a PNG."""
+    """Write the ``grid`` of images uint8 (N, H, W, C) as a PNG."""
     Image.fromarray(grid(pixels, columns)).save(path)
 
 
 def save_each(pixels: np.ndarray, folder: Path, first: int) -> None:
-    """Write every image as ``folder``/NUMBER.png, counted from ``first``, in its own size; 4 channels with alpha."""
+    """Write each image as ``folder``/NUMBER.png in its own size, with alpha if it has 4 channels.
+
+    Args:
+        pixels: images uint8 (N, H, W, C).
+        folder: directory of the files, which is made if it does not exist.
+        first: number of the first image.
+    """
     folder.mkdir(exist_ok=True)
     for number, image in enumerate(pixels if pixels.shape[-1] == 4 else _as_rgb(pixels), start=first):
         Image.fromarray(image).save(folder / f"{number:06d}.png")
 
 
 def save_trajectory(moments: np.ndarray, path: Path) -> None:
-    """Write moments of images, uint8 (K, N, H, W, C), as a strip PATH.png, an image a row, and a moving PATH.gif."""
+    """Write how N images came about as a grid PATH.png, one row an image, and as an animation PATH.gif.
+
+    Args:
+        moments: the images at K moments, uint8 (K, N, H, W, C).
+        path: name of both files without its suffix.
+    """
     by_image = moments.swapaxes(0, 1).reshape(-1, *moments.shape[2:])
     save_grid(by_image, path.with_suffix(".png"), columns=len(moments))
     frames = [Image.fromarray(grid(images)) for images in moments]
@@ -62,7 +80,7 @@ def save_trajectory(moments: np.ndarray, path: Path) -> None:
 
 
 def _as_rgb(pixels: np.ndarray) -> np.ndarray:
-    """Three channels as they are; four are RGB and alpha, laid on white; of any other number the mean, in grey."""
+    """Convert images (N, H, W, C) to RGB: 4 channels are RGB and alpha, on white; others are averaged to grey."""
     if pixels.shape[-1] == 3:
         return pixels
     if pixels.shape[-1] == 4:

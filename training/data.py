@@ -1,4 +1,4 @@
-"""The data set of a run, and a look at it."""
+"""Loading and summarizing the data set of a run."""
 
 import logging
 from pathlib import Path
@@ -6,52 +6,59 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
-from datasets import ImageDataset, Loader, load_configured, one_look
+from datasets import ImageDataset, Loader, load_configured, scan_once
 from sampling.images import save_grid, to_uint8
 from utils.distributed import Distributed
 from utils.errors import printable
 
 log = logging.getLogger(__name__)
 
-SHOWN = 64  # images in the grid
-
-
-def load_split(cfg: DictConfig, train: bool, distributed: Distributed) -> ImageDataset:
-    """The training or the held-out split of the data set that ``cfg`` names.
-
-    Process 0 goes first, so that one alone downloads or packs.
-    """
-
-    def load() -> ImageDataset:
-        return load_configured(cfg.data, train, cfg.dataroot, cfg.data.get("root"))
-
-    loaded = []
-    distributed.run_on_main(lambda: loaded.append(load()))
-    return loaded[0] if loaded else load()
+SHOWN = 64  # images in the grid, or coordinates in the log
 
 
 def load_splits(cfg: DictConfig, distributed: Distributed) -> tuple[ImageDataset, ImageDataset]:
-    """The training and the held-out split; see ``load_split``."""
-    with one_look():
-        return load_split(cfg, True, distributed), load_split(cfg, False, distributed)
+    """Load the training and the held-out split of the data set that ``cfg`` names.
+
+    Rank 0 goes first, so that it alone downloads files or makes the cache.
+    """
+
+    def load(train: bool) -> ImageDataset:
+        return load_configured(cfg.data, train, cfg.dataroot, cfg.data.get("root"))
+
+    def load_on_main_first(train: bool) -> ImageDataset:
+        loaded = []
+        distributed.run_on_main(lambda: loaded.append(load(train)))
+        return loaded[0] if loaded else load(train)
+
+    with scan_once():
+        return load_on_main_first(True), load_on_main_first(False)
 
 
 def prepare_dataset(cfg: DictConfig) -> None:
-    """Download and pack the data set that ``cfg`` names, as far as that was not done yet."""
+    """Download and cache the data set that ``cfg`` names, as far as that was not done yet."""
     load_splits(cfg, Distributed(torch.device("cpu")))
 
 
 def show_data(images: ImageDataset, held_out: ImageDataset, batches: Loader, folder: Path) -> None:
-    """Log what the data set is, and save the first images of the first batch as ``folder``/data.png."""
+    """Log a summary of the data set; save the first images of the first batch as ``folder``/data.png.
+
+    Of samples that are no images, the range of each coordinate over the training split is logged instead.
+    """
     counts = images.labels.bincount(minlength=images.num_classes)
-    shape = " x ".join(map(str, images.pixels.shape[1:]))
-    log.info(
-        "%d images to train on, %d held out, each %s (channels x height x width)", len(images), len(held_out), shape
-    )
-    classes = f"{len(counts)} classes, of {counts.min()} to {counts.max()} images"
+    shape = " x ".join(map(str, images.shape))
+    each = f"{shape} (channels x height x width)" if images.is_image else shape
+    what = "images" if images.is_image else "samples"
+    log.info("%d %s to train on, %d held out, each %s", len(images), what, len(held_out), each)
+    classes = f"{len(counts)} classes, of {counts.min()} to {counts.max()} {what}"
     for number, name in enumerate(images.class_names):
-        log.info("class %d: %s, %d images to train on", number, printable(name), counts[number])
-    log.info("%s; %d levels", classes if len(counts) > 1 else "no classes", images.levels)
+        log.info("class %d: %s, %d %s to train on", number, printable(name), counts[number], what)
+    values = "continuous values" if images.levels is None else f"{images.levels} levels"
+    log.info("%s; %s", classes if len(counts) > 1 else "no classes", values)
+    if not images.is_image:
+        flat = images.data.flatten(1)[:, :SHOWN]
+        for number, (low, high) in enumerate(zip(flat.amin(0).tolist(), flat.amax(0).tolist(), strict=True)):
+            log.info("coordinate %d: %g to %g", number, low, high)
+        return
     x0, labels = batches(0)
     order = torch.argsort(labels[:SHOWN], stable=True)
     save_grid(to_uint8(x0[:SHOWN][order]), folder / "data.png")

@@ -26,7 +26,7 @@ def summary(
     """Lines on model, data, batch, devices, precision, steps, where everything goes and how to go on."""
     options, device = cfg.training, distributed.device
     parameters = sum(map(Tensor.numel, state.trainable))
-    shape = "x".join(map(str, images.pixels.shape[1:]))
+    shape = "x".join(map(str, images.shape))
     classes = f", {images.num_classes} classes" if cfg.data.classes else ""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     switches = [key for key, on in (("compiled", cfg.compile), ("recomputing", options.activation_checkpointing)) if on]

@@ -1,4 +1,4 @@
-"""ZIP archives and numpy files from elsewhere: what they claim is compared with what they hold before it is read."""
+"""Safe reading of ZIP archives and numpy files: the sizes that they state are checked before anything is read."""
 
 import lzma
 import math
@@ -16,23 +16,23 @@ from typing import IO
 import numpy as np
 from numpy.lib import format as npy
 
-# What is raised on bytes that are not what they should be, here and by zipfile, numpy and what they decompress with.
+# What is raised on damaged data here and by zipfile, numpy and the libraries that decompress.
 BROKEN = (
     *(OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError, MemoryError, OverflowError),
     *(zipfile.BadZipFile, struct.error, zlib.error, lzma.LZMAError, tokenize.TokenError, SyntaxError),
 )
 # The records at the end of a ZIP archive, the first two of them only in one of the 64-bit kind.
 END64, LOCATOR64, END = struct.Struct("<4sQ2H2L4Q"), struct.Struct("<4sLQL"), struct.Struct("<4s4H2LH")
-MOST_AXES, LONGEST_AXIS = 64, 2**63 - 1  # of an array of numpy
-LARGEST_DIRECTORY = 2**22  # bytes: 60,000 entries, 12 times those of the largest published checkpoint
+MAX_AXES, MAX_LENGTH = 64, 2**63 - 1  # number and length of the axes of a numpy array
+MAX_DIRECTORY = 2**22  # bytes: 60,000 entries, 12 times those of the largest published checkpoint
 
 
 @contextmanager
 def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
-    """Open a ZIP archive whose entries have different names and share no bytes, so that it is no larger than it looks.
+    """Open a ZIP archive whose entries have different names and share no bytes, so that its size bounds theirs.
 
     Raises:
-        BROKEN: if it is anything else; the message says what.
+        BROKEN: if it is anything else; the message says why.
     """
     with path.open("rb") as file:
         start, count = _find_directory(file)
@@ -74,17 +74,17 @@ def _find_directory(file: IO[bytes]) -> tuple[int, int]:
             raise ValueError("its directory is not where it says")
     if start + length != end:
         raise ValueError("its directory is not where it says")
-    if length > LARGEST_DIRECTORY:
-        raise ValueError(f"its directory has {length:,} bytes, at most {LARGEST_DIRECTORY:,} are read")
+    if length > MAX_DIRECTORY:
+        raise ValueError(f"its directory has {length:,} bytes, at most {MAX_DIRECTORY:,} are read")
     return start, count
 
 
 class ArrayFile:
-    """The arrays in an .npz or .npy file, whose shapes are known, and compared with its size, before any is read.
+    """The arrays in an .npz or .npy file; their shapes are known, and checked against its size, before any is read.
 
     Attributes:
-        path: of the file.
-        arrays: {name: (shape, dtype)}; the one array of an .npy file has the name "".
+        path: path of the file.
+        arrays: shape and dtype of each array by its name, which is "" in an .npy file.
 
     Raises:
         BROKEN: if it is neither; the message says why.
@@ -129,13 +129,21 @@ class ArrayFile:
 
 
 def check_memory(size: int) -> None:
-    """Raise ValueError if so many bytes are more than this machine has memory."""
+    """Check that ``size`` bytes fit into the memory of this machine.
+
+    Raises:
+        ValueError: if they do not.
+    """
     if size > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
         raise ValueError(f"{size / 1e9:,.1f} GB are more than the memory of this machine")
 
 
 def _read_header(file: IO[bytes], size: int) -> tuple[tuple[int, ...], np.dtype]:
-    """Read the shape and the type of an array from the start of an .npy file of so many bytes."""
+    """Read the shape and the type of an array from the start of an .npy file of ``size`` bytes.
+
+    Raises:
+        BROKEN: if the header is damaged or does not fit the size.
+    """
     version = npy.read_magic(file)
     readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
     if version not in readers:
@@ -147,7 +155,7 @@ def _read_header(file: IO[bytes], size: int) -> tuple[tuple[int, ...], np.dtype]
         raise ValueError("its header is damaged or too long") from error
     if dtype.names is not None or dtype.subdtype is not None:  # whose name can be as long as the header
         raise ValueError("it holds records, not numbers")
-    if len(shape) > MOST_AXES or any(length > LONGEST_AXIS for length in shape):
+    if len(shape) > MAX_AXES or any(length > MAX_LENGTH for length in shape):
         raise ValueError("its header is damaged: no array is of such a shape")
     if dtype.hasobject:
         return shape, dtype  # whose size is that of a pickle, which is not read

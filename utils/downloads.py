@@ -1,4 +1,10 @@
-"""Files from elsewhere, trusted with nothing: fetched aside, looked at, compared with what came before, unpacked."""
+"""Download of tar archives, which are checked, compared with their recorded checksum and unpacked safely.
+
+Google Drive and plain addresses are fetched by gdown. No published checksum is known, so that of the first download is
+recorded and compared from then on. The checks of an archive before it is unpacked are our own: ``tarfile``'s filter
+refuses members that would lie or point outside, but not an archive that claims more than the disk has, hard links to
+nothing, headers of gigabytes, or names that are one file on some disks.
+"""
 
 import hashlib
 import lzma
@@ -13,45 +19,45 @@ from typing import NoReturn
 
 from utils.errors import InputError, UserError
 
-# What tarfile and the libraries below it raise on bytes that are not what they should be.
+# What tarfile and the libraries below it raise on damaged data.
 DAMAGE = (EOFError, OSError, ValueError, KeyError, OverflowError, RecursionError, zlib.error, lzma.LZMAError)
-MOST_MEMBERS = 2_000_000  # of an archive: the largest one here, of ImageNet's training images, has 1.3 million
-DEEPEST_MEMBER = 32  # folders in each other
-LONGEST_NAME = 1024  # bytes of the path of a member
-LONGEST_HEADER = 2**20  # bytes of what is said of a member beside its own header, which is read as a whole
+MAX_MEMBERS = 2_000_000  # of an archive; that of ImageNet's training images has 1.3 million
+MAX_DEPTH = 32  # nested folders
+MAX_NAME = 1024  # bytes of the path of a member
+MAX_HEADER = 2**20  # bytes of an extension header, which tarfile reads as a whole
 EXTRA_HEADERS = (
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
 )
 
 
 class DownloadError(UserError):
-    """A file that could not be had, or is not what it should be."""
+    """A file that could not be downloaded, or is not what it should be."""
 
 
 class _Member(tarfile.TarInfo):
-    """A member of an archive whose headers are not longer than any has to be."""
+    """A member of an archive, refused if its extension headers are longer than any has to be."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Member":
         member = super().frombuf(buf, encoding, errors)
-        if member.type in EXTRA_HEADERS and member.size > LONGEST_HEADER:
+        if member.type in EXTRA_HEADERS and member.size > MAX_HEADER:
             raise ValueError(f"a header in it has {member.size:,} bytes")
         return member
 
 
 def fetch_folder(url: str, archive: Path, target: Path, sums: Path, find: Callable[[Path], Path]) -> None:
-    """Download a tar archive, or take it where a person has put it, and make a folder of what is in it.
+    """Download a tar archive, unless a person has put it there, and unpack a folder of it.
 
     Args:
-        url: where it is.
-        archive: where it is put; removed at the end, unless it was there.
-        target: the folder, on the same disk, which appears when all is well.
+        url: address of the archive.
+        archive: path of the archive; removed at the end, unless it was there before.
+        target: folder to make, on the same disk; appears when it is complete.
         sums: record of SHA-256 sums, see ``check_recorded``.
-        find: given the folder of what was unpacked, the one in it that becomes ``target``; raises DownloadError if what
-            it finds is not what it should be.
+        find: function that returns, given the folder of the unpacked archive, the one in it that becomes ``target``; it
+            raises DownloadError if the contents are not what they should be.
 
     Raises:
-        UserError: if the archive cannot be had or is not what it should be.
+        UserError: if the archive cannot be downloaded or is not what it should be.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     placed = archive.exists()
@@ -77,12 +83,12 @@ def fetch_folder(url: str, archive: Path, target: Path, sums: Path, find: Callab
 
 
 def google_drive(identity: str) -> str:
-    """The address of a file there."""
+    """Return the address of a file on Google Drive."""
     return f"https://drive.google.com/uc?id={identity}"
 
 
 def fetch(url: str, path: Path) -> None:
-    """Download ``url`` to ``path``, which appears when it is complete; Google Drive's detours are followed.
+    """Download ``url`` to ``path``, which appears when it is complete; Google Drive's confirmation page is followed.
 
     Raises:
         DownloadError: if the host does not give the file.
@@ -100,11 +106,11 @@ def fetch(url: str, path: Path) -> None:
 
 
 def check_archive(path: Path) -> None:
-    """Check that ``path`` is a tar archive, whole to its end, that can be unpacked beside it.
+    """Check that ``path`` is a complete tar archive that can be unpacked beside it.
 
     Raises:
-        DownloadError: if it is not whole.
-        InputError: if it is not safe to unpack: a member has a name that no disk takes, or links to what is not there.
+        DownloadError: if it is not complete.
+        InputError: if it is not safe to unpack: a member has a name that no disk takes, or a link without a target.
         UserError: if the disk has no room for what is in it.
     """
     with path.open("rb") as file:
@@ -121,7 +127,7 @@ def check_archive(path: Path) -> None:
 
 
 def _check_members(archive: tarfile.TarFile, path: Path) -> None:
-    """Check each member, as ``check_archive`` says, before its contents are read: they may be any size unpacked."""
+    """Check the header of each member as ``check_archive`` says, before its contents, which may be huge, are read."""
 
     def refuse(reason: str) -> NoReturn:
         raise InputError(f"{path} is not safe to unpack: {reason}")
@@ -132,9 +138,9 @@ def _check_members(archive: tarfile.TarFile, path: Path) -> None:
         size += member.size
         if size > free:
             raise UserError(f"{path} needs {size / 1e9:,.1f} GB unpacked, the disk has {free / 1e9:,.1f} GB left")
-        if number >= MOST_MEMBERS:
-            refuse(f"it has more than {MOST_MEMBERS:,} members")
-        if len(os.fsencode(member.name)) > LONGEST_NAME or member.name.count("/") > DEEPEST_MEMBER:
+        if number >= MAX_MEMBERS:
+            refuse(f"it has more than {MAX_MEMBERS:,} members")
+        if len(os.fsencode(member.name)) > MAX_NAME or member.name.count("/") > MAX_DEPTH:
             refuse(f"the path of a member is too long: {member.name[:40]}...")
         name = os.path.normpath(member.name)
         if names.setdefault(name.casefold(), name) != name:
@@ -144,14 +150,14 @@ def _check_members(archive: tarfile.TarFile, path: Path) -> None:
 
 
 def check_recorded(path: Path, sums: Path) -> str:
-    """The line of ``sums`` for ``path``: recorded on first sight, compared from then on.
+    """Compare the SHA-256 of ``path`` with the one recorded for its name, if there is one.
 
     Args:
-        path: a file.
-        sums: in the format of ``sha256sum``; need not exist, and is only read.
+        path: path of the file.
+        sums: record in the format of ``sha256sum``, which need not exist and is only read.
 
     Returns:
-        The line to record, empty if it is there already.
+        Line to add to the record, empty if it is there already.
 
     Raises:
         DownloadError: if another sum is recorded for this name.
@@ -173,7 +179,7 @@ def unpack(path: Path, folder: Path) -> None:
 
     Raises:
         InputError: if a member would lie or point outside of it, or is neither file nor folder nor link.
-        DownloadError: if it cannot be unpacked, or this Python is too old to tell whether it should be.
+        DownloadError: if it cannot be unpacked, or this Python is too old to unpack it safely.
     """
     if not hasattr(tarfile, "data_filter"):
         raise DownloadError(f"{path} stays packed: unpacking safely needs Python 3.11.4 or newer")

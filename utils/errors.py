@@ -1,4 +1,4 @@
-"""Errors with a message for the user; the entry points show it as one line, without a traceback."""
+"""Errors that are shown to the user as one line, without a traceback; atomic writing; printable text."""
 
 import argparse
 import logging
@@ -15,20 +15,20 @@ UNPRINTABLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 class UserError(Exception):
-    """Its message alone tells the user what happened and what to do."""
+    """An error whose message alone tells the user what happened and what to do."""
 
 
 class InputError(UserError, ValueError):
-    """Bad configuration, argument or file: the message names the key or file and says what would be right."""
+    """A bad configuration, argument or file; the message names the key or file and says what would be right."""
 
 
 class TrainingError(UserError, RuntimeError):
-    """A run that cannot go on, such as one with a non-finite loss."""
+    """An error that ends a training run, such as a loss that is not finite."""
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Name the file that the disk did not take, which an OSError of a write does not.
+    """Turn an OSError inside, which need not name the file, into an error that names ``path``.
 
     Raises:
         UserError: for an OSError inside.
@@ -41,7 +41,7 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file to write, which takes the name ``path`` at the end, whole; after an exception it is removed.
+    """Yield the path of a temporary file that is renamed to ``path`` at the end, or removed after an exception.
 
     Raises:
         UserError: for an OSError inside, naming ``path``.
@@ -56,7 +56,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def printable(text: str) -> str:
-    """Return ``text`` without what a file or its name could tell a terminal to do.
+    """Return ``text`` without characters that control a terminal.
 
     A line break or tab becomes a space, and any other control, formatting or bidirectional character its escape, such
     as \\x1b.
@@ -68,10 +68,10 @@ def printable(text: str) -> str:
 
 
 class PrintableFormatter(logging.Formatter):
-    """Formats a record as ``logging.Formatter`` does, each of its lines being ``printable``."""
+    """A formatter of log records whose lines are ``printable``."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the text of ``record``; what it says of a path or an error stays in one line."""
+        """Return the text of ``record``, a path or an error in its arguments being in one line."""
         if isinstance(record.args, tuple):
             one_line = [printable(str(a)) if isinstance(a, PurePath | BaseException) else a for a in record.args]
             record = logging.makeLogRecord({**record.__dict__, "args": tuple(one_line)})
@@ -79,8 +79,8 @@ class PrintableFormatter(logging.Formatter):
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """A parser whose errors, which repeat what was typed, are ``printable``."""
+    """A parser of arguments whose errors, which repeat what was typed, are ``printable``."""
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong and how to use the program, and exit."""
+        """Print the error and the usage of the program, and exit."""
         super().error(printable(message))

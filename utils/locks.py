@@ -1,39 +1,63 @@
-"""One process at a time in a directory."""
+"""Locks between processes, by the operating system's flock: released however the process that has one ends."""
 
-import fcntl
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from utils.errors import InputError
+from filelock import BaseFileLock, FileLock, Timeout
+
+from utils.errors import InputError, UserError, writing
 
 log = logging.getLogger(__name__)
 
 
 @contextmanager
 def exclusive(directory: Path, reason: str) -> Iterator[None]:
-    """Hold ``directory``, made if it is not there, for this process.
+    """Reserve ``directory``, which is made if it does not exist, for this process.
 
     Raises:
-        InputError: with the ``reason``, if another process holds it.
+        InputError: with the ``reason``, if another process has reserved it.
+        UserError: if the directory or the lock file in it cannot be written.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    with open(directory / ".lock", "w") as lock:  # released by the system however the process ends
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{directory} is in use: {reason}") from None
+    with writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(directory / ".lock")
+    if not _acquire(lock, timeout=0):
+        raise InputError(f"{directory} is in use: {reason}")
+    try:
         yield
+    finally:
+        lock.release()
 
 
 @contextmanager
 def in_turn(path: Path, reason: str) -> Iterator[None]:
-    """Hold the lock file ``path``; while another process does, wait, with the ``reason`` in the log."""
-    with open(path, "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("waiting: %s", reason)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    """Take the lock file ``path``; while another process has it, log the ``reason`` and wait.
+
+    Raises:
+        UserError: if the lock file cannot be written.
+    """
+    lock = FileLock(path)
+    if not _acquire(lock, timeout=0):
+        log.info("waiting: %s", reason)
+        _acquire(lock, timeout=-1)
+    try:
         yield
+    finally:
+        lock.release()
+
+
+def _acquire(lock: BaseFileLock, timeout: float) -> bool:
+    """Return whether ``lock`` was acquired within ``timeout`` seconds, -1 standing for no limit.
+
+    Raises:
+        UserError: if its file cannot be written.
+    """
+    try:
+        lock.acquire(timeout=timeout)
+    except Timeout:  # itself an OSError
+        return False
+    except OSError as error:
+        raise UserError(f"{lock.lock_file} cannot be written: {error.strerror or error}") from error
+    return True

@@ -19,7 +19,7 @@ from models.ddpmpp import DDPMpp
 from models.vdm import VDM
 from utils.errors import InputError
 
-DATASETS = {"cifar10": "CIFAR10", "imagenet32": "ImageNet32", "imagenet64c": "ImageNet64C"}
+PUBLISHED_NAMES = {"cifar10": "CIFAR10", "imagenet32": "ImageNet32", "imagenet64c": "ImageNet64C"}
 # Options of the published DDPM++ with the only value that this code supports; other values are other networks.
 VARIANTS = {
     "nonlinearity": "swish",
@@ -81,7 +81,7 @@ def from_published(cfg: dict[str, Any]) -> dict[str, Any]:
     data.setdefault("classes", False)
     data.setdefault("dequantize", False)
     if published:
-        names = {theirs: ours for ours, theirs in DATASETS.items()}
+        names = {theirs: ours for ours, theirs in PUBLISHED_NAMES.items()}
         data["dataset"] = names.get(data.get("dataset"), data.get("dataset"))
         if model["name"] == "adm":
             data["classes"] = bool(data["num_classes"])  # the published ADM looks at the number alone
@@ -109,7 +109,7 @@ def to_published(cfg: Mapping[str, Any]) -> dict[str, Any]:
         cfg["model"].pop(key, None)
     if cfg["model"]["name"] == "adm" and not cfg["data"]["classes"]:
         cfg["data"]["num_classes"] = 0  # the published ADM looks at the number alone
-    cfg["data"]["dataset"] = DATASETS.get(cfg["data"]["dataset"], cfg["data"]["dataset"])
+    cfg["data"]["dataset"] = PUBLISHED_NAMES.get(cfg["data"]["dataset"], cfg["data"]["dataset"])
     cfg["data"].pop("dequantize", None)  # of training, and unknown there
     return cfg
 

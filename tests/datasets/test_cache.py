@@ -1,6 +1,7 @@
-"""Folders of images, the packs made of them, and batches read from those."""
+"""Folders of images, the cache made of them, and batches read from it."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -14,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 
 from datasets import Loader, load_images
 from datasets import download_imagenet32 as imagenet32
@@ -47,11 +47,11 @@ def as_stored(pixels):
     return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
 
 
-def packs(tmp_path):
-    return {path.name: path.stat().st_ino for path in (tmp_path / "data/packs").iterdir() if path.suffix != ".lock"}
+def cache_files(tmp_path):
+    return {path.name: path.stat().st_ino for path in (tmp_path / "data/cache").iterdir() if path.suffix != ".lock"}
 
 
-def test_a_folder_is_packed_whole_and_every_tenth_image_is_held_out(tmp_path):
+def test_a_folder_is_cached_whole_and_every_tenth_image_is_held_out(tmp_path):
     pixels = classes_of(tmp_path / "pics")
     (tmp_path / "pics/notes.txt").write_text("no image")
     (tmp_path / "pics/a/.hidden.png").write_bytes(b"")
@@ -61,11 +61,13 @@ def test_a_folder_is_packed_whole_and_every_tenth_image_is_held_out(tmp_path):
     out = [name for i, name in enumerate(names) if i % 10 == 9]
     kept = [name for name in names if name not in out]
     for images, expected in ((train, kept), (held_out, out)):
-        assert torch.equal(images.pixels, as_stored([pixels[name] for name in expected]))
+        assert torch.equal(images.data, as_stored([pixels[name] for name in expected]))
         assert images.labels.tolist() == ["ab".index(name[0]) for name in expected]
         assert images.num_classes == 2 and images.levels == 256
-    stored = load_file(next((tmp_path / "data/packs").glob("pics-*-train.safetensors")))
-    assert torch.equal(stored["pixels"], train.pixels) and torch.equal(stored["labels"], train.labels)
+    name = next((tmp_path / "data/cache").glob("pics-*-train.json")).name.removesuffix("json")
+    for array, expected in (("pixels", train.data), ("labels", train.labels)):
+        (path,) = (tmp_path / "data/cache").glob(f"{name}*.{array}.npy")
+        assert np.array_equal(np.load(path), expected.numpy())
 
 
 def test_train_and_valid_below_are_the_splits(tmp_path):
@@ -73,7 +75,7 @@ def test_train_and_valid_below_are_the_splits(tmp_path):
     options = folder_options(tmp_path, classes=True, num_classes=2)
     for part, train in (("train", True), ("valid", False)):
         images = load_images("folder", train, **options)
-        assert torch.equal(images.pixels, as_stored([pixels[part][name] for name in sorted(pixels[part])]))
+        assert torch.equal(images.data, as_stored([pixels[part][name] for name in sorted(pixels[part])]))
         assert images.labels.tolist() == [0, 0, 0, 1, 1, 1]
     save(tmp_path / "pics/valid/c/0.png")
     with pytest.raises(InputError, match=r"valid/c/0.png is of a class that .*train does not have"):
@@ -90,49 +92,54 @@ def test_sizes_and_colours_are_mixed_and_damaged_files_listed(tmp_path, caplog):
     (folder / "cut.jpg").write_bytes((folder / "1.jpg").read_bytes()[:200])
     (folder / "empty.png").touch()
     images = load_images("folder", True, **folder_options(tmp_path))
-    assert len(images) == 11 and images.pixels.shape[1:] == (3, 8, 8)
-    listing = next((tmp_path / "data/packs").glob("*-train.unreadable.txt")).read_text()
+    assert len(images) == 11 and images.data.shape[1:] == (3, 8, 8)
+    listing = next((tmp_path / "data/cache").glob("*-train.unreadable.txt")).read_text()
     assert [line.split("\t")[0] for line in listing.splitlines()] == ["cut.jpg", "empty.png"]
     assert "2 of 13 files left out" in caplog.text
     grey = load_images("folder", True, **folder_options(tmp_path, num_channels=1))
-    assert grey.pixels.shape == (11, 1, 8, 8)
+    assert grey.data.shape == (11, 1, 8, 8)
 
 
-def test_a_pack_is_made_once_and_again_when_a_file_changes(tmp_path):
+def test_a_cache_is_made_once_and_again_when_a_file_changes(tmp_path):
     pixels, options = classes_of(tmp_path / "pics"), folder_options(tmp_path)
     load_images("folder", True, **options)
-    first = packs(tmp_path)
+    first = cache_files(tmp_path)
     load_images("folder", True, **options)
-    assert packs(tmp_path) == first
+    assert cache_files(tmp_path) == first
     changed = tmp_path / "pics/a/00.png"
     times = changed.stat()
     pixels["a/00.png"] = save(changed)
     os.utime(changed, ns=(times.st_atime_ns, times.st_mtime_ns + 1))
     again = load_images("folder", True, **options)
-    assert torch.equal(again.pixels[0], as_stored([pixels["a/00.png"]])[0])
-    second = packs(tmp_path)
-    assert second.keys() == first.keys() and second != first
+    assert torch.equal(again.data[0], as_stored([pixels["a/00.png"]])[0])
+    second = cache_files(tmp_path)
+    assert len(second) == len(first) == 3 and second.keys() != first.keys()  # json, pixels, labels; no older arrays
     changed.rename(changed.with_name("zz.png"))
-    assert torch.equal(load_images("folder", True, **options).pixels[0], as_stored([pixels["a/01.png"]])[0])
+    assert torch.equal(load_images("folder", True, **options).data[0], as_stored([pixels["a/01.png"]])[0])
     load_images("folder", True, **{**options, "image_size": 4})
-    assert len(packs(tmp_path)) == len(first) + 1
+    assert len(cache_files(tmp_path)) == 6
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda b: b[:-1], lambda b: b"", lambda b: b[:9] + b"x" + b[10:], lambda b: b + b"x"]
+    "damage", [lambda b: b[:-1], lambda b: b"", lambda b: b[:9] + b"x" + b[10:], lambda b: b + b"x", None]
 )
-def test_a_pack_that_is_not_whole_is_made_again(tmp_path, damage):
+@pytest.mark.parametrize("part", ["json", "pixels.npy", "labels.npy"])
+def test_a_cache_that_is_not_whole_is_made_again(tmp_path, caplog, part, damage):
+    caplog.set_level(logging.INFO)
     pixels, options = classes_of(tmp_path / "pics"), folder_options(tmp_path)
-    before = load_images("folder", True, **options).pixels.clone()
-    path = next((tmp_path / "data/packs").glob("*.safetensors"))
-    path.write_bytes(damage(path.read_bytes()))
-    (tmp_path / "data/packs" / f".{path.name}.tmp").write_bytes(b"half of one")  # what a kill leaves behind
-    assert torch.equal(load_images("folder", True, **options).pixels, before)
-    assert len(pixels) == 40 and not list((tmp_path / "data/packs").glob(".*.tmp"))
+    before = load_images("folder", True, **options).data.clone()
+    (path,) = (tmp_path / "data/cache").glob(f"*.{part}")
+    path.unlink() if damage is None else path.write_bytes(damage(path.read_bytes()))
+    (name,) = (path.stem for path in (tmp_path / "data/cache").glob(".*.lock"))
+    left = tmp_path / "data/cache" / f"{name.removesuffix('.json')}.pixels.tmp"  # what a kill leaves behind
+    left.write_bytes(b"half of one")
+    assert torch.equal(load_images("folder", True, **options).data, before)
+    assert len(pixels) == 40 and not list((tmp_path / "data/cache").glob(".*.tmp"))
+    assert caplog.text.count("caching 36 images") == 2 and len(cache_files(tmp_path)) == 3
 
 
 @pytest.mark.slow(12)
-def test_two_processes_make_one_pack(tmp_path):
+def test_two_processes_make_one_cache(tmp_path):
     for i in range(600):
         save(tmp_path / "pics" / f"{i:03}.png")
     arguments = ["data=folder", "data.root=pics", "data.image_size=8", "dataroot=data", "training.n_iters=0"]
@@ -145,7 +152,7 @@ def test_two_processes_make_one_pack(tmp_path):
         results = list(pool.map(look, ("one", "two")))
     assert [result.returncode for result in results] == [0, 0], results
     said = results[0].stderr + results[1].stderr
-    assert said.count("packing 540 images") == 1 and said.count("packing 60 images") == 1
+    assert said.count("caching 540 images") == 1 and said.count("caching 60 images") == 1
     for result in results:
         assert "540 images to train on, 60 held out, each 3 x 8 x 8 (channels x height x width)" in result.stderr
         assert "no classes; 256 levels" in result.stderr
@@ -180,7 +187,7 @@ def test_a_folder_without_images_or_classes(tmp_path):
         path.write_bytes(b"no image")
     with pytest.raises(InputError, match=r"none of the 12 images of pics-.*-train can be read"):
         load_images("folder", True, **folder_options(tmp_path))
-    assert not list((tmp_path / "data/packs").glob("*.safetensors"))
+    assert not [path for path in (tmp_path / "data/cache").glob("*") if path.suffix in (".json", ".npy", ".tmp")]
 
 
 def test_an_image_is_cropped_in_its_middle_and_resized_with_antialiasing(tmp_path):
@@ -201,7 +208,7 @@ def test_batches_from_disk_are_those_from_memory(tmp_path):
     def parts():
         yield RNG.integers(256, size=(300, 3, 4, 4), dtype=np.uint8), np.arange(300), []
 
-    images = open_cached(tmp_path / "x.safetensors", "random", (3, 4, 4), 300, parts, 300)
+    images = open_cached(tmp_path / "x.json", "random", (3, 4, 4), 300, parts, 300)
     memory, disk = (Loader(images, 70, 3, "cpu", random_flip=True, in_memory=limit) for limit in (10**9, 0))
     for step in (0, 1, 2, 9, 10, 3, 3, 100):
         batches = []
@@ -213,7 +220,7 @@ def test_batches_from_disk_are_those_from_memory(tmp_path):
         assert batches[0][1].tolist() == index.tolist()
     torch.manual_seed(0)
     plain, _ = Loader(images, 70, 3, "cpu", in_memory=0)(5)
-    assert torch.equal(plain, images.pixels[memory.indices(5)].float() * (1 / 255))
+    assert torch.equal(plain, images.data[memory.indices(5)].float() * (1 / 255))
 
 
 def test_a_run_on_a_data_set_on_disk_resumes_exactly(tmp_path, monkeypatch):
@@ -248,7 +255,7 @@ def test_imagenet64c_is_what_its_listing_says(tmp_path):
     listing = base / "dataset.json"
     listing.write_text(json.dumps({"labels": list(zip(names, (4, 0, 2), strict=True))}))
     images = load_images("imagenet64c", True, **options)
-    assert torch.equal(images.pixels, as_stored(pixels)) and images.labels.tolist() == [4, 0, 2]
+    assert torch.equal(images.data, as_stored(pixels)) and images.labels.tolist() == [4, 0, 2]
     for text, message in [
         ("{", "cannot be read"),
         ('{"labels": []}', "does not name images and their classes"),
@@ -271,7 +278,7 @@ def test_imagenet32_of_pngs_has_no_classes(tmp_path):
         load_images("imagenet32", True, **IMAGENET32, dataroot=str(tmp_path))
     pixels = [save(tmp_path / f"ds_imagenet/train_32x32/{i}.png", 32, 32) for i in range(3)]
     images = load_images("imagenet32", True, **IMAGENET32, dataroot=str(tmp_path))
-    assert torch.equal(images.pixels, as_stored(pixels))
+    assert torch.equal(images.data, as_stored(pixels))
     with pytest.raises(InputError, match=r"data.classes=True, but the PNGs of .*train_32x32 have no classes"):
         load_images("imagenet32", True, **{**IMAGENET32, "classes": True}, dataroot=str(tmp_path))
 
@@ -301,9 +308,9 @@ def test_imagenet32_of_the_arrays_of_image_net_org(tmp_path):
     assert "8 images in" in result.stdout and "of 1,281,167: are some files missing?" in result.stdout
     options = {**IMAGENET32, "classes": True, "num_classes": 1000, "dataroot": str(tmp_path)}
     train, held_out = (load_images("imagenet32", part, **options) for part in (True, False))
-    assert torch.equal(train.pixels, torch.from_numpy(np.concatenate(parts)))
+    assert torch.equal(train.data, torch.from_numpy(np.concatenate(parts)))
     assert train.labels.tolist() == [0, 1, 2, 3, 996, 997, 998, 999]
-    assert torch.equal(held_out.pixels, torch.from_numpy(valid))
+    assert torch.equal(held_out.data, torch.from_numpy(valid))
     np.savez(tmp_path / "train_wrong.npz", data=np.zeros((2, 10), np.uint8), labels=[1, 2])
     for path, message in [("train_wrong.npz", "data is uint8 (2, 10)"), ("given/none.npz", "none.npz is not there")]:
         result = run_script(tmp_path, path)
@@ -366,7 +373,7 @@ def test_cifar10_ahead_of_its_use_says_what_to_place_where(tmp_path):
 
 @pytest.mark.slow(38)
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
-def test_packing_that_is_interrupted_leaves_nothing_and_nobody_behind(tmp_path, signum, code):
+def test_caching_that_is_interrupted_leaves_nothing_and_nobody_behind(tmp_path, signum, code):
     (tmp_path / "pics").mkdir()
     save(tmp_path / "one.png", 400, 400)
     for i in range(6000):
@@ -376,12 +383,12 @@ def test_packing_that_is_interrupted_leaves_nothing_and_nobody_behind(tmp_path, 
     process = subprocess.Popen(
         command, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True, process_group=0
     )
-    while process.poll() is None and not list(tmp_path.glob("data/packs/.*.tmp")):
+    while process.poll() is None and not list(tmp_path.glob("data/cache/.*.tmp")):
         time.sleep(0.01)
     time.sleep(1)
     os.killpg(process.pid, signum) if signum == signal.SIGINT else process.send_signal(signum)
     said = process.communicate(timeout=60)[1]  # ends when the last process that could write there has
     assert process.returncode == code, said
     assert "Traceback" not in said and "Error" not in said
-    left = sorted(path.suffix for path in (tmp_path / "data/packs").iterdir())
+    left = sorted(path.suffix for path in (tmp_path / "data/cache").iterdir())
     assert left == ([".lock", ".tmp"] if signum == signal.SIGKILL else [".lock"])

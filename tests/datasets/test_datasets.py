@@ -17,23 +17,23 @@ def digits(train):
 def test_digits_are_all_there_once_in_fixed_parts():
     train, held_out = digits(True), digits(False)
     assert (len(train), len(held_out)) == (1438, 359)
-    assert train.levels == 17 and train.pixels.max() == 16 and train.pixels.dtype == torch.uint8
-    ours = torch.cat([train.pixels, held_out.pixels]).reshape(-1, 64).numpy()
+    assert train.levels == 17 and train.data.max() == 16 and train.data.dtype == torch.uint8
+    ours = torch.cat([train.data, held_out.data]).reshape(-1, 64).numpy()
     real = load_digits()
     ours = np.column_stack([ours, np.concatenate([train.labels, held_out.labels])])
     real_rows = np.column_stack([real.data, real.target])
     assert sorted(map(tuple, ours.tolist())) == sorted(map(tuple, real_rows.astype(int).tolist()))
-    assert torch.equal(held_out.pixels[0, 0], torch.tensor(real.images[4]).to(torch.uint8))
+    assert torch.equal(held_out.data[0, 0], torch.tensor(real.images[4]).to(torch.uint8))
     assert train.labels.bincount().min() > 100
 
 
 def test_fake_images_have_the_shape_asked_for_and_repeat():
     options = {"image_size": 5, "num_channels": 2, "num_classes": 3}
     first, again = (load_images("fake", True, **options) for _ in range(2))
-    assert first.pixels.shape == (1024, 2, 5, 5) and first.levels == 256
-    assert torch.equal(first.pixels, again.pixels)
+    assert first.data.shape == (1024, 2, 5, 5) and first.levels == 256
+    assert torch.equal(first.data, again.data)
     assert first.labels.unique().tolist() == [0, 1, 2]
-    assert not torch.equal(first.pixels[:256], load_images("fake", False, **options).pixels)
+    assert not torch.equal(first.data[:256], load_images("fake", False, **options).data)
 
 
 @pytest.mark.parametrize(
@@ -75,8 +75,8 @@ def test_cifar10_from_torchvisions_files(tmp_path, monkeypatch):
     options = {"image_size": 32, "num_channels": 3, "num_classes": 10, "dataroot": str(tmp_path)}
     train, held_out = load_images("CIFAR10", True, **options), load_images("cifar10", False, **options)
     expected = np.concatenate([planes for _, planes in parts]).reshape(100, 3, 32, 32)
-    np.testing.assert_array_equal(train.pixels.numpy(), expected)
-    np.testing.assert_array_equal(held_out.pixels.numpy(), test_planes.reshape(20, 3, 32, 32))
+    np.testing.assert_array_equal(train.data.numpy(), expected)
+    np.testing.assert_array_equal(held_out.data.numpy(), test_planes.reshape(20, 3, 32, 32))
     assert train.labels.tolist() == list(range(10)) * 10
     assert train.levels == 256
 
@@ -94,7 +94,7 @@ def test_batches_scale_by_the_levels_and_keep_labels_with_images():
     x0, labels = Loader(data, 64, seed=0, device="cpu")(0)
     index = Loader(data, 64, seed=0, device="cpu").indices(0)
     assert x0.dtype == torch.float32 and x0.max() == 1.0 and x0.min() == 0.0
-    assert torch.equal((x0 * 16).round().to(torch.uint8), data.pixels[index])
+    assert torch.equal((x0 * 16).round().to(torch.uint8), data.data[index])
     assert torch.equal(labels, data.labels[index])
 
 

@@ -1,5 +1,6 @@
 """Folders as people have them: splits, classes, links, and what else lies in them."""
 
+import hashlib
 import json
 import logging
 import os
@@ -51,7 +52,7 @@ def load(tmp_path, train=True, **changes):
 
 
 def values(images):
-    return images.pixels[:, 0, 0, 0].tolist()
+    return images.data[:, 0, 0, 0].tolist()
 
 
 def both(tmp_path, **changes):
@@ -258,7 +259,7 @@ def test_classes_whose_names_the_command_line_reads_as_values(caplog):
 
 def test_a_run_from_before_names_were_recorded_keeps_its_numbers(tmp_path):
     """Its classes are in the plain order of their names, "10" before "9", resumed or started again."""
-    from training.data import load_split
+    from training.data import load_splits
     from training.run_dir import resumed_config
 
     fill(tmp_path / "pics", [f"{name}/{k}.png" for name in ("9", "10") for k in range(3)])
@@ -271,9 +272,9 @@ def test_a_run_from_before_names_were_recorded_keeps_its_numbers(tmp_path):
         del old.data[key]
     (tmp_path / "run/.hydra").mkdir(parents=True)
     (tmp_path / "run/.hydra/config.yaml").write_text(OmegaConf.to_yaml(old))
-    assert load_split(cfg, True, CPU).class_names == ("9", "10")
+    assert load_splits(cfg, CPU)[0].class_names == ("9", "10")
     resumed = resumed_config(cfg, tmp_path / "run", [])
-    assert load_split(resumed, True, CPU).class_names == ("10", "9")
+    assert load_splits(resumed, CPU)[0].class_names == ("10", "9")
     train(cfg, tmp_path / "run", CPU)
     assert load_config(tmp_path / "run").data.class_names == ["10", "9"]
 
@@ -373,7 +374,7 @@ def test_a_folder_that_cannot_be_read_is_left_out(caplog):
             os.seteuid(user)
         assert (values(training), values(held_out)) == ([0], [1])
         assert "1 folders that cannot be read (lost+found)" in caplog.text
-        listed = next((top / "data/packs").glob("*-train.unreadable.txt")).read_text()
+        listed = next((top / "data/cache").glob("*-train.unreadable.txt")).read_text()
         assert [line.split("\t")[0] for line in listed.splitlines()] == ["b/0.png", "c/0.png"]
         assert "Permission denied" in listed
     finally:
@@ -467,8 +468,8 @@ def test_what_the_scripts_wrote_is_never_trained_on(tmp_path, script, caplog):
     again = script("run_train.py", f"resume={run}", "training.n_iters=3")
     assert again.returncode == 0, again.stderr
     assert "18 images 3x8x8 to train on, 2 held out" in again.stderr
-    assert "packing" not in again.stderr  # the same images as at first
-    assert "folders or files that this project wrote (datasets/imagenet-64x64, datasets/packs, eval/x, " in again.stderr
+    assert "caching" not in again.stderr  # the same images as at first
+    assert "folders or files that this project wrote (datasets/cache, datasets/imagenet-64x64, eval/x, " in again.stderr
     top = scan_folder(tmp_path, without_ours=True, ours=[tmp_path / "datasets/imagenet-64x64"])
     assert [path.parent.name for path in top.files] == ["mine"] * 20
     # a run among the images themselves
@@ -501,7 +502,7 @@ def test_dark_folders_of_16_bits_are_refused_until_white_is_said(tmp_path):
     message = r"3 images of 16 bits in .*pics are nearly black: no value is above 3000 of 65535; say .* data.white=4095"
     with pytest.raises(InputError, match=message):
         load(tmp_path)
-    assert not list((tmp_path / "data/packs").glob("*.safetensors"))
+    assert not list((tmp_path / "data/cache").glob("*.json"))
     assert both(tmp_path, white=4000) == ([64, 128, 191], [255])
     assert both(tmp_path, white=65535) == ([3, 7, 11], [15])
     with pytest.raises(
@@ -520,7 +521,7 @@ def test_dark_folders_of_floating_point_are_refused_until_white_is_said(tmp_path
     message = r"the 3 images of floating point in .*pics are nearly black: no value is above 0.0007 of 1; say which"
     with pytest.raises(InputError, match=rf"{message} value is white, such as data.white=0.0007, or data.white=1 if"):
         load(tmp_path)
-    assert not list((tmp_path / "data/packs").glob("*.safetensors"))
+    assert not list((tmp_path / "data/cache").glob("*.json"))
     assert both(tmp_path, white=0.0007) == ([36, 182, 255], [255])  # the value itself, which floats of 32 bits round
     assert both(tmp_path, white=1) == ([0, 0, 0], [0])
     Image.fromarray(np.full((8, 8), 0.5, np.float32)).save(pics / "00.tif")
@@ -539,9 +540,9 @@ def test_the_background_is_an_option_and_said_once(tmp_path, caplog):
     assert both(tmp_path) == ([255] * 5 + [0] * 6, [0])
     assert caplog.text.count("5 images have transparent parts, laid on data.background=white") == 1
     assert values(load(tmp_path, background="#102030")) == [16] * 5 + [0] * 6
-    assert values(load(tmp_path)) == [255] * 5 + [0] * 6  # each has a pack of its own
+    assert values(load(tmp_path)) == [255] * 5 + [0] * 6  # each has a cache of its own
     four = load(tmp_path, num_channels=4)
-    assert four.pixels.shape == (11, 4, 8, 8) and four.pixels[:, 3, 0, 0].tolist() == [0] * 5 + [255] * 6
+    assert four.data.shape == (11, 4, 8, 8) and four.data[:, 3, 0, 0].tolist() == [0] * 5 + [255] * 6
     with pytest.raises(
         InputError, match=r"data.num_channels=2: the images of a folder can have 1 \(grey\), 3 \(RGB\), 4"
     ):
@@ -579,14 +580,10 @@ def test_a_fingerprint_is_of_pixels_and_labels_and_not_of_files(tmp_path):
     save(tmp_path / "moved/a/1.png", 77)
     changed = load(tmp_path, **moved)
     assert changed.fingerprint not in ("", first.fingerprint)
-    # a pack of an earlier version is made anew
-    path = next(
-        path for path in (tmp_path / "data/packs").glob("moved-*-train.safetensors") if changed.file.name in str(path)
-    )
-    data = path.read_bytes()
-    header = json.loads(data[8:4096])
-    del header["__metadata__"]["sha256"]
-    path.write_bytes(data[:8] + json.dumps(header).encode().ljust(4088) + data[4096:])
+    held = changed.data.numpy().tobytes() + changed.labels.numpy().tobytes() + repr(tuple(changed.data.shape)).encode()
+    assert changed.fingerprint == hashlib.sha256(held).hexdigest()  # as runs have recorded it
+    for path in (tmp_path / "data/cache").glob("moved-*-train.json"):
+        path.write_text(json.dumps({"made_of": json.loads(path.read_text())["made_of"]}))
     assert load(tmp_path, **moved).fingerprint == changed.fingerprint
 
 
@@ -602,7 +599,7 @@ def test_names_of_files_reach_no_terminal_raw(tmp_path, script):
     arguments = [*TINY, "data=folder", "data.root=pics", "data.image_size=8", "dataroot=data", "training.n_iters=0"]
     result = script("run_train.py", *arguments, "hydra.run.dir=out")
     assert result.returncode == 0, result.stderr
-    listed = next((tmp_path / "data/packs").glob("*.unreadable.txt")).read_text()
+    listed = next((tmp_path / "data/cache").glob("*.unreadable.txt")).read_text()
     assert r"a\x1b[31m\x07\u202egnp\u2066 .png" in result.stderr and r"b\x1b[31m" in result.stderr
     assert r"\udcff\udc9b31m.png" in listed and r"\x1b[31m" in listed
     for text in (result.stderr, result.stdout, listed, (tmp_path / "out/logs").read_text()):

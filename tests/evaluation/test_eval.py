@@ -196,21 +196,21 @@ CHOSEN = {
 def test_quality_of_real_digits_of_noise_and_of_one_class(tmp_path):
     features, real, held_out = DigitFeatures(), digits(train=True), digits(train=False)
     known = sample_quality.reference(real, "digits", features, tmp_path)
-    pixels = to_pixels(held_out.pixels, 17)
+    pixels = to_pixels(held_out.data, 17)
 
     def of(samples):
         results = sample_quality.compute_metrics(*features(samples), known, CHOSEN, seed=0)
         return {name: result["value"] for name, result in results.items()}
 
     noise = of(np.random.default_rng(0).integers(0, 256, (300, 8, 8, 1), dtype=np.uint8))
-    good, threes = of(pixels), of(to_pixels(real.pixels[real.labels == 3], 17))
+    good, threes = of(pixels), of(to_pixels(real.data[real.labels == 3], 17))
     assert good["fid"] < threes["fid"] < noise["fid"]
     assert abs(good["kid"]) < 0.05 < threes["kid"] < noise["kid"]
     assert good["precision"] > 0.85 and good["recall"] > 0.85
     assert noise["precision"] < 0.01 and noise["recall"] < 0.01
     assert threes["precision"] > 0.9 and threes["recall"] < 0.3
     assert good["inception_score"] > 6 > 1.5 > threes["inception_score"]
-    same = sample_quality.compute_metrics(*features(to_pixels(real.pixels, 17)), known, {"fid": {}}, seed=0)["fid"][
+    same = sample_quality.compute_metrics(*features(to_pixels(real.data, 17)), known, {"fid": {}}, seed=0)["fid"][
         "value"
     ]
     assert same == pytest.approx(0, abs=1e-3)
@@ -221,7 +221,7 @@ def test_quality_of_real_digits_of_noise_and_of_one_class(tmp_path):
 def test_statistics_are_those_of_all_images_and_are_kept(tmp_path, monkeypatch):
     features, real = DigitFeatures(), digits(train=True)
     first = sample_quality.reference(real, "digits", features, tmp_path)
-    all_features = features(to_pixels(real.pixels, 17))[0].double().numpy()
+    all_features = features(to_pixels(real.data, 17))[0].double().numpy()
     np.testing.assert_allclose(first.mean, all_features.mean(0), atol=1e-9)
     np.testing.assert_allclose(first.covariance, np.cov(all_features, rowvar=False), atol=1e-9)
     assert sorted(map(tuple, first.features.tolist())) == sorted(map(tuple, all_features.astype(np.float32).tolist()))
@@ -238,7 +238,7 @@ def test_statistics_are_those_of_all_images_and_are_kept(tmp_path, monkeypatch):
 
 
 def test_images_drawn_before(tmp_path, run_dir):
-    pixels = to_pixels(digits(False).pixels, 17)[:40]
+    pixels = to_pixels(digits(False).data, 17)[:40]
     np.savez(tmp_path / "drawn.npz", samples=pixels)
     folder = tmp_path / "single"
     folder.mkdir()
@@ -321,7 +321,7 @@ def test_more_images_than_fit_into_memory_are_refused_before_they_are_read(tmp_p
 
 
 def test_images_that_other_programs_drew(tmp_path, caplog):
-    pixels = to_pixels(digits(False).pixels, 17)[:30]
+    pixels = to_pixels(digits(False).data, 17)[:30]
     np.savez(tmp_path / "a.npz", pixels[:10])  # as guided-diffusion does, without classes
     np.savez(tmp_path / "b.npz", pixels[10:20], np.arange(10))  # and with them
     np.save(tmp_path / "c.npy", pixels[20:])
@@ -338,7 +338,7 @@ def test_images_that_other_programs_drew(tmp_path, caplog):
 
 
 def test_a_folder_of_images_with_links_that_loop_pipes_and_devices(tmp_path, caplog):
-    pixels = to_pixels(digits(False).pixels, 17)[:9]
+    pixels = to_pixels(digits(False).data, 17)[:9]
     folder = tmp_path / "drawn"
     (folder / "more").mkdir(parents=True)
     for i, image in enumerate(pixels):
@@ -359,7 +359,7 @@ def test_statistics_of_other_programs(run_dir, tmp_path):
     known = sample_quality.reference(digits(True), "digits", features, tmp_path)
     np.savez(tmp_path / "edm.npz", mu=known.mean, sigma=known.covariance)
     np.savez_compressed(tmp_path / "pytorch_fid.npz", mu=known.mean.astype("f4"), sigma=known.covariance.astype("f4"))
-    pixels = to_pixels(digits(False).pixels, 17)
+    pixels = to_pixels(digits(False).data, 17)
     np.savez(tmp_path / "drawn.npz", pixels)
     expected = sample_quality.compute_metrics(*features(pixels), known, {"fid": {}}, 0)["fid"]["value"]
     for name in ("edm", "pytorch_fid"):
@@ -507,7 +507,7 @@ def test_inception_with_weights_of_ones_own(tmp_path, run_dir, monkeypatch):
     path = tmp_path / "weights.pth"
     net = inception_weights(path, monkeypatch)
     features = create_features("digits", str(path), CPU)
-    pixels = to_pixels(digits(False).pixels[:3], 17)
+    pixels = to_pixels(digits(False).data[:3], 17)
     expected, logits = net(torch.from_numpy(pixels).movedim(-1, 1).repeat(1, 3, 1, 1))
     found = features(pixels)
     torch.testing.assert_close(found[0], expected)
@@ -608,7 +608,7 @@ def test_training_on_spread_images():
     torch.manual_seed(0)
     batches = Loader(data, 500, 0, "cpu", dequantize=True)
     x0, _ = batches(0)
-    levels = data.pixels[batches.indices(0)]
+    levels = data.data[batches.indices(0)]
     assert torch.equal((x0 * 17).floor().to(torch.uint8), levels)
     u = x0 * 17 - levels
     assert u.mean() == pytest.approx(0.5, abs=0.01) and u.std() == pytest.approx(12**-0.5, abs=0.01)

@@ -41,13 +41,13 @@ def run_main(monkeypatch, *paths):
 
 def test_digits_without_labels_have_an_energy_distance(tmp_path, monkeypatch, capsys):
     held_out = digits(train=False)
-    samples = to_pixels(held_out.pixels, 17)
+    samples = to_pixels(held_out.data, 17)
     np.savez(tmp_path / "all.npz", samples=samples)
     run_main(monkeypatch, tmp_path / "all.npz")
     said = capsys.readouterr().out
     assert "359 of 359 have no label" in said and "read as asked" not in said
     distance = float(re.search(r"distance of the drawn digits from the held-out ones: (-?[\d.]+)", said)[1])
-    x = held_out.pixels.flatten(1).numpy() / 16
+    x = held_out.data.flatten(1).numpy() / 16
     assert distance == pytest.approx(energy_distance(samples.reshape(359, -1) / 255, x)[0], abs=1e-4)
 
     np.savez(tmp_path / "asked.npz", samples=samples[:50], labels=held_out.labels[:50].numpy())
@@ -58,7 +58,7 @@ def test_digits_without_labels_have_an_energy_distance(tmp_path, monkeypatch, ca
 
 
 def test_what_is_no_file_of_digits_is_one_line(tmp_path, monkeypatch):
-    samples = to_pixels(digits(train=False).pixels, 17)
+    samples = to_pixels(digits(train=False).data, 17)
     np.savez(tmp_path / "labels.npz", samples=samples, labels=np.zeros(3))
     np.savez(tmp_path / "other.npz", images=samples)
     np.savez(tmp_path / "colour.npz", samples=samples.repeat(3, -1))

@@ -206,7 +206,7 @@ def test_a_built_in_data_set_that_is_another_is_refused(tmp_path, monkeypatch):
 
     def fewer(train: bool, **options) -> ImageDataset:
         images = digits(train, **options)
-        return ImageDataset(images.pixels[:-1], images.labels[:-1], images.num_classes, images.levels)
+        return ImageDataset(images.data[:-1], images.labels[:-1], images.num_classes, images.levels)
 
     monkeypatch.setitem(datasets.registry.DATASETS, "digits", fewer)
     with pytest.raises(InputError, match=r"it had 1,438 images to train on, now 1,437; it had 359 .* now 358\."):

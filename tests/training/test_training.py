@@ -223,7 +223,7 @@ def test_what_the_loop_gives_to_the_loss(tmp_path, monkeypatch):
     train(cfg, tmp_path, CPU)
 
     splits = [load_images("digits", part, image_size=8, num_channels=1, num_classes=10) for part in (True, False)]
-    known = [{bytes(image.flatten().tolist()) for image in split.pixels} for split in splits]
+    known = [{bytes(image.flatten().tolist()) for image in split.data} for split in splits]
     (*steps, evaluation) = calls
     assert len(steps) == 2
     for in_training, learning, x0, labels, sde, options in steps:

@@ -1,0 +1,95 @@
+"""Image files decoded once into a cached data set."""
+
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from datasets.cache import Part, fingerprint, open_cached
+from datasets.decode import WHITE, DecodeOptions, DecodeStats
+from datasets.image_io import cores, read_images
+from datasets.images import ImageDataset
+from utils.errors import InputError
+
+log = logging.getLogger(__name__)
+
+DECODING = 2  # version of how files become pixels: caches of another are made anew
+DARK = 2**14  # 16-bit images that never reach a quarter of white hold fewer bits, and floats are of another range
+
+
+def cache_images(
+    root: Path,
+    files: Sequence[Path],
+    labels: np.ndarray,
+    train: bool,
+    options: DecodeOptions,
+    num_classes: int,
+    dataroot: str,
+) -> ImageDataset:
+    """Open the cached data set of some image files, which are decoded first if they are new or have changed.
+
+    Args:
+        root: folder that the files lie below.
+        files: paths of the files.
+        labels: int64 (len(files),).
+        train: whether they are the training split, whose peculiarities are logged.
+        options: options of decoding.
+        num_classes: number of classes.
+        dataroot: folder of the cache.
+
+    Raises:
+        InputError: if a file is not there, no image can be read, or all would be nearly black.
+    """
+    size = options.size or 0
+
+    def parts() -> Iterator[Part]:
+        stats = DecodeStats()
+        for pixels, good, bad, of_chunk in read_images(files, options, cores()):
+            stats += of_chunk
+            yield pixels, labels[good], [(str(path.relative_to(root)), reason) for path, reason in bad]
+        if train:
+            _report(root, stats, options)
+
+    try:
+        made_with = (DECODING, size, options.num_channels, options.background, options.white)
+        made_of = fingerprint(files, root, *made_with, hashlib.sha256(labels.tobytes()).hexdigest())
+    except OSError as error:
+        raise InputError(f"{error.filename} is not there") from error
+    own = () if options == DecodeOptions(options.size, options.num_channels) else (options.background, options.white)
+    path = cache_path(root, train, dataroot, size, options.num_channels, num_classes, *own)
+    return open_cached(path, made_of, (options.num_channels, size, size), len(files), parts, num_classes)
+
+
+def _report(root: Path, stats: DecodeStats, options: DecodeOptions) -> None:
+    """Log what was found in the images to train on.
+
+    Raises:
+        InputError: if all images of 16 bits, or all of floating point, would be nearly black.
+    """
+    if stats.transparent and options.num_channels != 4:
+        log.info("%d images have transparent parts, laid on data.background=%s", stats.transparent, options.background)
+    if stats.paged:
+        log.info("%d files have more than one page or frame: the first is taken", stats.paged)
+    if stats.deep and stats.peak < DARK and options.white is None:
+        told = (
+            f"the {stats.deep} images of 16 bits in {root} are nearly black: no value is above {stats.peak} of {WHITE}"
+        )
+        if stats.deep_colour:
+            raise InputError(f"{told}; store them with 8 bits a channel, or say data.white={WHITE} if that is right")
+        full = 2 ** max(8, stats.peak.bit_length()) - 1
+        raise InputError(f"{told}; say which value is white, data.white={full}, or data.white={WHITE} if that is right")
+    if stats.floating and stats.float_peak < DARK / 2**16 and options.white is None:
+        largest = str(np.float32(stats.float_peak))  # the digits that make this value again
+        which = f"say which value is white, such as data.white={largest}, or" if stats.float_peak else "say"
+        raise InputError(
+            f"the {stats.floating} images of floating point in {root} are nearly black: no value is above {largest} of "
+            f"1; {which} data.white=1 if that is right"
+        )
+
+
+def cache_path(root: Path, train: bool, dataroot: str, *options: object) -> Path:
+    """Return the path of the cache of the images below ``root``, another one for each set of ``options``."""
+    key = hashlib.sha256(repr((str(root.resolve()), options)).encode()).hexdigest()[:8]
+    return Path(dataroot) / "cache" / f"{root.resolve().name}-{key}-{'train' if train else 'held_out'}.json"
