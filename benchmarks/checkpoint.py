@@ -1,6 +1,6 @@
-"""How long does training stand still for a checkpoint? python -m benchmarks.checkpoint [overrides of train.yaml]
+"""How long does a checkpoint pause training? python -m benchmarks.checkpoint [overrides of train.yaml]
 
-Saves the state of a run, by default of the CIFAR-10 DDPM++, beside writing as many bytes to the same disk in one piece.
+Compares saving the state of a run, by default of the CIFAR-10 DDPM++, with writing as many bytes to the same disk.
 """
 
 import os
@@ -21,12 +21,14 @@ REPEATS = 5
 
 
 def seconds(act: Callable[[], object]) -> float:
+    """Measure the duration of a call, in seconds."""
     start = time.perf_counter()
     act()
     return time.perf_counter() - start
 
 
 def write_plainly(contents: bytes, path: Path) -> None:
+    """Write a file in one piece and flush it to the disk."""
     with open(path, "wb") as file:
         file.write(contents)
         file.flush()
@@ -34,9 +36,10 @@ def write_plainly(contents: bytes, path: Path) -> None:
 
 
 def main() -> None:
+    """Print the times of saving, plain writing and resuming."""
     cfg = composed(*sys.argv[1:])
     state = create_state(cfg, torch.device("cpu"))
-    for p in state.trainable:  # one update, so that the optimiser has its moments
+    for p in state.trainable:  # one update, to create the moments of the optimizer
         p.grad = torch.zeros_like(p)
     state.optimizer.step()
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
