@@ -12,7 +12,7 @@ help: ## list the targets
 
 install: .venv/installed ## make .venv and install requirements.txt into it; every target below does so when needed
 
-demo: .venv/installed ## train on handwritten digits and draw ten of each class
+demo: .venv/installed ## train on handwritten digits and sample ten of each class
 	$(BIN)/python run_train.py experiment=digits hydra.run.dir=runs/demo
 	$(BIN)/python run_vis.py load_dir=runs/demo 'label=[0,1,2,3,4,5,6,7,8,9]' w=1 sampling.method=multistep
 

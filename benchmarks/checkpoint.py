@@ -46,15 +46,15 @@ def main() -> None:
         checkpoints = Checkpoints(Path(folder))
         checkpoints.save_for_resume(state)
         contents = checkpoints.resume_path.read_bytes()
-        ours, plain = [], []
+        saving, plain = [], []
         for _ in range(REPEATS):
-            ours.append(seconds(lambda: checkpoints.save_for_resume(state)))
+            saving.append(seconds(lambda: checkpoints.save_for_resume(state)))
             plain.append(seconds(lambda: write_plainly(contents, Path(folder) / "plain")))
         resumed = seconds(lambda: checkpoints.restore(state, checkpoints.find() or checkpoints.resume_path))
     print(f"{sum(p.numel() for p in state.trainable):,} trained parameters, {len(contents) / 1e9:.2f} GB, on the CPU")
-    print(f"saving {statistics.median(ours):.2f} s ({min(ours):.2f} to {max(ours):.2f}), median of {REPEATS}")
+    print(f"saving {statistics.median(saving):.2f} s ({min(saving):.2f} to {max(saving):.2f}), median of {REPEATS}")
     print(f"writing as many bytes {statistics.median(plain):.2f} s ({min(plain):.2f} to {max(plain):.2f})")
-    print(f"ratio {statistics.median(o / p for o, p in zip(ours, plain, strict=True)):.2f}")
+    print(f"ratio {statistics.median(s / p for s, p in zip(saving, plain, strict=True)):.2f}")
     print(f"checking and resuming {resumed:.2f} s")
 
 

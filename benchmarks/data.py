@@ -47,26 +47,26 @@ def resident() -> float:
 def reading(folder: Path, count: int) -> float:
     """Print the time to build the cache and the rate of batches; return the seconds per batch from disk."""
     rng = np.random.default_rng(0)
-    pictures = folder / "pictures"
-    (pictures / "all").mkdir(parents=True)
+    images_dir = folder / "images_dir"
+    (images_dir / "all").mkdir(parents=True)
     for i in range(count):  # smooth shapes and grain give files of 2.3 kB, as CIFAR-10 images do
         small = Image.fromarray(rng.integers(256, size=(6, 6, 3), dtype=np.uint8))
         smooth = np.asarray(small.resize((32, 32), Image.Resampling.BICUBIC), dtype=np.float32)
         grain = rng.normal(0.0, 5.0, size=(32, 32, 3)).astype(np.float32)
-        Image.fromarray((smooth + grain).clip(0, 255).astype(np.uint8)).save(pictures / "all" / f"{i:06}.png")
-    size = sum(path.stat().st_size for path in (pictures / "all").iterdir()) / count
+        Image.fromarray((smooth + grain).clip(0, 255).astype(np.uint8)).save(images_dir / "all" / f"{i:06}.png")
+    size = sum(path.stat().st_size for path in (images_dir / "all").iterdir()) / count
     start = time.perf_counter()
     options: dict[str, Any] = {"image_size": 32, "num_channels": 3, "num_classes": 1, "classes": False}
-    images = load_images("folder", True, **options, dataroot=str(folder), root=str(pictures))
-    load_images("folder", False, **options, dataroot=str(folder), root=str(pictures))
+    images = load_images("folder", True, **options, dataroot=str(folder), root=str(images_dir))
+    load_images("folder", False, **options, dataroot=str(folder), root=str(images_dir))
     print(f"building the cache of {count:,} PNGs of {size:,.0f} bytes: {time.perf_counter() - start:.1f} s")
     start = time.perf_counter()
-    load_images("folder", True, **options, dataroot=str(folder), root=str(pictures))
+    load_images("folder", True, **options, dataroot=str(folder), root=str(images_dir))
     print(f"checking that the cache is up to date: {time.perf_counter() - start:.2f} s")
 
     memory, disk = (Loader(images, BATCH, 0, "cpu", in_memory=limit) for limit in (2**40, 0))
     loader = DataLoader(
-        ImageFolder(str(pictures), ToTensor()), BATCH, shuffle=True, num_workers=2, persistent_workers=True
+        ImageFolder(str(images_dir), ToTensor()), BATCH, shuffle=True, num_workers=2, persistent_workers=True
     )
     endless = (batch for _ in range(10**6) for batch in loader)
     ways: dict[str, tuple[Callable[[int], object], int]] = {

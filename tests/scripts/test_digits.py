@@ -19,9 +19,9 @@ def test_the_demo_recipe_samples_the_requested_digits(script, tmp_path):
     trained = script("run_train.py", *recipe, timeout=900)
     assert trained.returncode == 0, trained.stderr
     labels = "label=[0,1,2,3,4,5,6,7,8,9]"
-    drawn = script("run_vis.py", "load_dir=run", labels, "w=1", "sampling.method=multistep", "hydra.run.dir=drawn")
-    assert drawn.returncode == 0, drawn.stderr
-    command = [sys.executable, "-m", "evaluation.digits", str(tmp_path / "drawn/images/samples_0.npz")]
+    sampled = script("run_vis.py", "load_dir=run", labels, "w=1", "sampling.method=multistep", "hydra.run.dir=sampled")
+    assert sampled.returncode == 0, sampled.stderr
+    command = [sys.executable, "-m", "evaluation.digits", str(tmp_path / "sampled/images/samples_0.npz")]
     classified = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert classified.returncode == 0, classified.stderr
     share, n = re.search(r"all: ([\d.]+) \+- [\d.]+ of (\d+)", classified.stdout).groups()
@@ -50,8 +50,8 @@ def test_digits_without_labels_have_an_energy_distance(tmp_path, monkeypatch, ca
     x = held_out.pixels.flatten(1).numpy() / 16
     assert distance == pytest.approx(energy_distance(samples.reshape(359, -1) / 255, x)[0], abs=1e-4)
 
-    np.savez(tmp_path / "asked.npz", samples=samples[:50], labels=held_out.labels[:50].numpy())
-    run_main(monkeypatch, tmp_path / "all.npz", tmp_path / "asked.npz")  # the accuracy is of labelled samples
+    np.savez(tmp_path / "labelled.npz", samples=samples[:50], labels=held_out.labels[:50].numpy())
+    run_main(monkeypatch, tmp_path / "all.npz", tmp_path / "labelled.npz")  # the accuracy is of labelled samples
     said = capsys.readouterr().out
     assert re.search(r"all: [\d.]+ \+- [\d.]+ of 50 classified as requested", said)
     assert "359 of 409 have no label" in said

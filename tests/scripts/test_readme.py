@@ -86,6 +86,8 @@ def shortened(script, arguments):
     """Return the arguments of a command with further ones that shorten it to seconds."""
     arguments = [re.sub("^ngpus=[48]$", "ngpus=1", argument) for argument in arguments]
     if script == "run_train.py":
+        # runs/demo is a run of the fixture, with another network
+        arguments = [re.sub("^hydra.run.dir=runs/demo$", "hydra.run.dir=runs/new", argument) for argument in arguments]
         if any(a.startswith(("resume=", "--help", "-sc")) or a == "experiment=debug/tiny" for a in arguments):
             return [*arguments, *(["training.n_iters=3"] * any(a.startswith("resume=") for a in arguments))]
         extra = [*NARROW[network_of(arguments)], *SHORT, *FEW_STEPS]
