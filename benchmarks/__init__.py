@@ -1,1 +1,1 @@
-"""One script for each question, measured beside a plain way and what the machine allows: python -m benchmarks.NAME."""
+"""Benchmarks: each script answers one question, compared with a simple implementation and the limits of the machine."""

@@ -1,4 +1,4 @@
-"""All benchmarks, in some minutes: python -m benchmarks. Data and checkpoint are smaller here than on their own."""
+"""Run all benchmarks: python -m benchmarks. Data and checkpoint use smaller sizes than when run separately."""
 
 import sys
 import time
@@ -19,6 +19,7 @@ ARGUMENTS = {
 
 
 def main() -> None:
+    """Run every benchmark and print how long it took."""
     for benchmark, arguments in ARGUMENTS.items():
         sys.argv[1:] = arguments
         start = time.perf_counter()

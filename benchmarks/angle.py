@@ -1,4 +1,4 @@
-"""What does a trained DDPM++ lose where its angle is rounded? python -m benchmarks.angle RUN [RUN ...]"""
+"""What error does a rounded embedding angle cause in a trained DDPM++? python -m benchmarks.angle RUN [RUN ...]"""
 
 import argparse
 import copy
@@ -15,7 +15,7 @@ IMAGES = 400
 
 
 class RoundedEmbedding(FourierEmbedding):
-    """The features of the noise level with the angle in float32, in the order of the published code's operations."""
+    """Embeds the noise level with the angle in float32, in the order of operations of the published code."""
 
     def forward(self, sigma: Tensor) -> Tensor:
         angle = torch.log(sigma)[:, None] * self.frequencies * 2 * np.pi
@@ -24,11 +24,15 @@ class RoundedEmbedding(FourierEmbedding):
 
 @torch.no_grad()
 def largest_errors(net: ScoreModel, sigma_min: float, sigma_max: float) -> tuple[float, float]:
-    """Largest relative error of an image in float32, as here and with the angle rounded, against float64.
+    """Compute the largest relative error of an image in float32 against float64, with exact and with rounded angles.
 
     Args:
         net: a trained DDPM++, float32.
-        sigma_min, sigma_max: between which the noise levels lie, evenly in their logarithm.
+        sigma_min: lowest noise level.
+        sigma_max: highest noise level; the levels are equidistant in their logarithm.
+
+    Returns:
+        The errors with the angle in float64 and with the angle rounded to float32.
     """
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(IMAGES, *net.data_shape, generator=generator)
@@ -44,14 +48,15 @@ def largest_errors(net: ScoreModel, sigma_min: float, sigma_max: float) -> tuple
 
 
 def main() -> None:
+    """Print the errors of each run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("runs", nargs="+", help="runs of model=ddpmpp")
+    parser.add_argument("runs", nargs="+", help="directories of runs with model=ddpmpp")
     for run in parser.parse_args().runs:
         net, cfg = load_pretrained(run)
         if not isinstance(net.network, DDPMpp):
             parser.error(f"{run} has no DDPM++")
         here, published = largest_errors(net, cfg.sde.sigma_min, cfg.sde.sigma_max)
-        print(f"{run}: float32 against float64 {here:.1e}, with the angle rounded as published {published:.1e}")
+        print(f"{run}: float32 against float64 {here:.1e}, with the angle rounded {published:.1e}")
 
 
 if __name__ == "__main__":

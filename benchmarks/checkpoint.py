@@ -1,6 +1,6 @@
-"""How long does training stand still for a checkpoint? python -m benchmarks.checkpoint [overrides of train.yaml]
+"""How long does a checkpoint pause training? python -m benchmarks.checkpoint [overrides of train.yaml]
 
-Saves the state of a run, by default of the CIFAR-10 DDPM++, beside writing as many bytes to the same disk in one piece.
+Compares saving the state of a run, by default of the CIFAR-10 DDPM++, with writing as many bytes to the same disk.
 """
 
 import os
@@ -21,12 +21,14 @@ REPEATS = 5
 
 
 def seconds(act: Callable[[], object]) -> float:
+    """Measure the duration of a call, in seconds."""
     start = time.perf_counter()
     act()
     return time.perf_counter() - start
 
 
 def write_plainly(contents: bytes, path: Path) -> None:
+    """Write a file in one piece and flush it to the disk."""
     with open(path, "wb") as file:
         file.write(contents)
         file.flush()
@@ -34,24 +36,25 @@ def write_plainly(contents: bytes, path: Path) -> None:
 
 
 def main() -> None:
+    """Print the times of saving, plain writing and resuming."""
     cfg = composed(*sys.argv[1:])
     state = create_state(cfg, torch.device("cpu"))
-    for p in state.trainable:  # one update, so that the optimiser has its moments
+    for p in state.trainable:  # one update, to create the moments of the optimizer
         p.grad = torch.zeros_like(p)
     state.optimizer.step()
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
         checkpoints = Checkpoints(Path(folder))
         checkpoints.save_for_resume(state)
         contents = checkpoints.resume_path.read_bytes()
-        ours, plain = [], []
+        saving, plain = [], []
         for _ in range(REPEATS):
-            ours.append(seconds(lambda: checkpoints.save_for_resume(state)))
+            saving.append(seconds(lambda: checkpoints.save_for_resume(state)))
             plain.append(seconds(lambda: write_plainly(contents, Path(folder) / "plain")))
         resumed = seconds(lambda: checkpoints.restore(state, checkpoints.find() or checkpoints.resume_path))
     print(f"{sum(p.numel() for p in state.trainable):,} trained parameters, {len(contents) / 1e9:.2f} GB, on the CPU")
-    print(f"saving {statistics.median(ours):.2f} s ({min(ours):.2f} to {max(ours):.2f}), median of {REPEATS}")
+    print(f"saving {statistics.median(saving):.2f} s ({min(saving):.2f} to {max(saving):.2f}), median of {REPEATS}")
     print(f"writing as many bytes {statistics.median(plain):.2f} s ({min(plain):.2f} to {max(plain):.2f})")
-    print(f"ratio {statistics.median(o / p for o, p in zip(ours, plain, strict=True)):.2f}")
+    print(f"ratio {statistics.median(s / p for s, p in zip(saving, plain, strict=True)):.2f}")
     print(f"checking and resuming {resumed:.2f} s")
 
 

@@ -1,8 +1,8 @@
-"""Speed of reading batches, beside a training step: python -m benchmarks.data [--images N] [--large N] [--no-step]
+"""Is reading images a bottleneck of training? python -m benchmarks.data [--images N] [--large N] [--no-step]
 
-Caches PNG files of 32x32 in colour, then reads batches of 128 from the cache, in memory and from disk, beside a
-DataLoader with 2 workers that decodes the files (torchvision's ImageFolder and ToTensor); reads an epoch of a large
-cache from disk, watching the memory of the process; and takes one training step of the CIFAR-10 DDPM++ to compare with.
+Builds the cache of colour PNG files of 32x32, then reads batches of 128 from it, in memory and from disk, and compares
+the rate with a DataLoader with 2 workers that decodes the files (torchvision's ImageFolder and ToTensor). Also measures
+the memory of the process during an epoch over a large cache on disk, and one training step of the CIFAR-10 DDPM++.
 """
 
 import argparse
@@ -31,7 +31,7 @@ BATCH, REPEATS = 128, 5
 
 
 def rate(next_batch: Callable[[int], object], batches: int) -> float:
-    """Return the images loaded per second."""
+    """Measure how many images a second ``next_batch(k)`` returns over a number of batches."""
     start = time.perf_counter()
     for k in range(batches):
         next_batch(k)
@@ -44,28 +44,28 @@ def resident() -> float:
 
 
 def reading(folder: Path, count: int) -> float:
-    """Print the time of caching and the rate of batches; return the seconds of a batch from disk."""
+    """Print the time to build the cache and the rate of batches; return the seconds per batch from disk."""
     rng = np.random.default_rng(0)
-    pictures = folder / "pictures"
-    (pictures / "all").mkdir(parents=True)
-    for i in range(count):  # shapes and grain, so that a file takes the 2.3 kB of a CIFAR-10 image
+    images_dir = folder / "images_dir"
+    (images_dir / "all").mkdir(parents=True)
+    for i in range(count):  # smooth shapes and grain give files of 2.3 kB, as CIFAR-10 images do
         small = Image.fromarray(rng.integers(256, size=(6, 6, 3), dtype=np.uint8))
         smooth = np.asarray(small.resize((32, 32), Image.Resampling.BICUBIC), dtype=np.float32)
         grain = rng.normal(0.0, 5.0, size=(32, 32, 3)).astype(np.float32)
-        Image.fromarray((smooth + grain).clip(0, 255).astype(np.uint8)).save(pictures / "all" / f"{i:06}.png")
-    size = sum(path.stat().st_size for path in (pictures / "all").iterdir()) / count
+        Image.fromarray((smooth + grain).clip(0, 255).astype(np.uint8)).save(images_dir / "all" / f"{i:06}.png")
+    size = sum(path.stat().st_size for path in (images_dir / "all").iterdir()) / count
     start = time.perf_counter()
     options: dict[str, Any] = {"image_size": 32, "num_channels": 3, "num_classes": 1, "classes": False}
-    images = load_images("folder", True, **options, dataroot=str(folder), root=str(pictures))
-    load_images("folder", False, **options, dataroot=str(folder), root=str(pictures))
-    print(f"caching {count:,} PNGs of {size:,.0f} bytes: {time.perf_counter() - start:.1f} s")
+    images = load_images("folder", True, **options, dataroot=str(folder), root=str(images_dir))
+    load_images("folder", False, **options, dataroot=str(folder), root=str(images_dir))
+    print(f"building the cache of {count:,} PNGs of {size:,.0f} bytes: {time.perf_counter() - start:.1f} s")
     start = time.perf_counter()
-    load_images("folder", True, **options, dataroot=str(folder), root=str(pictures))
-    print(f"finding that the cache is fresh: {time.perf_counter() - start:.2f} s")
+    load_images("folder", True, **options, dataroot=str(folder), root=str(images_dir))
+    print(f"checking that the cache is up to date: {time.perf_counter() - start:.2f} s")
 
     memory, disk = (Loader(images, BATCH, 0, "cpu", in_memory=limit) for limit in (2**40, 0))
     loader = DataLoader(
-        ImageFolder(str(pictures), ToTensor()), BATCH, shuffle=True, num_workers=2, persistent_workers=True
+        ImageFolder(str(images_dir), ToTensor()), BATCH, shuffle=True, num_workers=2, persistent_workers=True
     )
     endless = (batch for _ in range(10**6) for batch in loader)
     ways: dict[str, tuple[Callable[[int], object], int]] = {
@@ -81,9 +81,9 @@ def reading(folder: Path, count: int) -> float:
             rates[name].append(rate(way, batches))
     for name, seen in rates.items():
         ratio = statistics.median(a / b for a, b in zip(seen, rates["DataLoader"], strict=True))
-        spread = f"{min(seen):,.0f} to {max(seen):,.0f}"
+        limits = f"{min(seen):,.0f} to {max(seen):,.0f}"
         print(
-            f"batches of {BATCH}, {name}: {statistics.median(seen):,.0f} images/s ({spread}), {ratio:.1f} x DataLoader"
+            f"batches of {BATCH}, {name}: {statistics.median(seen):,.0f} images/s ({limits}), {ratio:.1f} x DataLoader"
         )
     return BATCH / statistics.median(rates["disk"])
 
@@ -112,7 +112,7 @@ def memory_over_an_epoch(folder: Path, count: int) -> None:
 
 
 def step_of_training(seconds_of_a_batch: float) -> None:
-    """Print the share that reading a batch has in a training step of the CIFAR-10 model."""
+    """Print the time to read a batch as a fraction of a training step of the CIFAR-10 model."""
     cfg = composed("data=fake", "training.grad_accum_steps=16", f"training.batch_size={BATCH}")
     state, distributed = create_state(cfg, torch.device("cpu")), Distributed(torch.device("cpu"))
     loss_fn = Loss(cfg, create_process(cfg.sde))
@@ -126,10 +126,11 @@ def step_of_training(seconds_of_a_batch: float) -> None:
 
 
 def main() -> None:
+    """Print the rates of reading, the growth of memory, and the time of a training step."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=50_000, help="PNGs to cache")
-    parser.add_argument("--large", type=int, default=1_300_000, help="images of the large cache")
-    parser.add_argument("--no-step", action="store_true", help="leave out the training step, some minutes on a CPU")
+    parser.add_argument("--images", type=int, default=50_000, help="number of PNG files")
+    parser.add_argument("--large", type=int, default=1_300_000, help="images in the large cache")
+    parser.add_argument("--no-step", action="store_true", help="omit the training step, which takes minutes on a CPU")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
         seconds = reading(Path(folder), options.images)

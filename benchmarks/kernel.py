@@ -1,8 +1,8 @@
-"""What does the exact kernel cost? python -m benchmarks.kernel [--compile]
+"""How fast is the exact heat kernel? python -m benchmarks.kernel [--compile]
 
-Drawing from it, its log density and its score for images (128, 3, 32, 32) of mixed noise levels, beside the textbook
-evaluation, written here: 21 images on either side or 20 cosines in each coordinate, in float32, and the floor, which is
-reading and writing the tensors.
+Measures sampling, log density and score for images (128, 3, 32, 32) of mixed noise levels. They are compared with the
+definition evaluated directly in float32 (21 mirror images on either side or 20 cosines in each coordinate), and with a
+lower limit: reading and writing the tensors.
 """
 
 import argparse
@@ -21,8 +21,15 @@ from sde import ReflectedVE, heat_kernel
 SHAPE, REPEATS = (128, 3, 32, 32), 7
 
 
-def textbook(x: Tensor, x0: Tensor, sigma: Tensor, score: bool) -> Tensor:
-    """Log density or score by the definition, all terms at once: images for small sigma, cosines for large."""
+def evaluate_definition(x: Tensor, x0: Tensor, sigma: Tensor, score: bool) -> Tensor:
+    """Compute the log density or score by the definition: mirror images for small sigma, cosines for large.
+
+    Args:
+        x: points, (B, C, H, W).
+        x0: start points, (B, C, H, W).
+        sigma: noise levels, (B,).
+        score: whether to return the score instead of the log density.
+    """
     sigma = sigma[:, None, None, None]
     k = torch.arange(-10, 11, device=x.device, dtype=x.dtype)
     centres = torch.cat([x0[..., None] + 2 * k, -x0[..., None] + 2 * k], -1)
@@ -43,8 +50,9 @@ def textbook(x: Tensor, x0: Tensor, sigma: Tensor, score: bool) -> Tensor:
 
 
 def main() -> None:
+    """Print the times of score, log density and sampling."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--compile", action="store_true", help="also compiled, in one pass: some seconds more")
+    parser.add_argument("--compile", action="store_true", help="also measure the compiled kernel")
     compiling = parser.parse_args().compile
     device = "cuda" if torch.cuda.is_available() else "cpu"
     generator = torch.Generator(device).manual_seed(0)
@@ -53,27 +61,29 @@ def main() -> None:
     sigma = sde.sigma(torch.rand(SHAPE[0], device=device, generator=generator))
     x = heat_kernel.sample(x0, sigma, generator)
 
-    apart = (heat_kernel.score(x, x0, sigma) - textbook(x, x0, sigma, True)).abs() * sigma[:, None, None, None]
+    error = (heat_kernel.score(x, x0, sigma) - evaluate_definition(x, x0, sigma, True)).abs()
+    error *= sigma[:, None, None, None]
     print(f"{device_name()}; images {SHAPE}, sigma from 0.01 to 5")
-    print(f"sigma * score, ours and the textbook's: {apart.quantile(0.99):.1e} apart at the 99th percentile")
+    print(f"sigma * score, this code and the definition: {error.quantile(0.99):.1e} apart at the 99th percentile")
     for name, function, score in (("score", heat_kernel.score, True), ("log density", heat_kernel.log_density, False)):
         ways: dict[str, Callable[[], object]] = {
-            "textbook": partial(textbook, x, x0, sigma, score),
-            "ours": partial(function, x, x0, sigma),
-            "floor: x + x0": lambda: torch.add(x, x0),
+            "definition": partial(evaluate_definition, x, x0, sigma, score),
+            "this code": partial(function, x, x0, sigma),
+            "limit: x + x0": lambda: torch.add(x, x0),
         }
         if compiling:
-            ways["ours, compiled"] = partial(compiled(function), x, x0, sigma)
-        print(f"{name}, x faster than the textbook's")
-        print(table(interleaved(ways, REPEATS), "textbook"))
+            ways["compiled"] = partial(compiled(function), x, x0, sigma)
+        print(f"{name}, and how many times as fast as the definition")
+        print(table(interleaved(ways, REPEATS), "definition"))
         batch = x.numel() * x.element_size()
-        print(f"  beside the result, ours takes {peak_bytes(ways['ours']) / batch - 1:.1f} times the batch's memory")
+        extra = peak_bytes(ways["this code"]) / batch - 1
+        print(f"  apart from the result, this code takes {extra:.1f} times the memory of the batch")
     ways = {
-        "ours": lambda: heat_kernel.sample(x0, sigma, generator),
-        "floor: normal numbers": lambda: torch.randn(SHAPE, device=device, generator=generator),
+        "this code": lambda: heat_kernel.sample(x0, sigma, generator),
+        "limit: normal numbers": lambda: torch.randn(SHAPE, device=device, generator=generator),
     }
-    print("drawing")
-    print(table(interleaved(ways, REPEATS), "ours"))
+    print("sampling")
+    print(table(interleaved(ways, REPEATS), "this code"))
 
 
 if __name__ == "__main__":

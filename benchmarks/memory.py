@@ -1,4 +1,4 @@
-"""How much memory tensors take: a GPU counts it, on a CPU the operations are watched."""
+"""Peak memory of tensors: counted by the allocator on a GPU, and by a dispatch mode on a CPU."""
 
 import weakref
 from collections import Counter
@@ -11,12 +11,12 @@ from torch.utils._pytree import tree_leaves
 
 
 class PeakMemory(TorchDispatchMode):
-    """Counts the bytes of the tensors that live at once, made by the operations within; a view counts as its base."""
+    """Counts the bytes of all live tensors that operations within the context made; a view counts as its base."""
 
     def __init__(self) -> None:
         super().__init__()
         self.live, self.peak = 0, 0
-        self._holders: Counter[int] = Counter()
+        self._references: Counter[int] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
@@ -25,26 +25,26 @@ class PeakMemory(TorchDispatchMode):
             if not isinstance(t, torch.Tensor):
                 continue
             key = t.untyped_storage().data_ptr()
-            if key in self._holders or key not in given:
-                self._hold(t, key, t.untyped_storage().nbytes())
+            if key in self._references or key not in given:
+                self._track(t, key, t.untyped_storage().nbytes())
         return result
 
-    def _hold(self, tensor: torch.Tensor, key: int, size: int) -> None:
-        self.live += size * (not self._holders[key])
+    def _track(self, tensor: torch.Tensor, key: int, size: int) -> None:
+        self.live += size * (not self._references[key])
         self.peak = max(self.peak, self.live)
-        self._holders[key] += 1
+        self._references[key] += 1
 
         def release() -> None:
-            self._holders[key] -= 1
-            if not self._holders[key]:
-                del self._holders[key]
+            self._references[key] -= 1
+            if not self._references[key]:
+                del self._references[key]
                 self.live -= size
 
         weakref.finalize(tensor, release)
 
 
 def peak_bytes(act: Callable[[], object]) -> int:
-    """The most bytes that tensors made by ``act`` take at once; on a GPU with those that were there."""
+    """Measure the peak memory, in bytes, of the tensors that ``act`` makes; on a GPU existing tensors are included."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         act()

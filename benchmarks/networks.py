@@ -1,4 +1,4 @@
-"""Networks to measure with: the published kinds, narrowed so that a CPU does a step in a moment."""
+"""Networks for benchmarks: the published architectures, with fewer channels and blocks on a CPU."""
 
 import torch
 from hydra import compose, initialize_config_dir
@@ -15,19 +15,19 @@ NARROW = {
 
 
 def composed(*overrides: str) -> DictConfig:
-    """The configuration of run_train.py with ``overrides``."""
+    """Compose the configuration of run_train.py with ``overrides``."""
     with initialize_config_dir(str(entry_point.ROOT / "configs"), version_base="1.3"):
         return compose("train", overrides=list(overrides))
 
 
 def config(kind: str, *overrides: str) -> DictConfig:
-    """With a network for random 32x32 images in colour: on a GPU as published, on a CPU narrowed."""
+    """Compose a configuration for random 32x32 colour images: on a GPU as published, on a CPU with a narrow network."""
     narrow = [] if torch.cuda.is_available() else NARROW[kind]
     return composed("data=fake", f"model={kind}", *narrow, *overrides)
 
 
 def network(kind: str) -> ScoreModel:
-    """The model of ``config(kind)``."""
+    """Build the network of ``config(kind)`` with fixed random weights."""
     cfg = config(kind)
     torch.manual_seed(0)
     return create_model(cfg.model, cfg.data, cfg.sde)

@@ -1,9 +1,10 @@
-"""What does a sampler add to the network that it asks? python -m benchmarks.sampling [--compile] [--precision bf16]
+"""What overhead does a sampler add to its network? python -m benchmarks.sampling [--compile] [--precision bf16]
 
-Evaluations of a small DDPM++ for 32x32 images in colour by each sampler, beside as many bare forward passes.
+Compares each sampler, with a small DDPM++ for 32x32 colour images, with the same number of forward passes.
 """
 
 import argparse
+from collections.abc import Callable
 
 import torch
 
@@ -11,7 +12,7 @@ from benchmarks.networks import network
 from benchmarks.timing import device_name, interleaved
 from models import compile_network
 from models.score_model import PRECISIONS
-from sampling import create_sampler
+from sampling import Sampler, create_sampler
 from sde import ReflectedVE
 
 BATCH, REPEATS = 16, 3
@@ -25,8 +26,9 @@ SAMPLERS = {
 
 
 def main() -> None:
+    """Print the speed of each sampler."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--compile", action="store_true", help="the network, which takes minutes on a CPU")
+    parser.add_argument("--compile", action="store_true", help="compile the network, which takes minutes on a CPU")
     parser.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32")
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -43,16 +45,19 @@ def main() -> None:
         sampler = create_sampler(options, sde)
         nfe = sampler(net, start, torch.Generator(device).manual_seed(0)).nfe
 
-        def bare(nfe: int = nfe) -> None:
+        def forward(nfe: int = nfe) -> None:
             with torch.no_grad():
                 for _ in range(nfe):
                     net(start, sigma)
 
-        ways = {"bare": bare, "sampler": lambda s=sampler: s(net, start, torch.Generator(device).manual_seed(0))}
+        def sample(sampler: Sampler = sampler) -> None:
+            sampler(net, start, torch.Generator(device).manual_seed(0))
+
+        ways: dict[str, Callable[[], object]] = {"forward": forward, "sampler": sample}
         seconds = interleaved(ways, REPEATS)
-        ratios = sorted(s / b for s, b in zip(seconds["sampler"], seconds["bare"], strict=True))
+        ratios = sorted(s / b for s, b in zip(seconds["sampler"], seconds["forward"], strict=True))
         rate = BATCH / sorted(seconds["sampler"])[REPEATS // 2]
-        print(f"  {name:17} {nfe:3} evaluations, {rate:7.2f} images/s, {ratios[REPEATS // 2]:.3f} of bare passes")
+        print(f"  {name:17} {nfe:3} evaluations, {rate:7.2f} images/s, {ratios[REPEATS // 2]:.3f} of forward passes")
 
 
 if __name__ == "__main__":

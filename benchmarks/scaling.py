@@ -1,7 +1,7 @@
-"""How does the cost grow? python -m benchmarks.scaling
+"""How does the cost of a training step scale? python -m benchmarks.scaling
 
-A training step of a small DDPM++ by batch, by size of the images and by number of processes, each beside what it would
-be if the cost of an image, or of a pixel, stayed the same.
+Measures a training step of a small DDPM++ by batch size, image size and number of processes, and the cost per image or
+pixel relative to the smallest case.
 """
 
 import argparse
@@ -25,18 +25,22 @@ BATCHES, SIZES, PROCESSES = (4, 8, 16, 32), (16, 32, 64), (1, 2)
 
 
 def growth(ways: Mapping[int, float], seconds: Mapping[str, list[float]], unit: str) -> None:
-    """Print a line for each of ``ways`` {size: amount of work}: its time, and that of a piece beside the first's."""
+    """Print the time of each case, and its time per unit of work relative to the first case.
+
+    Args:
+        ways: amount of work by size.
+        seconds: measured times by size.
+        unit: name of a unit of work.
+    """
     first, work = next(iter(ways.items()))
     for size, amount in ways.items():
         each = [s / amount for s in seconds[str(size)]]
         ratio = statistics.median(e / (f / work) for e, f in zip(each, seconds[str(first)], strict=True))
-        print(
-            f"  {size:4}  {statistics.median(seconds[str(size)]) * 1e3:8.1f} ms  {ratio:.2f} of the first's for {unit}"
-        )
+        print(f"  {size:4}  {statistics.median(seconds[str(size)]) * 1e3:8.1f} ms  {ratio:.2f} of the first per {unit}")
 
 
 def images_per_second(processes: int, folder: Path) -> float:
-    """Of run_train.py, the first half of whose steps does not count."""
+    """Measure the speed of run_train.py with a number of processes, from the second half of its steps."""
     narrow = [] if torch.cuda.is_available() else NARROW["ddpmpp"]
     run = folder / str(processes)
     options = [
@@ -57,20 +61,21 @@ def images_per_second(processes: int, folder: Path) -> float:
 
 
 def main() -> None:
+    """Print the cost by batch size, image size and number of processes."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    print(f"{device_name()}; DDPM++, by images in a batch")
+    print(f"{device_name()}; DDPM++, by batch size")
     growth(
         {batch: batch for batch in BATCHES},
         interleaved({str(batch): our_step("ddpmpp", batch) for batch in BATCHES}, REPEATS),
-        "an image",
+        "image",
     )
-    print("by height and width of 8 images")
+    print("by height and width, batches of 8 images")
     growth(
         {size: size**2 for size in SIZES},
         interleaved({str(size): our_step("ddpmpp", 8, f"data.image_size={size}") for size in SIZES}, REPEATS),
-        "a pixel",
+        "pixel",
     )
-    print("by processes, on the same cores" if not torch.cuda.is_available() else "by processes, a GPU each")
+    print("by processes, on the same cores" if not torch.cuda.is_available() else "by processes, one GPU each")
     with tempfile.TemporaryDirectory() as folder:
         rates = {n: images_per_second(n, Path(folder)) for n in PROCESSES if n <= max(2, torch.cuda.device_count())}
     for n, rate in rates.items():

@@ -1,6 +1,6 @@
-"""How long until something happens? python -m benchmarks.startup
+"""How long does a command take to start? python -m benchmarks.startup
 
---help, a wrong option, and the first step of a run, as a user calls them.
+Measures --help, an invalid option, and a run of one step, each in a new process.
 """
 
 import argparse
@@ -19,7 +19,7 @@ FIRST_STEP = ["experiment=digits", "training.n_iters=1", "training.snapshot_samp
 
 
 def seconds(arguments: Sequence[str], folder: Path) -> float:
-    """Of one call of run_train.py, whatever comes of it."""
+    """Measure one call of run_train.py, in seconds, whatever its exit status."""
     command = [sys.executable, str(ROOT / "run_train.py"), *arguments]
     start = time.perf_counter()
     subprocess.run(command, cwd=folder, capture_output=True)
@@ -27,8 +27,9 @@ def seconds(arguments: Sequence[str], folder: Path) -> float:
 
 
 def main() -> None:
+    """Print the time of each call."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    calls = {"--help": ["--help"], "a wrong option": ["optim.lr=fast"], "a run of one step": FIRST_STEP}
+    calls = {"--help": ["--help"], "an invalid option": ["optim.lr=fast"], "a run of one step": FIRST_STEP}
     with tempfile.TemporaryDirectory() as folder:
         for name, arguments in calls.items():
             seen = [seconds(arguments, Path(folder)) for _ in range(REPEATS)]

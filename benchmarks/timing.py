@@ -1,4 +1,4 @@
-"""Ratios of times that were measured in one run: what is compared takes turns."""
+"""Interleaved timing: alternatives are measured in turn, so that their ratios are comparable."""
 
 import statistics
 import time
@@ -8,7 +8,16 @@ import torch
 
 
 def interleaved(ways: Mapping[str, Callable[[], object]], repeats: int, warm: int = 1) -> dict[str, list[float]]:
-    """Seconds of each way, one after the other, ``repeats`` times over, after ``warm`` calls of each."""
+    """Measure each function in turn, ``repeats`` times over, after ``warm`` calls of each.
+
+    Args:
+        ways: functions by name.
+        repeats: number of measurements of each.
+        warm: number of calls before the first measurement.
+
+    Returns:
+        Times in seconds, by name.
+    """
     for way in ways.values():
         for _ in range(warm):
             way()
@@ -24,19 +33,19 @@ def interleaved(ways: Mapping[str, Callable[[], object]], repeats: int, warm: in
 
 
 def table(seconds: Mapping[str, list[float]], base: str, unit: str = "ms") -> str:
-    """A line for each way: its median, the range, and the median ratio of ``base`` to it in the same round."""
+    """Format a line for each entry: median, range, and the median ratio of ``base`` to it in the same repeat."""
     scale = {"s": 1.0, "ms": 1e3, "us": 1e6}[unit]
     width = max(map(len, seconds))
     lines = []
     for name, seen in seconds.items():
         ratio = statistics.median(b / s for b, s in zip(seconds[base], seen, strict=True))
-        spread = f"({min(seen) * scale:.3g} to {max(seen) * scale:.3g})"
-        lines.append(f"  {name:{width}}  {statistics.median(seen) * scale:9.3g} {unit} {spread:22}  x {ratio:.2f}")
+        limits = f"({min(seen) * scale:.3g} to {max(seen) * scale:.3g})"
+        lines.append(f"  {name:{width}}  {statistics.median(seen) * scale:9.3g} {unit} {limits:22}  x {ratio:.2f}")
     return "\n".join(lines)
 
 
 def device_name() -> str:
-    """What computes here."""
+    """Return the name of the GPU, or of the CPU with the number of threads."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     try:

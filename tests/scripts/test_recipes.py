@@ -1,4 +1,4 @@
-"""The recipes in configs/experiment: composed as they are, and trained for two steps at a reduced width."""
+"""The recipes in configs/experiment: each is composed unchanged, and trained for two steps with a narrow network."""
 
 import math
 import re
@@ -18,7 +18,7 @@ NARROW = {
     "vdm": ["model.channels=8", "model.num_blocks=1"],
     "adm": ["model.model_channels=8", "model.channel_mult=[1,2]", "model.num_blocks=1"],
 }
-# name: (network, images a step, steps, rate, sigma_min, image size, classes)
+# name: (network, batch size, steps, learning rate, sigma_min, image size, classes)
 RECIPES = {
     "cifar10_images": ("ddpmpp", 128, 1300001, 2e-4, 0.01, 32, False),
     "cifar10_likelihood": ("vdm", 128, 10000001, 2e-4, 0.0001, 32, False),
@@ -28,12 +28,12 @@ RECIPES = {
 }
 
 
-def test_every_recipe_is_here():
+def test_all_recipes_are_listed():
     assert {path.stem for path in (ROOT / "configs/experiment").glob("*.yaml")} == RECIPES.keys()
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_is_the_published_row(name):
+def test_recipe_has_the_published_values(name):
     cfg = composed(f"experiment={name}")
     check_train(cfg, processes=8)
     training, optim, data = cfg.training, cfg.optim, cfg.data
@@ -43,7 +43,7 @@ def test_a_recipe_is_the_published_row(name):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_trains(name, tmp_path):
+def test_recipe_trains(name, tmp_path):
     network = RECIPES[name][0]
     small = ["training.batch_size=4", "training.n_iters=2", "training.log_freq=1", "training.eval_freq=2"]
     small += ["eval.batch_size=4", "training.snapshot_sampling=false", "device=cpu", "data.dataset=fake"]
@@ -59,7 +59,7 @@ def test_a_recipe_trains(name, tmp_path):
     assert net(torch.rand(2, channels, size, size), torch.full((2,), 0.1)).shape == (2, channels, size, size)
 
 
-def test_every_option_is_explained_where_it_is_set():
+def test_every_option_has_a_help_line():
     files = [path for path in (ROOT / "configs").rglob("*.yaml") if not {"hydra", "experiment"} & set(path.parts)]
     assert len(files) > 20
     for path in files:
