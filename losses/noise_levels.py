@@ -49,10 +49,11 @@ class NoiseLevelSampler(Protocol):
         """
 
 
-class _ByQuantile:
-    """Draws times by the quantile function at uniform numbers."""
+class ByQuantile:
+    """Base of a ``NoiseLevelSampler`` that defines ``quantile``: draws are the quantiles of uniform numbers."""
 
     def quantile(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the times at which the distribution function is ``u``, and the density of t there."""
         raise NotImplementedError
 
     def draw(
@@ -67,7 +68,7 @@ class _ByQuantile:
 
 
 @dataclass(frozen=True)
-class UniformTime(_ByQuantile):
+class UniformTime(ByQuantile):
     """Times uniform in [t_min, 1]: log sigma is uniform, as in the published code.
 
     Args:
@@ -82,7 +83,7 @@ class UniformTime(_ByQuantile):
 
 
 @dataclass(frozen=True)
-class LogNormal(_ByQuantile):
+class LogNormal(ByQuantile):
     """Noise levels whose logarithm is normal, cut to the range of the process (Karras et al. 2022, EDM).
 
     Args:
@@ -124,7 +125,7 @@ class LogNormal(_ByQuantile):
         return low, high
 
 
-class PiecewiseUniform(_ByQuantile):
+class PiecewiseUniform(ByQuantile):
     """Times that fall in one of K equal intervals of [0, 1] with given probabilities, and uniformly within it.
 
     Args:

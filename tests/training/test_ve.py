@@ -66,7 +66,9 @@ def test_samples_and_likelihoods(run, script, tmp_path):
         assert told.returncode == 0, told.stderr
         drawn[boundary] = np.load(tmp_path / f"draw_{boundary}" / "images/samples_0.npz")["samples"]
     assert np.array_equal(drawn["null"], drawn["none"])
-    assert len({array.tobytes() for array in drawn.values()}) == 3
+    # A network that has hardly learnt leaves the noise: without thresholds, and with static ones, each pixel saturates.
+    for boundary, saturated in (("null", True), ("clip", True), ("dynamic", False)):
+        assert (np.isin(drawn[boundary], (0, 255)).mean() > 0.9) == saturated, boundary
     quick = ["eval.images=2", "metrics.bpd.rtol=0.1", "metrics.bpd.atol=0.1", "metrics.elbo.num_times=2"]
     told = script("run_eval.py", f"load_dir={run}", *quick, "device=cpu", "hydra.run.dir=evaluated")
     assert told.returncode == 0, told.stderr
