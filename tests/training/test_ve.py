@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from models.io.files import load_config
 
 from models import load_pretrained
 from models.export import export
+from models.io.config import load_config
 from sde import VE, create_process
 from tests.conftest import assert_same, metrics, read, tiny_config
 from training.loop import train
