@@ -21,13 +21,7 @@ def load_split(cfg: DictConfig, train: bool, distributed: Distributed) -> ImageD
 
     Process 0 goes first, so that one alone downloads or packs.
     """
-
-    def load() -> ImageDataset:
-        return load_configured(cfg.data, train, cfg.dataroot, cfg.data.get("root"))
-
-    loaded = []
-    distributed.run_on_main(lambda: loaded.append(load()))
-    return loaded[0] if loaded else load()
+    return distributed.main_first(lambda: load_configured(cfg.data, train, cfg.dataroot, cfg.data.get("root")))
 
 
 def load_splits(cfg: DictConfig, distributed: Distributed) -> tuple[ImageDataset, ImageDataset]:

@@ -536,7 +536,9 @@ def test_inception_weights_that_are_not(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    with pytest.raises(InputError, match=r"could not be downloaded \(no route to host\).*metrics\.feature_weights=PATH"):
+    with pytest.raises(
+        InputError, match=r"could not be downloaded \(no route to host\).*metrics\.feature_weights=PATH"
+    ):
         create_features("cifar10", None, CPU)
 
 
