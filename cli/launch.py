@@ -49,7 +49,6 @@ from utils.signals import StopSignals, block_sigint, unblock_sigint
 log = logging.getLogger(__name__)
 
 GRACE = 10.0  # seconds that the other processes have to end after the first one failed
-AGENT_PREFIX = "/worker/attempt_0"  # of the keys that torch's ``env://`` rendezvous uses in a launcher's store
 CONSEQUENCE = "consequence"  # key in the store: message of a process that ended because another one is gone
 STOPPED = "stopped"  # key in the store: number of the signal that ended the work, which is saved
 
@@ -94,8 +93,15 @@ def run_under_launcher(
     step_timeout: float,
     stop: StopSignals,
     env: DistributedEnv,
+    store: dist.Store | None = None,
 ) -> int:
     """Run ``work`` as one of the processes of a launcher; return the number of the signal that stopped it, or 0.
+
+    Args:
+        work, cfg, out_dir, startup_timeout, step_timeout: as for ``run_distributed``.
+        stop: signals of this process.
+        env: place of this process.
+        store: store of all processes, if they share one already.
 
     Raises:
         UserError: if another process or this one fails, and what else ``work`` raises.
@@ -107,13 +113,13 @@ def run_under_launcher(
     share_cores(*((env.local_size, 1) if env.launcher == "torchrun" else (1, env.local_size)))
     device = local_device(env, choose_device(cfg.device))
     with ExitStack() as context:
-        if env.world_size == 1:
-            store = None
-        elif env.launcher == "torchrun":
-            store = _launcher_store()
+        if store is None and env.world_size > 1:
+            if env.launcher == "torchrun":
+                store = _launcher_store()
+            else:
+                store = file_rendezvous(env, out_dir / ".rendezvous", startup_timeout)
+        if store is not None:
             store.set_timeout(timedelta(seconds=startup_timeout))
-        else:
-            store = file_rendezvous(env, out_dir / ".rendezvous", startup_timeout)
         distributed = Distributed(device, env.rank, env.world_size, store, startup_timeout, step_timeout)
         if env.rank == 0:
             (out_dir / ".rendezvous").unlink(missing_ok=True)
@@ -209,10 +215,11 @@ def _run_group(
         KeyboardInterrupt: after an interrupt before there was something to save.
     """
     size = len(choose_devices(cfg.device, cfg.ngpus))
-    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    place = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": server.port}
-    place |= {"TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_RESTART_COUNT": 0}
-    logs = plain(HydraConfig.get().job_logging, resolve=True) if HydraConfig.initialized() else {"version": 1}
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    place = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port}
+    logs = {"version": 1, "disable_existing_loggers": False}
+    if HydraConfig.initialized():
+        logs = plain(HydraConfig.get().job_logging, resolve=True)
     arguments = (work, cfg, out_dir, startup_timeout, step_timeout, place, logs)
     logging.getLogger("torch.multiprocessing").setLevel(logging.ERROR)  # of ended processes there is a line of ours
     with block_sigint():
@@ -234,7 +241,6 @@ def _run_group(
     finally:
         for process in group.processes:
             process.kill()
-    store = dist.PrefixStore(AGENT_PREFIX, server)
     if failure := read_failure(store):
         raise (InputError if failure[2] else UserError)(failure[1])
     if failed is not None and not stop.received:
@@ -268,13 +274,14 @@ def _run_as(
         unblock_sigint()
         env = detect_launcher()
         assert env is not None
+        store = dist.TCPStore(place["MASTER_ADDR"], place["MASTER_PORT"], is_master=False)
         try:
-            signum = run_under_launcher(work, cfg, out_dir, startup_timeout, step_timeout, stop, env)
+            signum = run_under_launcher(work, cfg, out_dir, startup_timeout, step_timeout, stop, env, store)
         except (UserError, OSError) as error:
             if cfg.debug is True:
                 log.error("process %d of %d", rank, env.world_size, exc_info=True)
             with suppress(dist.DistError):
-                _launcher_store().compare_set(CONSEQUENCE, "", str(error))
+                store.compare_set(CONSEQUENCE, "", str(error))
             raise SystemExit(1) from None
     if signum:
-        _launcher_store().set(STOPPED, str(signum))
+        store.set(STOPPED, str(signum))

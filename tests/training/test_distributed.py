@@ -356,8 +356,8 @@ def test_a_process_that_fails_under_a_launcher_tells_the_others_and_the_log(monk
     ):
         caplog.clear()
         store.delete_key("failure")
+        env = DistributedEnv("torchrun", 0, 2, 0, 2)
         with pytest.raises(kind) as caught:
-            env = DistributedEnv("torchrun", 0, 2, 0, 2)
             run_under_launcher(failing(error), tiny_config(), tmp_path, 60, 60, StopSignals(), env)
         assert str(caught.value) == message
         assert RollCall(store, 1, 2, "").find_lost() == f"process 0 failed: {message}"
