@@ -1,4 +1,4 @@
-"""A metric of one's own: a class, a line in the registry, and run_eval.py's work with it, resumed after an interruption.
+"""A metric of one's own: a class, a line in the registry, and the work of run_eval.py with it, resumed after a stop.
 
 The metric is the mean squared error of the denoised images at one noise level.
 """
