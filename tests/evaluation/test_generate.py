@@ -194,7 +194,8 @@ def test_drawing_goes_on_where_it_stopped(tmp_path):
 
 @pytest.mark.parametrize("override", ["seed=1", "sampling.steps=5", "w=1", "eval.batch_size=4", "eval.ckpt=1"])
 def test_other_images_do_not_go_into_the_same_directory(tmp_path, override):
-    draw_into(tmp_path, vis_config("eval.batch_size=3"), 1)
+    with open_images(tmp_path / "images", vis_config("eval.batch_size=3")):
+        pass
     before = (tmp_path / "images/vis.yaml").read_bytes()
     with (
         pytest.raises(InputError, match=f"made with {override.split('=')[0]}="),
