@@ -1,19 +1,21 @@
 """Train a score network: python run_train.py [overrides]; see configs/train.yaml."""
 
-from utils import interrupts  # noqa: I001  (before what takes a moment to import)
+from utils.signals import enable_keyboard_interrupt, exit_on_interrupt
+
+if __name__ == "__main__":
+    exit_on_interrupt()  # before the imports, which take a moment
+
 from pathlib import Path
 from shlex import quote
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
-from utils.checks import plain
-from cli.entry_point import door
-from utils.errors import InputError
+from cli.entry_point import entry_point
 from cli.overrides import is_multirun, meant_path, read_override
-from utils.schema import NETWORKS, OF_ALL_NETWORKS, check_train, train_keys
 from utils.distributed_env import detect_launcher
-
+from utils.errors import InputError
+from utils.schema import NETWORKS, OF_ALL_NETWORKS, check_train, train_keys
 
 WITHOUT_CLASSES = ("ddpmpp", "vdm")  # networks; their modules are not imported here, which takes a moment
 
@@ -59,36 +61,32 @@ def check_experiment(cfg: DictConfig) -> None:
         )
 
 
-@door("train", train_keys(), check_resume)
+@entry_point("train", train_keys(), check_resume)
 def main(cfg: DictConfig) -> None:
     """Train in Hydra's output directory, or go on in the directory ``resume``."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     with open_dict(cfg):
         resume = cfg.pop("resume")  # says how this process was started, not what the run is
     env = detect_launcher()
+    processes = cfg.ngpus if env is None else env.world_size
     if resume is None:
         check_experiment(cfg)
-        check_train(cfg, cfg.ngpus if env is None else env.world_size)  # before the imports, which take a moment
+        check_train(cfg, processes)  # before the imports, which take a moment
 
-    from cli.launch import local_device, train_local, train_under_launcher
+    from cli.launch import run_distributed
     from training.data import prepare_dataset
     from training.loop import train
     from training.run_dir import resumed_config
-    from utils.devices import choose_device, choose_devices
+    from utils.devices import choose_devices
 
-    interrupts.enable_keyboard_interrupt()
+    enable_keyboard_interrupt()
     if resume is not None:
         overrides = [o for o in HydraConfig.get().overrides.task if read_override(o)[1] != "resume"]
         cfg = resumed_config(cfg, run_dir, overrides)
-        check_train(cfg, cfg.ngpus if env is None else env.world_size)
-    if env is None:
-        logs = plain(HydraConfig.get().job_logging, resolve=True)
-        devices = choose_devices(cfg.device, cfg.ngpus)
-        if len(devices) > 1:
-            prepare_dataset(cfg)  # which may take longer than processes wait for each other
-        train_local(train, cfg, run_dir, devices, logs)
-    else:
-        train_under_launcher(train, cfg, run_dir, env, local_device(env, choose_device(cfg.device)))
+        check_train(cfg, processes)
+    if env is None and len(choose_devices(cfg.device, cfg.ngpus)) > 1:
+        prepare_dataset(cfg)  # which may take longer than processes wait for each other
+    run_distributed(train, cfg, run_dir, cfg.training.startup_timeout, cfg.training.step_timeout)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from cli import entry_point
+from cli.entry_point import ROOT, set_up
 from models import ScoreModel, create_model
 
 NARROW = {
@@ -16,7 +16,8 @@ NARROW = {
 
 def composed(*overrides: str) -> DictConfig:
     """Compose the configuration of run_train.py with ``overrides``."""
-    with initialize_config_dir(str(entry_point.ROOT / "configs"), version_base="1.3"):
+    set_up()
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         return compose("train", overrides=list(overrides))
 
 

@@ -1,7 +1,6 @@
-"""What the entry scripts share: Hydra with one-line errors, a directory nobody else has.
+"""What the entry scripts share: Hydra with one-line errors, and an output directory that no other process has.
 
-Nothing heavy is imported here or at the top of a script: ``--help`` and a wrong option take a moment, and an interrupt
-finds this code and not an import.
+Nothing heavy is imported here or at the top of a script, so that ``--help`` and a wrong option take a moment.
 """
 
 import contextlib
@@ -20,6 +19,7 @@ from shlex import quote
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.core.plugins import Plugins
 from hydra.errors import CompactHydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -33,14 +33,27 @@ ROOT = Path(__file__).resolve().parent.parent
 
 log = logging.getLogger(__name__)
 
-# What a launcher starts in another process finds our modules, from whatever folder.
-os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-logging.raiseExceptions = False  # a full disk shows in what the run itself writes, not in every line it logs
+
+def set_up() -> None:
+    """Prepare this process for Hydra on our configurations; the jobs of a launcher do so, too.
+
+    Registers the resolver ``output_dir`` and the launchers, lets processes started from any folder find our modules,
+    and keeps logging silent about a full disk, which shows in what the run itself writes.
+    """
+    paths = [str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+    logging.raiseExceptions = False
+    # With its cache a launcher's job, also a requeued one, has the directory that was chosen when it was submitted.
+    OmegaConf.register_new_resolver("output_dir", _output_dir, replace=True, use_cache=True)
+    plugins = Plugins.instance()  # finds those of hydra-submitit-launcher before they are replaced
+    from cli.slurm_launcher import LAUNCHERS
+
+    plugins.class_name_to_class |= LAUNCHERS
 
 
 @functools.cache
 def _stamp() -> str:
-    """DATE/TIME-UNIQUE: two processes that start in the same second share no directory, unless they work together."""
+    """Return DATE/TIME-UNIQUE: processes of the same second share no directory, unless they work together."""
     own = f"{datetime.now():%Y.%m.%d/%H%M%S}-{secrets.token_hex(3)}"
     if detect_launcher() is None:
         return own
@@ -50,16 +63,12 @@ def _stamp() -> str:
 
 
 def _output_dir(root: str, resume: str | None = None) -> str:
-    """The directory to continue, or a new one in ``root``."""
+    """Name the directory to continue, or a new one in ``root``."""
     return str(resume) if resume is not None else f"{root}/{_stamp()}"
 
 
-# With its cache a launcher's job, also a requeued one, has the directory that was chosen when it was submitted.
-OmegaConf.register_new_resolver("output_dir", _output_dir, replace=True, use_cache=True)
-
-
 class _Outcome:
-    """What became of the jobs that this process ran, which Hydra is not told: it would add lines to ours.
+    """The outcome of the jobs that this process ran, which Hydra is not told: it would add lines to ours.
 
     Attributes:
         here: whether this process was started by a user, and not by a launcher.
@@ -72,18 +81,18 @@ class _Outcome:
     bug: BaseException | None = None
 
 
-def door(
+def entry_point(
     config_name: str, keys: Iterable[str], check: Callable[[list[str]], None] = lambda _: None
 ) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
-    """Make ``main(cfg)`` an entry script on configs/``config_name``.yaml.
+    """Make ``main(cfg)`` an entry script with the configuration configs/``config_name``.yaml.
 
     A UserError or OSError, and what Hydra or a launcher find wrong, show as one line without a traceback, unless
     debug=true or HYDRA_FULL_ERROR=1. Any failure exits non-zero, in a multirun after the other jobs are done.
 
     Args:
-        config_name: of the configuration.
-        keys: of all options, of which the nearest is suggested for one that does not exist.
-        check: of the arguments as they were typed, before Hydra makes a directory; raises InputError.
+        config_name: name of the configuration.
+        keys: names of all options; the nearest is suggested for one that does not exist.
+        check: function of the arguments as they were typed, called before Hydra makes a directory; raises InputError.
     """
 
     def decorate(main: Callable[[DictConfig], None]) -> Callable[[], None]:
@@ -128,6 +137,7 @@ def door(
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra leaves what it finds wrong to us
             _Outcome.here = True
             typed = sys.argv[1:]
+            set_up()
             try:
                 check(typed)
                 sys.argv[1:] = quote_paths(typed)
@@ -154,7 +164,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _resolve(cfg: DictConfig) -> None:
-    """Put values in the places of interpolations."""
+    """Replace interpolations by values."""
     try:
         OmegaConf.resolve(cfg)
     except OmegaConfBaseException as error:
@@ -171,7 +181,7 @@ def _resolve(cfg: DictConfig) -> None:
 
 
 def _in_one_line(error: Exception, keys: Iterable[str], typed: list[str]) -> str:
-    """What Hydra, OmegaConf or a launcher find wrong, without their advice on other programs."""
+    """Say what Hydra, OmegaConf or a launcher find wrong, without their advice on other programs."""
     message = str(error)
     if unknown := re.match(r"Could not override '([^']+)'", message):
         return f"{unknown[1]}: no such option{did_you_mean(unknown[1], keys)}"
@@ -187,7 +197,7 @@ def _in_one_line(error: Exception, keys: Iterable[str], typed: list[str]) -> str
 
 
 def _unreadable(argument: str, reason: str, typed: list[str]) -> str:
-    """What is wrong with an argument, one of those ``typed``, that Hydra's grammar cannot read, and what to do."""
+    """Say what is wrong with an argument, one of those ``typed``, that Hydra's grammar cannot read, and what to do."""
     prefix, key, value = read_override(argument)
     if key:
         whole = QuotedString(value, Quote.double).with_quotes()
@@ -202,7 +212,7 @@ def _unreadable(argument: str, reason: str, typed: list[str]) -> str:
 
 
 def _leave_no_empty_directory() -> None:
-    """Remove the new directory of a job that was refused, as far as it is empty."""
+    """Remove the new directory of a job that was refused, if it is empty."""
     folder, start = (Path(getattr(HydraConfig.get().runtime, name)) for name in ("output_dir", "cwd"))
     if _stamp.cache_info().currsize and _stamp() in str(folder) and folder.is_relative_to(start):
         with contextlib.suppress(OSError):  # it is not empty

@@ -1,4 +1,20 @@
-"""How the processes of a run come to be: alone, started here, or started by torchrun or Slurm."""
+"""Runs a script's work in one process or several: alone, ``ngpus=N`` here, or under torchrun, srun or submitit.
+
+``run_distributed`` is the only way in: it finds this process's place among the others, meets them through a store and
+calls the work with a ``Distributed``. The processes of ``ngpus=N`` are given the environment of torchrun.
+
+Two pieces are not those of torch or submitit, for these reasons:
+
+- ``ngpus=N`` starts its processes by ``torch.multiprocessing`` and not by torch's elastic agent. The agent's workers
+  that are commands lead sessions of their own and have no parent-death signal: they outlive an agent that is killed,
+  and keep the directory of the run. Its workers that are functions are interrupted by a terminal and by the agent, and
+  the second interrupt ends them without a checkpoint. ``torch.multiprocessing`` has the parent-death signal, and
+  signals are forwarded here, once.
+- srun and submitit meet through a file in the output directory and not at the port that
+  ``submitit.helpers.TorchDistributedEnvironment`` computes from the number of the job. Two steps of one allocation, or
+  a requeued job beside what is left of it, would have the same port, and a plain srun has no such helper. The file
+  names a free port and the attempt.
+"""
 
 import functools
 import json
@@ -12,136 +28,165 @@ import traceback
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from datetime import timedelta
-from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from torch import multiprocessing as mp
+from torch.multiprocessing.spawn import ProcessException
 
-from utils import interrupts
-from utils.devices import share_cores
+from utils.checks import plain
+from utils.devices import choose_device, choose_devices, share_cores
 from utils.distributed import Distributed
 from utils.distributed_env import DistributedEnv, detect_launcher
-from utils.errors import TrainingError, UserError
-from utils.roll_call import RollCall
-from utils.signals import StopSignals
+from utils.errors import InputError, TrainingError, UserError
+from utils.roll_call import RollCall, read_failure
+from utils.signals import StopSignals, block_sigint, unblock_sigint
 
 log = logging.getLogger(__name__)
 
-GRACE = 10.0  # seconds that the other processes have to end after the first one did
+GRACE = 10.0  # seconds that the other processes have to end after the first one failed
+CONSEQUENCE = "consequence"  # key in the store: message of a process that ended because another one is gone
+STOPPED = "stopped"  # key in the store: number of the signal that ended the work, which is saved
 
-Train = Callable[[DictConfig, Path, Distributed, StopSignals], int]
-
-
-def local_device(env: DistributedEnv, device: torch.device) -> torch.device:
-    """The device of a env: a GPU for each on its machine, whether it sees all of them or its own."""
-    if device.type == "cpu":
-        return device
-    return torch.device("cuda", env.local_rank % torch.cuda.device_count())
+Work = Callable[[DictConfig, Path, Distributed, StopSignals], int]
+"""work(cfg, out_dir, distributed, stop): returns the number of the signal that stopped it, or 0."""
 
 
-def broadcast_run_id(stamp: str) -> str:
-    """The ``stamp`` of process 0 in every process of a launcher, or what else names their common start."""
-    env = detect_launcher()
-    if env is None or env.world_size == 1:
-        return stamp
-    if env.launcher != "torchrun":
-        return f"job-{env.job}"
-    store = _torchrun_store()
-    if env.rank == 0:
-        store.set("stamp", stamp)
-    return store.get("stamp").decode()
-
-
-def train_under_launcher(
-    train: Train, cfg: DictConfig, run_dir: Path, env: DistributedEnv, device: torch.device
+def run_distributed(
+    work: Work, cfg: DictConfig, out_dir: Path, startup_timeout: float = 600, step_timeout: float = 86_400
 ) -> None:
-    """Train as one of the processes that a launcher started.
+    """Run ``work`` in this process, or in ``cfg.ngpus`` processes if no launcher started several.
+
+    Args:
+        work: function of a module, so that another process can import it.
+        cfg: configuration with ``device`` and ``ngpus``.
+        out_dir: output directory, on a file system that all machines share.
+        startup_timeout: seconds until all processes are there and have their data.
+        step_timeout: seconds that a process waits for the others later on.
 
     Raises:
         SystemExit: if a signal asked to stop.
-        UserError: and what else ``train`` raises.
+        UserError: if a process fails, and what else ``work`` raises in this process.
+    """
+    env = detect_launcher()
+    with StopSignals() as stop:
+        if env is None and cfg.ngpus > 1:
+            signum = _run_group(work, cfg, out_dir, startup_timeout, step_timeout, stop)
+        elif env is None:
+            share_cores(1)
+            signum = work(cfg, out_dir, Distributed(choose_device(cfg.device)), stop)
+        else:
+            signum = run_under_launcher(work, cfg, out_dir, startup_timeout, step_timeout, stop, env)
+    if signum:
+        stop.reraise(signum, env.rank if env else 0)
+
+
+def run_under_launcher(
+    work: Work,
+    cfg: DictConfig,
+    out_dir: Path,
+    startup_timeout: float,
+    step_timeout: float,
+    stop: StopSignals,
+    env: DistributedEnv,
+    store: dist.Store | None = None,
+) -> int:
+    """Run ``work`` as one of the processes of a launcher; return the number of the signal that stopped it, or 0.
+
+    Args:
+        work, cfg, out_dir, startup_timeout, step_timeout: as for ``run_distributed``.
+        stop: signals of this process.
+        env: place of this process.
+        store: store of all processes, if they share one already.
+
+    Raises:
+        UserError: if another process or this one fails, and what else ``work`` raises.
     """
     if env.rank > 0:
         logging.getLogger().setLevel(logging.ERROR)
-    share_cores(1, env.local_size)
-    with StopSignals() as stop, ExitStack() as open_here:
-        startup = cfg.training.startup_timeout
-        if env.world_size == 1:
-            store = None
-        elif env.launcher == "torchrun":
-            store = _torchrun_store()
-            store.set_timeout(timedelta(seconds=startup))
-        else:
-            store = file_rendezvous(env, run_dir / ".rendezvous", startup)
-        distributed = Distributed(device, env.rank, env.world_size, store, startup, cfg.training.step_timeout)
+        stop.quiet = True
+    # torchrun's processes share the cores of a Slurm task; those of srun are one task each
+    share_cores(*((env.local_size, 1) if env.launcher == "torchrun" else (1, env.local_size)))
+    device = local_device(env, choose_device(cfg.device))
+    with ExitStack() as context:
+        if store is None and env.world_size > 1:
+            if env.launcher == "torchrun":
+                store = _launcher_store()
+            else:
+                store = file_rendezvous(env, out_dir / ".rendezvous", startup_timeout)
+        if store is not None:
+            store.set_timeout(timedelta(seconds=startup_timeout))
+        distributed = Distributed(device, env.rank, env.world_size, store, startup_timeout, step_timeout)
         if env.rank == 0:
-            (run_dir / ".rendezvous").unlink(missing_ok=True)
+            (out_dir / ".rendezvous").unlink(missing_ok=True)
         roll_call = None
         if store is not None:
             server = "torchrun on the machine of process 0" if env.launcher == "torchrun" else "process 0"
-            roll_call = open_here.enter_context(RollCall(store, env.rank, env.world_size, server))
+            roll_call = context.enter_context(RollCall(store, env.rank, env.world_size, server))
         try:
-            signum = train(cfg, run_dir, distributed, stop)
+            signum = work(cfg, out_dir, distributed, stop)
             distributed.shutdown()
         except Exception as error:
-            explained = _explained(error, roll_call, env)
+            explained = _explain(error, roll_call, env)
             if explained is error:
                 raise
             raise explained from error
-    if signum:
-        stop.reraise(signum, env.rank)
+    return signum
 
 
-def _explained(error: Exception, roll_call: RollCall | None, env: DistributedEnv) -> Exception:
-    """What to raise instead of ``error``: a clean error of this process as it is, or one line on what happened."""
+def _explain(error: Exception, roll_call: RollCall | None, env: DistributedEnv) -> Exception:
+    """Return what to raise instead of ``error``: itself if it is a clean error, or one with a line on what happened."""
     clean, who = isinstance(error, UserError | OSError), f"process {env.rank} of {env.world_size}"
-    if not clean and roll_call is not None and (lost := roll_call.lost()):
+    # what gloo, nccl and the store raise is a RuntimeError; anything else is a fault of this process
+    if not clean and isinstance(error, RuntimeError) and roll_call is not None and (lost := roll_call.find_lost()):
         return TrainingError(f"{who} cannot go on: {lost}")
     if not clean:
         log.error("%s:\n%s", who, "".join(traceback.format_exception(error)))
         error = TrainingError(f"{who} failed: {type(error).__name__}: {error}".splitlines()[0])
     if roll_call is not None:
-        roll_call.failed(str(error))
+        roll_call.report_failure(str(error), isinstance(error, InputError))
     return error
 
 
-def train_local(
-    train: Train, cfg: DictConfig, run_dir: Path, devices: list[torch.device], logs: dict[str, Any]
-) -> None:
-    """Train in this process, or in one for each of several devices, started here.
+def local_device(env: DistributedEnv, device: torch.device) -> torch.device:
+    """Return the device of a process: a GPU of its machine, whether it sees all of them or its own alone."""
+    if device.type == "cpu":
+        return device
+    return torch.device("cuda", env.local_rank % torch.cuda.device_count())
 
-    Args:
-        logs: for ``logging.config``, of the process that writes.
 
-    Raises:
-        SystemExit: if a signal asked to stop.
-        UserError: if a process fails, whose traceback has then been logged.
-    """
-    with StopSignals() as stop:
-        if len(devices) == 1:
-            share_cores(1)
-            signum = train(cfg, run_dir, Distributed(devices[0]), stop)
-        else:
-            signum = _Group(train, cfg, run_dir, devices, logs).watch(stop)
-    if signum:
-        stop.reraise(signum)
+def broadcast_run_id(run_id: str) -> str:
+    """Return the ``run_id`` of process 0 in every process of a launcher, or what else names their common start."""
+    env = detect_launcher()
+    if env is None or env.world_size == 1:
+        return run_id
+    if env.launcher != "torchrun":
+        return f"job-{env.job}"
+    store = _launcher_store()
+    if env.rank == 0:
+        store.set("run_id", run_id)
+    return store.get("run_id").decode()
 
 
 @functools.cache
-def _torchrun_store() -> dist.Store:
-    """The store at MASTER_ADDR:MASTER_PORT, kept open: without torchrun's own, process 0 serves it."""
+def _launcher_store() -> dist.Store:
+    """Connect to the store at MASTER_ADDR:MASTER_PORT; process 0 serves it if the launcher does not."""
     return next(dist.rendezvous("env://"))[0]
 
 
 def file_rendezvous(env: DistributedEnv, path: Path, timeout: float) -> dist.TCPStore:
-    """A store that process 0 serves on a free port, which it leaves in a file that all can read."""
+    """Make a store that process 0 serves on a free port, which it writes to a file that all processes can read.
+
+    Raises:
+        TrainingError: if there is no such file of this attempt within ``timeout`` seconds.
+    """
     if env.rank == 0:
-        alone_on_a_machine = int(os.environ.get("SLURM_STEP_NUM_NODES", 1)) == 1
-        host = "127.0.0.1" if alone_on_a_machine else socket.gethostname()
+        one_machine = int(os.environ.get("SLURM_STEP_NUM_NODES", 1)) == 1
+        host = "127.0.0.1" if one_machine else socket.gethostname()
         store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
         temporary = path.with_name(f"{path.name}.tmp")
         temporary.write_text(json.dumps([env.attempt, host, store.port]))
@@ -154,101 +199,89 @@ def file_rendezvous(env: DistributedEnv, path: Path, timeout: float) -> dist.TCP
             if attempt == env.attempt:
                 return dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=10))
         time.sleep(0.1)
-    raise TrainingError(f"process 0 did not start within training.startup_timeout={timeout:g} seconds: no {path}")
+    raise TrainingError(f"process 0 did not start within startup_timeout={timeout:g} seconds: no {path}")
 
 
-class _Group:
-    """Processes started here, and a supervisor that trains nothing itself."""
+def _run_group(
+    work: Work, cfg: DictConfig, out_dir: Path, startup_timeout: float, step_timeout: float, stop: StopSignals
+) -> int:
+    """Run ``work`` in ``cfg.ngpus`` processes of this machine and wait for their end, forwarding signals.
 
-    def __init__(
-        self, train: Train, cfg: DictConfig, run_dir: Path, devices: list[torch.device], logs: dict[str, Any]
-    ) -> None:
-        self.size = len(devices)
-        self.store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        shared = (train, cfg, run_dir, devices, self.store.port, logs)
-        with interrupts.block_sigint():
-            # Torch has the children interrupted when this process is killed.
-            started = mp.start_processes(_train_as, shared, self.size, join=False, start_method="spawn")
-        self.processes = started.processes
+    Returns:
+        The number of the signal that stopped them, or 0.
 
-    def watch(self, stop: StopSignals) -> int:
-        """Wait for the end, passing signals on; the number of the signal that stopped the run, or 0.
-
-        Raises:
-            UserError: if a process failed; the others are then killed.
-        """
-        stop.defer()
-        told, deadline = False, float("inf")
-        try:
-            while alive := [process for process in self.processes if process.is_alive()]:
-                connection.wait([process.sentinel for process in alive], timeout=0.2)
-                if stop.received and not told:
-                    told = True
-                    for process in alive:  # a terminal sends them SIGINT itself, and a second one would be heeded
+    Raises:
+        UserError: if a process failed; the others are then ended.
+        KeyboardInterrupt: after an interrupt before there was something to save.
+    """
+    size = len(choose_devices(cfg.device, cfg.ngpus))
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    place = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port}
+    logs = {"version": 1, "disable_existing_loggers": False}
+    if HydraConfig.initialized():
+        logs = plain(HydraConfig.get().job_logging, resolve=True)
+    arguments = (work, cfg, out_dir, startup_timeout, step_timeout, place, logs)
+    logging.getLogger("torch.multiprocessing").setLevel(logging.ERROR)  # of ended processes there is a line of ours
+    with block_sigint():
+        group = mp.start_processes(_run_as, arguments, size, join=False, start_method="spawn")
+    stop.quiet = True
+    stop.defer()
+    forwarded, failed = False, None
+    try:
+        while not group.join(timeout=0.2, grace_period=GRACE):
+            if stop.received and not forwarded:
+                forwarded = True
+                for (
+                    process
+                ) in group.processes:  # not SIGINT, which they have from the terminal: a second one interrupts
+                    if process.is_alive():
                         os.kill(process.pid, signal.SIGTERM)
-                ended_badly = any(process.exitcode for process in self.processes)
-                if ended_badly and deadline == float("inf"):
-                    deadline = time.monotonic() + GRACE
-                if time.monotonic() > deadline:
-                    break
-            exit_codes = [process.exitcode for process in self.processes]
-        finally:
-            for process in self.processes:
-                process.kill()
-        return self._outcome(exit_codes, stop.received)
-
-    def _outcome(self, exit_codes: list[int | None], signum: int) -> int:
-        reports = {}
-        for rank in range(self.size):
-            if self.store.check([f"report/{rank}"]):
-                reports[rank] = json.loads(self.store.get(f"report/{rank}"))
-        for rank, code in enumerate(exit_codes):
-            if code and rank not in reports and not signum:
-                how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
-                raise UserError(f"process {rank} of {self.size} {how}")
-        failures = sorted((report["time"], rank) for rank, report in reports.items() if "message" in report)
-        if failures:
-            rank = failures[0][1]  # the first: what the others met is that it was gone
-            if reports[rank]["traceback"]:
-                log.error("process %d of %d:\n%s", rank, self.size, reports[rank]["traceback"])
-            raise UserError(reports[rank]["message"])
-        signum = max([signum, *(report["stopped"] for report in reports.values())])
-        if signum and not any("early" not in report for report in reports.values()):
-            log.info("interrupted before the first step")
-        return signum
+    except ProcessException as error:
+        failed = error.error_index
+    finally:
+        for process in group.processes:
+            process.kill()
+    if failure := read_failure(store):
+        raise (InputError if failure[2] else UserError)(failure[1])
+    if failed is not None and not stop.received:
+        code = group.processes[failed].exitcode
+        if code == 1 and store.check([CONSEQUENCE]):
+            raise UserError(store.get(CONSEQUENCE).decode())
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
+        raise UserError(f"process {failed} of {size} {how}")
+    if store.check([STOPPED]):
+        return stop.received or int(store.get(STOPPED))
+    if stop.received == signal.SIGINT:
+        raise KeyboardInterrupt
+    return stop.received
 
 
-def _train_as(
+def _run_as(
     rank: int,
-    train: Train,
+    work: Work,
     cfg: DictConfig,
-    run_dir: Path,
-    devices: list[torch.device],
-    port: int,
+    out_dir: Path,
+    startup_timeout: float,
+    step_timeout: float,
+    place: dict[str, Any],
     logs: dict[str, Any],
 ) -> None:
-    """What process ``rank`` of a group does; its last word to the supervisor goes to the store."""
-    size, device = len(devices), devices[rank]
-    if rank == 0:
-        logging.config.dictConfig(logs)
-    else:
-        logging.basicConfig(level=logging.ERROR, format="%(message)s")
-    share_cores(size)
-    startup = cfg.training.startup_timeout
-    store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=startup))
-    try:
-        with StopSignals() as stop:
-            interrupts.unblock_sigint()
-            distributed = Distributed(device, rank, size, store, startup, cfg.training.step_timeout)
-            report: dict[str, Any] = {"stopped": train(cfg, run_dir, distributed, stop)}
-            distributed.shutdown()
-    except KeyboardInterrupt:  # before the first step: the others need not wait
-        store.set(f"report/{rank}", json.dumps({"time": time.time(), "stopped": int(signal.SIGINT), "early": True}))
-        raise SystemExit(128 + signal.SIGINT) from None
-    except (UserError, OSError) as error:
-        report = {"message": str(error), "traceback": traceback.format_exc() if cfg.debug else ""}
-    except Exception as error:
-        message = f"process {rank} of {size} failed: {type(error).__name__}: {error}"
-        report = {"message": message.splitlines()[0], "traceback": traceback.format_exc()}
-    store.set(f"report/{rank}", json.dumps({"time": time.time(), **report}))
-    raise SystemExit("stopped" not in report)
+    """Run ``work`` as process ``rank`` of a group; a clean error is left to the process that started this one."""
+    os.environ.update({key: str(value) for key, value in {**place, "RANK": rank, "LOCAL_RANK": rank}.items()})
+    logging.raiseExceptions = False
+    logging.config.dictConfig(logs)
+    with StopSignals() as stop:
+        unblock_sigint()
+        env = detect_launcher()
+        assert env is not None
+        store = dist.TCPStore(place["MASTER_ADDR"], place["MASTER_PORT"], is_master=False)
+        try:
+            signum = run_under_launcher(work, cfg, out_dir, startup_timeout, step_timeout, stop, env, store)
+        except (UserError, OSError) as error:
+            if cfg.debug is True:
+                log.error("process %d of %d", rank, env.world_size, exc_info=True)
+            with suppress(dist.DistError):
+                store.compare_set(CONSEQUENCE, "", str(error))
+            raise SystemExit(1) from None
+    if signum:
+        store.set(STOPPED, str(signum))

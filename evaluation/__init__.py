@@ -1,4 +1,4 @@
-"""Judging a model: likelihoods, and what it draws."""
+"""Evaluation of a trained network: likelihoods and the quality of its samples."""
 
 from evaluation.elbo import elbo
 from evaluation.likelihood import log_likelihood

@@ -1,91 +1,158 @@
-"""Bits per dimension of the images of a data set, by the flow and by the bound."""
+"""Bits per dimension of the images of a data set, by the probability flow and by the evidence lower bound."""
 
+import logging
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
+from pydantic import Field
 from torch import Tensor
 
 from datasets import ImageDataset, load_configured
 from datasets.loader import dequantize, normalize
 from evaluation.elbo import elbo, time_proposal
 from evaluation.likelihood import log_likelihood
+from evaluation.metric import EvaluationInputs, Result, Rows, RowsMetric
+from evaluation.output_dir import write_arrays
 from losses import PiecewiseUniform
 from models import compile_network, load_pretrained
 from sampling.base import ScoreFn
 from sampling.dopri5 import REPORTS
 from sde import create_process
+from utils.distributed import Distributed
 from utils.seeds import Stream, derived_seed, image_generators
+
+log = logging.getLogger(__name__)
 
 PILOT_IMAGES = 64
 GOLDEN = 0.6180339887498949  # multiples of it, modulo 1, are evenly spread however many there are
 
-PerImage = dict[str, np.ndarray]
 
+def load_split(cfg: DictConfig, run: DictConfig, split: str, distributed: Distributed) -> ImageDataset:
+    """Load the ``split``, train or test (held out), of the data set of a run; process 0 goes first.
 
-def load_split(cfg: DictConfig, run: DictConfig, split: str) -> ImageDataset:
-    """Images of the data set of a run: ``split`` is train or test (held out).
-
-    Where they are, only the command line says: ``dataroot`` and ``data.root``.
+    Only the command line says where the images are: ``dataroot`` and ``data.root``.
 
     Raises:
         InputError: if they are not there.
     """
-    return load_configured(run.data, split == "train", cfg.dataroot, cfg.data.root)
+    return distributed.main_first(lambda: load_configured(run.data, split == "train", cfg.dataroot, cfg.data.root))
 
 
-class _DatasetMetric:
-    """A network and the images it is judged on.
+class DatasetMetric(RowsMetric, ABC):
+    """Base of metrics of a network on the images of its data set, which make bits of each image.
+
+    A subclass computes the rows ``bits`` and ``evaluations`` of some images, and maybe terms of the bits.
 
     Args:
-        cfg: of run_eval.py.
-        device: where to compute.
+        inputs: what the metrics are made from.
+        name: name of the metric.
+        num_steps: number of steps that a batch reports.
 
     Raises:
         InputError: naming the key or the file at fault.
     """
 
-    def __init__(self, cfg: DictConfig, device: torch.device) -> None:
-        self.seed, self.device = cfg.seed, device
-        self.net, self.run = load_pretrained(cfg.load_dir, cfg.eval.ckpt, device)
+    def __init__(self, inputs: EvaluationInputs, name: str, num_steps: int) -> None:
+        super().__init__()
+        cfg, self.distributed = inputs.cfg, inputs.distributed
+        self.name, self.num_steps, self.per_image = name, num_steps, self
+        self.seed, self.device = cfg.seed, inputs.distributed.device
+        self.net, self.run = load_pretrained(cfg.load_dir, cfg.eval.ckpt, self.device)
         self.net.set_precision(cfg.precision)
         self.sde = create_process(self.run.sde)
-        self.images = load_split(cfg, self.run, cfg.eval.split)
+        self.split = cfg.eval.split
+        self.images = load_split(cfg, self.run, self.split, inputs.distributed)
+        available = len(self.images)
+        self.num_images = available if cfg.eval.images is None else min(cfg.eval.images, available)
+        self.batch_size = cfg.eval.batch_size
+
+    @abstractmethod
+    def __call__(self, images: range, on_step: Callable[[], object]) -> Rows:
+        """Compute the rows of the images with these numbers."""
+
+    @abstractmethod
+    def protocol(self) -> dict[str, object]:
+        """Describe how the numbers are computed."""
+
+    def prepare(self, folder: Path) -> None:
+        """Compute nothing before the first batch."""
+
+    def entries(self) -> dict[str, Any]:
+        """Return no entries of results.json besides those of the result."""
+        return {}
+
+    def result(self) -> dict[str, Result]:
+        """Average the bits over the images; the error is the standard error of the mean."""
+        rows, n = self.rows(), self.num_images
+        bits, evaluations = rows.pop("bits"), rows.pop("evaluations")
+        protocol = {
+            "error_is": f"standard error of {n} images",
+            "unit": "bits per dimension",
+            "images": n,
+            "split": f"{self.split}, {n} of {len(self.images)} images",
+            "labels": "class of each image given" if self.net.num_classes else "no classes",
+            "per_image": f"{self.name}.npz",
+            **{f"{term}_term": float(values.mean()) for term, values in rows.items()},
+            **self.protocol(),
+            "evaluations": {"mean": float(evaluations.mean()), "largest": int(evaluations.max())},
+        }
+        error = float(bits.std(ddof=1) / math.sqrt(n)) if n > 1 else None
+        return {self.name: Result(float(bits.mean()), error, protocol)}
 
     def score_fn(self, images: range) -> ScoreFn:
-        """The score given the classes of these images, if the network has classes."""
+        """Return the score given the classes of these images, if the network has classes."""
         labels = self.images.labels[images.start : images.stop].to(self.device) if self.net.num_classes else None
         return lambda x, sigma: self.net(x, sigma, labels)
 
     def dequantize(self, images: range) -> Tensor:
-        """These images, (k + u) / levels with u a function of (seed, number)."""
+        """Return these images as (k + u) / levels, with u a function of (seed, number of the image)."""
         pixels = self.images.data[images.start : images.stop]
         generators = image_generators(self.seed, images, stream=Stream.DEQUANTIZE)  # the same u on every device
         u = torch.stack([torch.rand(pixels.shape[1:], generator=generator) for generator in generators])
         return dequantize(pixels, self.images.levels, u).to(self.device)
 
     def normalize(self, images: range) -> Tensor:
-        """These images as k / (levels - 1)."""
+        """Return these images as k / (levels - 1)."""
         return normalize(self.images.data[images.start : images.stop].to(self.device), self.images.levels)
 
     def bits(self, log_prob: Tensor, dequantized: bool) -> np.ndarray:
-        """Bits per dimension from natural logarithms of probabilities, or of densities of spread images, (B,)."""
+        """Convert natural logarithms of probabilities, or densities if ``dequantized``, (B,), to bits per dimension."""
         per_dimension = log_prob.double().cpu().numpy() / (math.log(2.0) * self.images.data[0].numel())
         return (math.log2(self.images.levels or 1) if dequantized else 0.0) - per_dimension
 
 
-class FlowBPD(_DatasetMetric):
-    """log2(levels) - log2 p(x) / D for x = (k + u) / levels, p the density of the probability flow at sigma_min."""
+class FlowBPD(DatasetMetric):
+    """log2(levels) - log2 p(x) / D for x = (k + u) / levels, p the density of the probability flow at sigma_min.
 
-    def __init__(self, cfg: DictConfig, device: torch.device) -> None:
-        super().__init__(cfg, device)
-        self.options = cfg.metrics.bpd
-        self.num_steps = REPORTS
+    Args:
+        inputs: what the metrics are made from.
+        divergence: estimate by sign vectors, or the exact trace.
+        num_probes: number of sign vectors.
+        rtol: relative error of a step.
+        atol: absolute error of a step.
+    """
+
+    def __init__(
+        self,
+        inputs: EvaluationInputs,
+        *,
+        divergence: Literal["hutchinson", "exact"],
+        num_probes: Annotated[int, Field(ge=1, le=10**4)],
+        rtol: Annotated[float, Field(gt=0)],
+        atol: Annotated[float, Field(gt=0)],
+    ) -> None:
+        super().__init__(inputs, "bpd", REPORTS)
+        self.options: dict[str, Any] = {"divergence": divergence, "rtol": rtol, "atol": atol}
+        self.num_probes = num_probes
 
     def protocol(self) -> dict[str, object]:
-        """How the numbers come about."""
+        """Describe how the numbers are computed."""
         trained = "" if self.run.data.dequantize else "; trained on the levels themselves (data.dequantize=False)"
         prior = f"{self.sde.prior_name} at sigma_max={self.sde.sigma_max}"
         return {
@@ -94,56 +161,73 @@ class FlowBPD(_DatasetMetric):
             if self.images.levels is None
             else f"x = (k + u) / {self.images.levels}, u uniform, from (seed, image){trained}",
             "solver": "Dormand-Prince 5(4), step sizes of each image's own, unfolded coordinates",
-            **{key: self.options[key] for key in ("divergence", "rtol", "atol")},
-            **({"probes": self.options.num_probes} if self.options.divergence == "hutchinson" else {}),
+            **self.options,
+            **({"probes": self.num_probes} if self.options["divergence"] == "hutchinson" else {}),
         }
 
-    def __call__(self, images: range, on_step: Callable[[], object]) -> PerImage:
-        """``bits`` and ``evaluations`` of these images."""
+    def __call__(self, images: range, on_step: Callable[[], object]) -> Rows:
+        """Compute ``bits`` and ``evaluations`` of these images."""
         out = log_likelihood(
             self.score_fn(images),
             self.sde,
             self.dequantize(images),
-            self.options.divergence,
-            image_generators(self.seed, images, self.device, Stream.PROBE),
-            num_probes=self.options.num_probes,
-            rtol=self.options.rtol,
-            atol=self.options.atol,
+            generator=image_generators(self.seed, images, self.device, Stream.PROBE),
+            num_probes=self.num_probes,
             on_step=on_step,
+            **self.options,
         )
         return {"bits": self.bits(out.log_prob, dequantized=True), "evaluations": out.evaluations.cpu().numpy()}
 
 
-class ElboBPD(_DatasetMetric):
+class ElboBPD(DatasetMetric):
     """The evidence lower bound in bits per dimension.
 
-    Of a network that was trained on spread images the bound is that on their density, else that on the probability of
-    the grey levels.
+    For a network that was trained on dequantized images the bound is that on their density, otherwise that on the
+    probability of the grey levels.
 
     Args:
-        proposal: of the times, as ``elbo`` takes it.
+        inputs: what the metrics are made from.
+        num_times: number of noise levels of an image.
+        importance_sampling: whether the times are drawn from a proposal that is estimated first.
     """
 
-    def __init__(self, cfg: DictConfig, device: torch.device, proposal: Tensor | None = None) -> None:
-        super().__init__(cfg, device)
-        if cfg.compile:
+    def __init__(
+        self, inputs: EvaluationInputs, *, num_times: Annotated[int, Field(ge=1, le=10**9)], importance_sampling: bool
+    ) -> None:
+        super().__init__(inputs, "elbo", num_times)
+        if inputs.cfg.compile:
             compile_network(self.net)
-        self.times = self.num_steps = cfg.metrics.elbo.num_times
+        self.num_times, self.importance_sampling = num_times, importance_sampling
         self.dequantized = self.run.data.dequantize
-        self.proposal = None if proposal is None else proposal.to(device)
+        self.proposal: Tensor | None = None
+
+    def prepare(self, folder: Path) -> None:
+        """Set the proposal for importance sampling: estimated once, for all processes, and kept for a resumed run."""
+
+        def read_or_estimate() -> list[float]:
+            path = folder / "proposal.npz"
+            if not path.exists():
+                log.info("estimating the variance of the bound at each time")
+                write_arrays(path, {"proposal": self.estimate_proposal().numpy()})
+            with np.load(path, allow_pickle=False) as arrays:
+                return arrays["proposal"].tolist()
+
+        if self.importance_sampling:
+            proposal = self.distributed.run_on_main(read_or_estimate)
+            self.proposal = torch.tensor(proposal, dtype=torch.float64, device=self.device)
 
     def estimate_proposal(self) -> Tensor:
-        """Where the bound of the first images has its variance, a ``proposal`` for importance sampling; on the CPU."""
+        """Estimate where the bound of the first images has its variance; return a ``proposal`` on the CPU."""
         pilot = range(min(PILOT_IMAGES, len(self.images)))
         generators = image_generators(self.seed, pilot, self.device, Stream.PILOT)
         return time_proposal(self.score_fn(pilot), self.sde, self.x0(pilot), generators).cpu()
 
     def x0(self, images: range) -> Tensor:
-        """These images as the network knows them."""
+        """Return these images as the network was trained on them."""
         return self.dequantize(images) if self.dequantized else self.normalize(images)
 
     def protocol(self) -> dict[str, object]:
-        """How the numbers come about."""
+        """Describe how the numbers are computed."""
         levels = self.images.levels
         return {
             "bound_on": "density of x"
@@ -152,12 +236,12 @@ class ElboBPD(_DatasetMetric):
             if self.dequantized
             else f"probability of the levels k / {levels - 1}, read at sigma_min={self.sde.sigma_min}",
             "prior_is": f"divergence from {self.sde.prior_name} at sigma_max={self.sde.sigma_max}, computed",
-            "times": f"{self.times} strata of each image, offsets spread over the images",
+            "times": f"{self.num_times} strata of each image, offsets spread over the images",
             "proposal": "uniform" if self.proposal is None else [round(p, 6) for p in self.proposal.tolist()],
         }
 
-    def __call__(self, images: range, on_step: Callable[[], object]) -> PerImage:
-        """``bits`` and its terms, ``data``, ``diffusion`` and ``prior``, and ``evaluations`` of these images."""
+    def __call__(self, images: range, on_step: Callable[[], object]) -> Rows:
+        """Compute ``bits``, its terms ``data``, ``diffusion`` and ``prior``, and ``evaluations`` of these images."""
         first = derived_seed(self.seed, Stream.BOUND) / 2**64
         offset = (first + GOLDEN * torch.arange(images.start, images.stop, dtype=torch.float64)) % 1.0
         bound = elbo(
@@ -165,7 +249,7 @@ class ElboBPD(_DatasetMetric):
             self.sde,
             self.x0(images),
             None if self.dequantized else self.images.levels,
-            num_times=self.times,
+            num_times=self.num_times,
             offset=offset.to(self.device),
             proposal=None if self.proposal is None else PiecewiseUniform(self.proposal),
             generator=image_generators(self.seed, images, self.device, Stream.BOUND),

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.spatial.distance import cdist
 
 from datasets.images import DIGIT_LEVELS, digits
-from evaluation.sample_quality import read_labels, read_samples
+from evaluation.read_samples import read_labels, read_samples
 from utils.errors import ArgumentParser, InputError, printable
 
 

@@ -1,201 +1,110 @@
-"""The metrics of a run, one after the other, each with the protocol that it was measured by."""
+"""Computes the chosen metrics one after the other, each with the protocol that it was measured by."""
 
-import hashlib
 import json
 import logging
-import math
-from functools import partial
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from omegaconf import DictConfig
-from torch import Tensor
+from omegaconf import DictConfig, open_dict
+from tqdm.contrib.logging import logging_redirect_tqdm
 
-from datasets import ImageDataset
-from evaluation import sample_quality
-from evaluation.bpd import ElboBPD, FlowBPD, load_split
-from evaluation.features import Features, create_features, features_of
-from evaluation.generate import ImageSampler, generate_batches
-from evaluation.images_dir import arrays_path, missing_batches, save_batch
-from evaluation.output_dir import write_arrays, write_text
+from evaluation.metric import EvaluationInputs, Metric, PerImage, Rows
+from evaluation.output_dir import open_output, write_text
 from evaluation.parts import resumable_map
-from evaluation.workers import MakeWorker
-from utils.checks import plain
-from utils.errors import InputError
+from evaluation.registry import METRICS
+from evaluation.report import device_name, protocol, table
+from models.io.run_files import find_checkpoint, named_checkpoint
+from utils.distributed import Distributed
+from utils.signals import StopSignals
 
 log = logging.getLogger(__name__)
 
-BITS = {"bpd": FlowBPD, "elbo": ElboBPD}
-METRICS = (*BITS, *sample_quality.METRICS)
+FREE = ("ngpus", "debug")  # keys that may change when the work goes on: no number depends on them
+
+
+def evaluate(cfg: DictConfig, folder: Path, distributed: Distributed, stop: StopSignals | None = None) -> int:
+    """Write results.json, and the numbers of each image, to ``folder``, or go on there.
+
+    Args:
+        cfg: configuration of run_eval.py.
+        folder: output directory, on a file system that all machines share.
+        distributed: this process among those that evaluate together.
+        stop: not used: what is done is kept, so a signal may end the process at any moment.
+
+    Returns:
+        0: no signal stopped it.
+
+    Raises:
+        InputError: naming the key or file at fault.
+    """
+    distributed.use_step_timeout()
+
+    def find() -> list[Any]:
+        path, ckpt = named_checkpoint(cfg.load_dir, cfg.eval.ckpt)
+        file = path if path.is_file() else find_checkpoint(path, ckpt)
+        return [str(path), ckpt if path.is_file() else int(file.stem.split("_")[1]), str(file)]
+
+    cfg.device = distributed.device.type
+    cfg.load_dir, cfg.eval.ckpt, file = distributed.run_on_main(find)
+    devices = distributed.gather(device_name(distributed.device))
+    evaluation = Evaluation(cfg, distributed, {} if devices is None else protocol(cfg, Path(file), devices))
+    with ExitStack() as context, logging_redirect_tqdm():
+
+        def open_here() -> None:
+            with open_dict(cfg):
+                cfg.inputs = evaluation.inputs.hashes
+            context.enter_context(open_output(folder, cfg, "eval", FREE))
+
+        distributed.run_on_main(open_here)
+        log.info("measuring %s in %s", ", ".join(evaluation.metrics), folder)
+        results = evaluation(folder)
+        log.info("%s\nwith their protocol in %s", table(results), folder / "results.json")
+    return 0
 
 
 class Evaluation:
-    """All that the chosen metrics need, made and checked before the long work.
+    """The chosen metrics, made and checked before the long work.
 
     Attributes:
-        chosen: names of the metrics.
-        inputs: hashes of the files that the results depend on.
+        metrics: metrics by name.
+        inputs: what they are made from.
 
     Args:
-        cfg: of run_eval.py.
-        devices: one for each process.
-        protocol: what the results begin with.
+        cfg: configuration of run_eval.py.
+        distributed: this process among those that evaluate together.
+        protocol: first entries of the results; empty in all processes but the first.
 
     Raises:
         InputError: naming the key or file at fault.
     """
 
-    def __init__(self, cfg: DictConfig, devices: list[torch.device], protocol: dict[str, Any]) -> None:
-        self.cfg, self.devices = cfg, devices
+    def __init__(self, cfg: DictConfig, distributed: Distributed, protocol: dict[str, Any]) -> None:
+        self.distributed = distributed
         self.results: dict[str, Any] = {**protocol, "metrics": {}}
-        self.inputs = {"checkpoint_sha256": protocol["checkpoint"]["sha256"]}
-        self.chosen = [name for name in METRICS if name in cfg.metrics]
-        first = devices[0] if len(devices) == 1 else torch.device("cpu")
-        self.workers = {name: BITS[name](cfg, first) for name in self.chosen if name in BITS}
-        self.of_quality = {name: dict(cfg.metrics[name]) for name in self.chosen if name in sample_quality.METRICS}
-        if self.of_quality:
-            self.artist = ImageSampler(cfg, first)
-            self.run = self.artist.run
-            data = self.run.data
-            if data.num_channels not in (1, 3):
-                raise InputError(
-                    f"{cfg.load_dir} has data.num_channels={data.num_channels}: "
-                    f"{', '.join(self.of_quality)} are of images with 1 or 3"
-                )
-            self.statistics = self._read_statistics(str(data.dataset))
-            compared = self.of_quality.keys() != {"inception_score"} and self.statistics is None
-            self.real: ImageDataset | None = load_split(cfg, self.run, "train") if compared else None
-            self.features: Features = create_features(str(data.dataset), cfg.metrics.feature_weights, devices[0])
-            self.samples: np.ndarray | None = None
-            if cfg.metrics.samples_path is not None:
-                self.samples = sample_quality.read_samples(
-                    Path(cfg.metrics.samples_path), data.image_size, data.num_channels
-                )
-                self.inputs["samples_sha256"] = hashlib.sha256(self.samples.data).hexdigest()
-            self.inputs["features_sha256"] = self.features.sha256
-            self._check_numbers()
-
-    def _read_statistics(self, dataset: str) -> sample_quality.Reference | None:
-        """Read the statistics that ``metrics.reference`` names, in place of the training images."""
-        metrics = self.cfg.metrics
-        if metrics.reference is None:
-            return None
-        dimension = features_of(dataset, metrics.feature_weights).dimension
-        statistics = sample_quality.read_statistics(Path(metrics.reference), dimension)
-        self.inputs["reference_sha256"] = statistics.protocol["statistics_sha256"]
-        return statistics
-
-    def _check_numbers(self) -> None:
-        """Raise InputError if there are too few images to compare."""
-        fewest = 1 + self.of_quality.get("precision_recall", {}).get("neighborhood", 1)
-        drawn = self.cfg.metrics.num_images if self.samples is None else len(self.samples)
-        key = (
-            f"metrics.num_images={drawn}"
-            if self.samples is None
-            else f"metrics.samples_path={self.cfg.metrics.samples_path}"
-        )
-        if drawn < fewest:
-            raise InputError(f"{key}: {drawn} images, need at least {fewest}")
-        if self.real is not None and len(self.real) < fewest:
-            raise InputError(f"the training images are {len(self.real)}, need at least {fewest}")
+        self.inputs = EvaluationInputs(cfg, distributed)
+        if protocol:
+            self.inputs.hashes["checkpoint_sha256"] = protocol["checkpoint"]["sha256"]
+        chosen = {name: cfg.metrics[name] for name in METRICS if name in cfg.metrics}
+        self.metrics: dict[str, Metric] = {name: METRICS[name](self.inputs, **chosen[name]) for name in chosen}
 
     def __call__(self, folder: Path) -> dict[str, Any]:
-        """Measure what is chosen; ``folder``/results.json grows with each metric."""
-        for name, worker in self.workers.items():
-            self._record(folder, {name: self._bits(folder, name, worker)})
-        if self.of_quality:
-            self._record(folder, self._quality(folder))
+        """Compute the metrics in all processes together; process 0 writes ``folder``/results.json after each."""
+        computed: dict[int, Rows | None] = {}  # metrics may share the computation
+        for metric in self.metrics.values():
+            per_image = metric.per_image
+            if id(per_image) not in computed:
+                per_image.prepare(folder)
+                computed[id(per_image)] = resumable_map(folder, per_image, self.distributed)
+            rows = computed[id(per_image)]
+            if rows is not None:
+                self._record(folder, metric, per_image, rows)
         return self.results
 
-    def _record(self, folder: Path, results: dict[str, Any]) -> None:
-        self.results["metrics"] |= results
+    def _record(self, folder: Path, metric: Metric, per_image: PerImage, rows: Rows) -> None:
+        for first in range(0, per_image.num_images, per_image.batch_size):
+            metric.update({name: values[first : first + per_image.batch_size] for name, values in rows.items()})
+        for name, result in metric.result().items():
+            self.results["metrics"][name] = result.as_json()
+        self.results |= per_image.entries()
         write_text(folder / "results.json", json.dumps(self.results, indent=2) + "\n")
-
-    def _bits(self, folder: Path, name: str, worker: FlowBPD | ElboBPD) -> dict[str, Any]:
-        make: MakeWorker = BITS[name]
-        if isinstance(worker, ElboBPD) and self.cfg.metrics.elbo.importance_sampling:
-            proposal = self._proposal(folder, worker)
-            worker, make = ElboBPD(self.cfg, worker.device, proposal), partial(ElboBPD, proposal=proposal)
-        cfg, available = self.cfg, len(worker.images)
-        n = available if cfg.eval.images is None else min(cfg.eval.images, available)
-        batch_size = cfg.eval.batch_size
-        arrays = resumable_map(folder, name, worker, make, cfg, n, batch_size, self.devices, worker.num_steps)
-        bits = arrays.pop("bits")
-        evaluations = arrays.pop("evaluations")
-        given = "class of each image given" if worker.net.num_classes else "no classes"
-        return {
-            "value": float(bits.mean()),
-            "error": float(bits.std(ddof=1) / math.sqrt(n)) if n > 1 else None,
-            "error_is": f"standard error of {n} images",
-            "unit": "bits per dimension",
-            "images": n,
-            "split": f"{cfg.eval.split}, {n} of {available} images",
-            "labels": given,
-            "per_image": f"{name}.npz",
-            **{f"{term}_term": float(values.mean()) for term, values in arrays.items()},
-            **worker.protocol(),
-            "evaluations": {"mean": float(evaluations.mean()), "largest": int(evaluations.max())},
-        }
-
-    def _proposal(self, folder: Path, worker: ElboBPD) -> Tensor:
-        """The proposal of an evaluation: made once, for all processes, and the same when it goes on."""
-        path = folder / "proposal.npz"
-        if not path.exists():
-            log.info("looking where the bound has its variance")
-            on_first = ElboBPD(self.cfg, self.devices[0]) if worker.device != self.devices[0] else worker
-            write_arrays(path, {"proposal": on_first.estimate_proposal().numpy()})
-        with np.load(path, allow_pickle=False) as arrays:
-            return torch.from_numpy(arrays["proposal"])
-
-    def _quality(self, folder: Path) -> dict[str, Any]:
-        cfg = self.cfg
-        if self.samples is None:
-            pixels, how = self._draw(folder)
-        else:
-            pixels, how = (
-                self.samples,
-                {"source": str(cfg.metrics.samples_path), "sha256": self.inputs["samples_sha256"]},
-            )
-
-        def look(images: range, on_step: Any) -> dict[str, np.ndarray]:
-            features, logits = self.features(pixels[images.start : images.stop])
-            on_step()
-            return {"features": features.numpy(), "logits": logits.numpy()}
-
-        arrays = resumable_map(
-            folder, "features", look, None, cfg, len(pixels), sample_quality.BATCH, self.devices[:1], 1
-        )
-        features, logits = (torch.from_numpy(arrays[name]) for name in ("features", "logits"))
-        how |= {"features": self.features.name, "features_sha256": self.features.sha256}
-        real = self.statistics
-        if self.real is not None:
-            cache = Path(cfg.dataroot) / "statistics"
-            real = sample_quality.reference(self.real, str(self.run.data.dataset), self.features, cache)
-        results = sample_quality.compute_metrics(features, logits, real, self.of_quality, cfg.seed)
-        self.results["drawn_images"] = how
-        if real is not None:
-            self.results["reference"] = real.protocol
-        return results
-
-    def _draw(self, folder: Path) -> tuple[np.ndarray, dict[str, Any]]:
-        """The images to judge, drawn where they are not there yet, and how they came to be."""
-        cfg, folder = self.cfg, folder / "images"
-        folder.mkdir(exist_ok=True)
-        n, size = cfg.metrics.num_images, cfg.eval.batch_size
-        rounds = math.ceil(n / size)
-        for r, drawn in generate_batches(self.artist, missing_batches(folder, rounds), size, self.devices):
-            save_batch(folder, r, drawn, None, each=False)
-            write_text(folder / "evaluations", f"{drawn.nfe}\n")
-        pixels = np.concatenate([np.load(arrays_path(folder, r))["samples"] for r in range(rounds)])[:n]
-        return pixels, {
-            "source": "images/samples_*.npz",
-            "seeds": f"image i from ({cfg.seed}, i), i = 0 .. {n - 1}",
-            "label": plain(cfg)["label"],
-            "w": cfg.w,
-            "sampling": plain(cfg.sampling),
-            "denoiser_path": cfg.denoiser_path,
-            "evaluations": f"{(folder / 'evaluations').read_text().strip()} an image, the slowest of the last batch",
-            "rounding": "nearest of 256 levels",
-        }

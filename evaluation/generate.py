@@ -1,16 +1,14 @@
-"""Drawing many images from a trained network: each a function of its own seed, in rounds, on one or more devices."""
+"""Draws many images from a trained network: each is a function of its own seed, whoever draws it."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
-from tqdm import tqdm
 
-from evaluation.workers import parallel_map
+from evaluation.parts import progress_bar
 from models import compile_network, load_denoiser, load_pretrained
 from sampling import create_sampler, guided_score
 from sampling.denoising import apply_published_denoiser, posterior_mean
@@ -18,18 +16,19 @@ from sampling.draw import draw_samples
 from sampling.images import to_uint8
 from sampling.labels import labels_of, resolve_labels
 from sde import create_process
+from utils.distributed import Distributed
 from utils.errors import InputError
 
 
 @dataclass(frozen=True)
 class GeneratedBatch:
-    """Some images.
+    """Images that were drawn together.
 
     Attributes:
-        pixels: uint8 (N, H, W, C).
-        labels: int64 (N,), or None for a network without classes.
-        trajectory: moments of the first images, uint8 (K, n, H, W, C), or None.
-        nfe: evaluations of the score for each image.
+        pixels: images, uint8 (N, H, W, C).
+        labels: classes of the images, int64 (N,); None for a network without classes.
+        trajectory: states of the first images from noise to image, uint8 (K, n, H, W, C), or None.
+        nfe: number of evaluations of the score for each image.
     """
 
     pixels: np.ndarray
@@ -42,9 +41,9 @@ class ImageSampler:
     """Draws image number i as a function of (seed, i), from the network that a configuration of run_vis.py names.
 
     Args:
-        cfg: ``load_dir``, ``eval.ckpt``, ``precision``, ``compile``, ``sampling``, ``denoiser_path``, ``label``, ``w``,
-            ``seed``.
-        device: where.
+        cfg: configuration with ``load_dir``, ``eval.ckpt``, ``precision``, ``compile``, ``sampling``,
+            ``denoiser_path``, ``label``, ``w`` and ``seed``.
+        device: device to compute on.
 
     Raises:
         InputError: naming the key or file at fault.
@@ -87,7 +86,7 @@ class ImageSampler:
         )
 
     def _denoiser(self) -> Callable[[Tensor, Tensor | None], Tensor] | None:
-        """What ``sampling.denoiser=network`` does to samples and their labels, if it is asked for."""
+        """Return the function of samples and labels that ``sampling.denoiser=network`` applies; None for another."""
         if self.cfg.sampling.denoiser != "network":
             return None
         path = self.cfg.denoiser_path
@@ -115,32 +114,29 @@ class ImageSampler:
 
 
 def generate_batches(
-    artist: ImageSampler, rounds: list[int], batch_size: int, devices: list[torch.device]
-) -> Iterator[tuple[int, GeneratedBatch]]:
-    """Draw rounds of ``batch_size`` images, round r the images from r batch_size on, with a progress bar.
+    sampler: ImageSampler, batches: list[int], batch_size: int, distributed: Distributed
+) -> Iterator[tuple[int, GeneratedBatch | None]]:
+    """Draw batches of ``batch_size`` images, batch r the images from r batch_size on, with a progress bar.
 
     Args:
-        artist: who draws; if there are several devices, a process for each makes one of its own like it.
-        rounds: their numbers.
-        devices: which share every round among them.
+        sampler: sampler of this process.
+        batches: numbers of the batches.
+        batch_size: number of images in a batch.
+        distributed: this process among those that share each batch.
 
     Yields:
-        Each round and its images, in order.
-
-    Raises:
-        UserError: if a process fails.
+        The number of each batch, and its images in process 0; None in the others.
     """
-    shares = min(len(devices), batch_size)
-    cuts = [batch_size * k // shares for k in range(shares + 1)]
-    tasks = [range(r * batch_size + first, r * batch_size + stop) for r in rounds for first, stop in pairwise(cuts)]
-    with tqdm(total=len(tasks) * artist.num_steps, unit="step", desc="drawing", disable=None) as bar:
-        drawn = parallel_map(artist, ImageSampler, artist.cfg, tasks, devices[:shares], bar)
-        for r in rounds:
-            yield r, _joined([next(drawn) for _ in range(shares)])
+    share = distributed.local_slice(batch_size)
+    with progress_bar(distributed, len(batches) * sampler.num_steps, "drawing") as bar:
+        for r in batches:
+            own = range(r * batch_size, (r + 1) * batch_size)[share]
+            parts = distributed.gather(sampler(own, bar.update) if own else None)
+            yield r, None if parts is None else _joined([part for part in parts if part is not None])
 
 
 def _joined(parts: list[GeneratedBatch]) -> GeneratedBatch:
-    """One round out of the shares of the processes."""
+    """Join the shares of the processes."""
     return GeneratedBatch(
         np.concatenate([part.pixels for part in parts]),
         None if parts[0].labels is None else np.concatenate([part.labels for part in parts]),

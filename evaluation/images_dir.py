@@ -1,22 +1,80 @@
-"""The folder that drawn images go to: what is in it, and what is still to draw."""
+"""The directory of drawn images: what is in it, and the work of run_vis.py, which fills it."""
 
+import logging
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
-from evaluation.generate import GeneratedBatch
-from evaluation.output_dir import write_arrays
+from omegaconf import DictConfig
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from evaluation.generate import GeneratedBatch, ImageSampler, generate_batches
+from evaluation.output_dir import open_output, write_arrays
+from models.io.run_files import find_checkpoint, named_checkpoint
 from sampling.images import save_each, save_grid, save_trajectory
+from utils.distributed import Distributed
 from utils.errors import writing
+from utils.signals import StopSignals
+
+log = logging.getLogger(__name__)
+
+FREE = ("ngpus", "debug", "eval.rounds")  # keys that may change when drawing goes on: no image depends on them
 
 
-def missing_batches(folder: Path, rounds: int) -> list[int]:
-    """Which of the rounds 0 .. rounds - 1 are not in ``folder``."""
-    return [r for r in range(rounds) if not arrays_path(folder, r).exists()]
+def generate_images(cfg: DictConfig, out_dir: Path, distributed: Distributed, stop: StopSignals | None = None) -> int:
+    """Draw the batches that are not in ``out_dir``/images yet.
+
+    Args:
+        cfg: configuration of run_vis.py.
+        out_dir: output directory.
+        distributed: this process among those that share the images.
+        stop: not used: what is drawn is kept, so a signal may end the process at any moment.
+
+    Returns:
+        0: no signal stopped it.
+
+    Raises:
+        InputError: naming the key or file at fault.
+    """
+    distributed.use_step_timeout()
+
+    def find() -> list[Any]:
+        path, ckpt = named_checkpoint(cfg.load_dir, cfg.eval.ckpt)
+        if (path / "checkpoints").is_dir():
+            ckpt = int(find_checkpoint(path, ckpt).stem.split("_")[1])
+        return [str(path), ckpt]
+
+    cfg.device = distributed.device.type
+    cfg.load_dir, cfg.eval.ckpt = distributed.run_on_main(find)
+    sampler = ImageSampler(cfg, distributed.device)
+    folder = out_dir / "images"
+    with ExitStack() as context, logging_redirect_tqdm():
+
+        def open_here() -> list[int]:
+            context.enter_context(open_output(folder, cfg, "vis", FREE))
+            return missing_batches(folder, cfg.eval.rounds)
+
+        batches = distributed.run_on_main(open_here)
+        log.info("%d of %d rounds to draw in %s", len(batches), cfg.eval.rounds, folder)
+        columns = len(sampler.classes) if len(sampler.classes) > 1 else None
+        for r, drawn in generate_batches(sampler, batches, cfg.eval.batch_size, distributed):
+            if drawn is not None:
+                path = save_batch(folder, r, drawn, columns, cfg.eval.save_images)
+                log.info("round %d: %d images, %d evaluations each, in %s", r, len(drawn.pixels), drawn.nfe, path)
+    return 0
+
+
+def missing_batches(folder: Path, count: int) -> list[int]:
+    """List which of the batches 0 .. count - 1 are not in ``folder``."""
+    # The folder is listed, because a network file system remembers for a while that a file was not there.
+    present = {path.name for path in folder.iterdir()}
+    return [r for r in range(count) if arrays_path(folder, r).name not in present]
 
 
 def save_batch(folder: Path, r: int, drawn: GeneratedBatch, columns: int | None, each: bool) -> Path:
-    """Write round ``r``: its grid, single images if ``each``, a trajectory if there is one, and last its arrays.
+    """Write batch ``r``: its grid, single images if ``each``, a trajectory if there is one, and last its arrays.
 
-    The arrays appear whole: their presence says that the round is done.
+    The arrays appear whole: their presence says that the batch is done.
 
     Returns:
         The path of the grid.
@@ -34,5 +92,5 @@ def save_batch(folder: Path, r: int, drawn: GeneratedBatch, columns: int | None,
 
 
 def arrays_path(folder: Path, r: int) -> Path:
-    """The file of round ``r``: samples uint8 (N, H, W, C), and labels if there are classes."""
+    """Return the file of batch ``r``: samples uint8 (N, H, W, C), and labels if there are classes."""
     return folder / f"samples_{r}.npz"

@@ -1,4 +1,4 @@
-"""A directory that results go to: held by one process, of one configuration, filled part by part."""
+"""A directory of results: reserved by one process, of one configuration, filled part by part."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,24 +13,26 @@ from utils.checks import flat, plain
 from utils.errors import InputError, replacing, writing
 from utils.locks import exclusive
 
+EARLIER = ("logs", ".lock", ".rendezvous")  # files that are there before the configuration is
+
 
 @contextmanager
 def open_output(folder: Path, cfg: DictConfig, name: str, free: Sequence[str]) -> Iterator[None]:
-    """Hold ``folder`` for this process, if it is new or holds results of the same configuration.
+    """Reserve ``folder`` for this process, if it is new or holds results of the same configuration.
 
     Writes ``NAME.yaml``, the configuration.
 
     Args:
-        folder: made if it is not there.
-        cfg: what the results depend on.
-        name: of the script, run_NAME.py.
+        folder: directory, made if it is not there.
+        cfg: configuration that the results depend on.
+        name: name of the script, run_NAME.py.
         free: keys that may change when the work goes on.
 
     Raises:
         InputError: naming the key that differs; or if the folder holds something else, or another process has it.
     """
     path = folder / f"{name}.yaml"
-    if folder.exists() and not path.is_file() and any(entry.name != "logs" for entry in folder.iterdir()):
+    if folder.exists() and not path.is_file() and any(entry.name not in EARLIER for entry in folder.iterdir()):
         raise InputError(f"{folder} exists and run_{name}.py did not write it: choose another hydra.run.dir")
     with exclusive(folder, f"another run_{name}.py writes there"):
         wanted = flat(plain(cfg))
@@ -50,7 +52,7 @@ def open_output(folder: Path, cfg: DictConfig, name: str, free: Sequence[str]) -
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file, which appears whole."""
+    """Write a text file, which appears whole."""
     with replacing(path) as temporary:
         temporary.write_text(text)
 

@@ -1,56 +1,73 @@
-"""A number for each of many images, computed in parts that survive an interruption."""
+"""Numbers of each of many images, computed in parts that survive an interruption and that processes share."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
-import torch
-from omegaconf import DictConfig
 from tqdm import tqdm
 
+from evaluation.metric import PerImage, Rows
 from evaluation.output_dir import write_arrays
-from evaluation.workers import MakeWorker, Worker, parallel_map
+from utils.distributed import Distributed
+
+T = TypeVar("T")
 
 
-def resumable_map(
-    folder: Path,
-    name: str,
-    worker: Worker,
-    make: MakeWorker | None,
-    cfg: DictConfig,
-    images: int,
-    batch_size: int,
-    devices: Sequence[torch.device],
-    steps: int,
-) -> dict[str, np.ndarray]:
-    """Arrays with a row for each of the images 0 .. images - 1, which also go to ``folder``/NAME.npz.
+def progress_bar(distributed: Distributed, total: int, description: str, initial: int = 0) -> tqdm:
+    """Make a progress bar of this process's steps; process 0 alone shows it, on a terminal."""
+    hidden = None if distributed.rank == 0 else True
+    return tqdm(total=total, initial=initial, desc=description, unit="step", disable=hidden)
 
-    Args:
-        folder: where they go; the parts that are there already are not computed again.
-        name: of the metric.
-        worker, make, cfg, devices: as for ``parallel_map``; it makes of a range of images {array: rows}. For one device
-            ``make`` may be None.
-        images, batch_size: how many there are, and in a part.
-        steps: that the worker reports for a part.
+
+def parallel_map(
+    function: Callable[[T], Rows], tasks: Sequence[T], distributed: Distributed
+) -> Iterator[tuple[T, Rows]]:
+    """Yield this process's tasks, every ``world_size``-th from ``rank`` on, each with its result."""
+    for task in tasks[distributed.rank :: distributed.world_size]:
+        yield task, function(task)
+
+
+def resumable_map(folder: Path, per_image: PerImage, distributed: Distributed) -> Rows | None:
+    """Compute the rows of all images of ``per_image``, which also go to ``folder``/NAME.npz.
+
+    Each process writes its parts to ``folder``/.NAME; parts that are there already are not computed again. Process 0
+    joins them.
+
+    Returns:
+        The rows in process 0; None in the others.
     """
-    path, parts_dir = folder / f"{name}.npz", folder / f".{name}"
-    if not path.exists():
-        tasks = [range(first, min(first + batch_size, images)) for first in range(0, images, batch_size)]
-        files = [parts_dir / f"{task.start}.npz" for task in tasks]
-        missing = [k for k, file in enumerate(files) if not file.exists()]
+    path, parts_dir = folder / f"{per_image.name}.npz", folder / f".{per_image.name}"
+    n, size, steps = per_image.num_images, per_image.batch_size, per_image.num_steps
+    tasks = [range(first, min(first + size, n)) for first in range(0, n, size)]
+
+    def find_missing() -> list[int]:
+        if path.exists():
+            return []
         parts_dir.mkdir(parents=True, exist_ok=True)
-        total, left = len(tasks) * steps, len(missing) * steps
-        with tqdm(total=total, initial=total - left, desc=name, unit="step", disable=None) as bar:
-            results = parallel_map(worker, make, cfg, [tasks[k] for k in missing], devices, bar)
-            for k, arrays in zip(missing, results, strict=True):
-                write_arrays(files[k], arrays)
-        parts = [_read(file) for file in files]
+        # The folder is listed, because a network file system remembers for a while that a file was not there.
+        present = {entry.name for entry in parts_dir.iterdir()}
+        return [k for k, task in enumerate(tasks) if f"{task.start}.npz" not in present]
+
+    missing = distributed.run_on_main(find_missing)
+    if missing:
+        own = len(missing[distributed.rank :: distributed.world_size]) * steps
+        done = (len(tasks) - len(missing)) * steps // distributed.world_size
+        with progress_bar(distributed, done + own, per_image.name, done) as bar:
+            todo = [tasks[k] for k in missing]
+            for task, rows in parallel_map(lambda task: per_image(task, bar.update), todo, distributed):
+                write_arrays(parts_dir / f"{task.start}.npz", rows)
+        distributed.all_reduce_max(0)  # until all parts are written
+    if distributed.rank > 0:
+        return None
+    if not path.exists():
+        parts = [_read(parts_dir / f"{task.start}.npz") for task in tasks]
         write_arrays(path, {key: np.concatenate([part[key] for part in parts]) for key in parts[0]})
     shutil.rmtree(parts_dir, ignore_errors=True)
     return _read(path)
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
+def _read(path: Path) -> Rows:
     with np.load(path, allow_pickle=False) as arrays:
         return dict(arrays)

@@ -1,4 +1,4 @@
-"""What stands around the numbers: the protocol, and a table to read."""
+"""The protocol that results.json begins with, and the table of its numbers."""
 
 import hashlib
 import platform
@@ -12,24 +12,28 @@ from omegaconf import DictConfig
 PACKAGES = ("numpy", "scipy", "pillow", "torch-fidelity", "scikit-learn")
 
 
-def protocol(cfg: DictConfig, checkpoint: Path, devices: list[torch.device]) -> dict[str, Any]:
-    """What all numbers of an evaluation have in common.
+def device_name(device: torch.device) -> str:
+    """Name the processor or GPU behind a device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU"
+
+
+def protocol(cfg: DictConfig, checkpoint: Path, devices: list[str]) -> dict[str, Any]:
+    """Describe what all numbers of an evaluation have in common.
 
     Args:
-        cfg: of run_eval.py.
+        cfg: configuration of run_eval.py.
         checkpoint: file of the weights.
-        devices: that compute.
+        devices: names of the devices of all processes.
     """
     with checkpoint.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    names = [torch.cuda.get_device_name(d) if d.type == "cuda" else platform.processor() or "CPU" for d in devices]
     return {
         "checkpoint": {"file": str(checkpoint), "sha256": digest, "weights": "exponential moving average"},
         "seed": cfg.seed,
         "precision": cfg.precision,
         "compile": cfg.compile,
-        "devices": names,
-        "cuda": torch.version.cuda if devices[0].type == "cuda" else None,
+        "devices": devices,
+        "cuda": torch.version.cuda if cfg.device == "cuda" else None,
         "packages": {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -39,7 +43,7 @@ def protocol(cfg: DictConfig, checkpoint: Path, devices: list[torch.device]) -> 
 
 
 def table(results: dict[str, Any]) -> str:
-    """The numbers, a line each: name, value, error, of what."""
+    """Format the numbers, a line each: name, value, error, and what they are of."""
     rows = [("metric", "value", "+-", "of")]
     for name, result in results["metrics"].items():
         error = result.get("error")

@@ -17,7 +17,9 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from cli import entry_point  # noqa: F401  (registers the resolver that the configurations use)
+from cli.entry_point import set_up
+
+set_up()  # the resolver that the configurations use
 
 # As in a terminal, for the scripts that tests interrupt: what a shell starts in the background ignores interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -25,13 +25,8 @@ def load_splits(cfg: DictConfig, distributed: Distributed) -> tuple[ImageDataset
     def load(train: bool) -> ImageDataset:
         return load_configured(cfg.data, train, cfg.dataroot, cfg.data.get("root"))
 
-    def load_on_main_first(train: bool) -> ImageDataset:
-        loaded = []
-        distributed.run_on_main(lambda: loaded.append(load(train)))
-        return loaded[0] if loaded else load(train)
-
     with scan_once():
-        return load_on_main_first(True), load_on_main_first(False)
+        return distributed.main_first(lambda: load(True)), distributed.main_first(lambda: load(False))
 
 
 def prepare_dataset(cfg: DictConfig) -> None:

@@ -1,4 +1,4 @@
-"""The processes that train one network together, as one of them sees them."""
+"""The operations of several processes that work together, such as those that train one network."""
 
 import json
 import time
@@ -13,24 +13,24 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from utils.errors import TrainingError, UserError
+from utils.errors import InputError, TrainingError, UserError
 
 T = TypeVar("T")
 
 
 class Distributed:
-    """This process among those that train together; alone, every operation is the identity.
+    """This process among those that work together; alone, every operation is the identity.
 
     Args:
-        device: where this process computes.
-        rank: number of this process; 0 alone writes files.
-        world_size: how many there are.
-        store: where they leave each other messages; with more than one process.
-        startup_timeout: seconds until all are there and have their data.
-        step_timeout: seconds that a process waits for the others in a step.
+        device: device that this process computes on.
+        rank: number of this process.
+        world_size: number of processes.
+        store: key-value store of all processes; None for one process.
+        startup_timeout: seconds until all processes are there and have their data.
+        step_timeout: seconds that a process waits for the others after ``use_step_timeout``.
 
     Raises:
-        TrainingError: if the others do not arrive in time.
+        TrainingError: if the others do not start in time.
     """
 
     def __init__(
@@ -62,15 +62,15 @@ class Distributed:
             missing = [rank for rank, key in enumerate(everyone) if not self._store.check([key])]
             raise TrainingError(
                 f"processes {', '.join(map(str, missing))} of {self.world_size} did not start within "
-                f"training.startup_timeout={self._store_timeout.total_seconds():g} seconds"
+                f"startup_timeout={self._store_timeout.total_seconds():g} seconds"
             ) from error
 
     def local_slice(self, n: int) -> slice:
-        """Which of ``n`` things are this process's: even shares, in the order of the ranks."""
+        """Return this process's slice of ``n`` items: consecutive, of sizes that differ by at most one."""
         return slice(n * self.rank // self.world_size, n * (self.rank + 1) // self.world_size)
 
     def data_parallel(self, net: nn.Module) -> nn.Module:
-        """``net`` such that ``backward`` leaves in every process the mean over the processes of the gradients."""
+        """Wrap ``net`` so that ``backward`` averages the gradients over the processes."""
         if self.world_size == 1:
             return net
         # A 1x1 convolution's gradient has strides of its own; the copy that torch warns of costs next to nothing.
@@ -79,29 +79,29 @@ class Distributed:
         return DistributedDataParallel(net, devices, gradient_as_bucket_view=True)
 
     def no_sync(self, net: nn.Module) -> AbstractContextManager:
-        """Where ``backward`` through a ``data_parallel`` network only adds to the gradients of this process."""
+        """Return a context in which ``backward`` through a ``data_parallel`` network does not average gradients."""
         return net.no_sync() if isinstance(net, DistributedDataParallel) else nullcontext()
 
     def use_step_timeout(self) -> None:
-        """From here on processes wait for each other as long as a step may take."""
+        """Let processes wait for each other as long as a step may take from here on."""
         self._store_timeout = self._step_timeout
 
     def run_on_main(self, act: Callable[[], T]) -> T:
-        """Do ``act`` in process 0 while the others wait; what it returns, plain values, reaches all.
+        """Call ``act`` in process 0 while the others wait; return its result, which JSON can hold, in all.
 
         Raises:
-            UserError, OSError: of ``act`` in process 0, with the same message in the others.
-        TrainingError: in the others, if it takes too long.
+            UserError, OSError: if ``act`` raises one in process 0, with the same message in the others.
+            TrainingError: in the others, if it takes too long.
         """
         if self.world_size == 1:
             return act()
-        key = f"first/{self._turn}"
+        key = f"main/{self._turn}"
         self._turn += 1
         if self.rank == 0:
             try:
                 value = act()
             except (UserError, OSError) as error:
-                self._store.set(key, json.dumps({"failed": str(error)}))
+                self._store.set(key, json.dumps({"failed": str(error), "bad_input": isinstance(error, InputError)}))
                 raise
             self._store.set(key, json.dumps({"value": value}))
             return value
@@ -114,42 +114,48 @@ class Distributed:
             ) from error
         outcome = json.loads(self._store.get(key))
         if "failed" in outcome:
-            raise UserError(outcome["failed"])
+            raise (InputError if outcome["bad_input"] else UserError)(outcome["failed"])
         return outcome["value"]
 
+    def main_first(self, load: Callable[[], T]) -> T:
+        """Call ``load`` in process 0 and then in the others, so that one alone downloads or packs what it loads."""
+        loaded: list[T] = []
+        self.run_on_main(lambda: loaded.append(load()))
+        return loaded[0] if loaded else load()
+
     def all_reduce_sum(self, values: Tensor) -> Tensor:
-        """The sum of ``values`` over the processes."""
+        """Return the sum of ``values`` over the processes."""
         if self.world_size > 1:
             dist.all_reduce(values := values.clone())
         return values
 
     def all_gather(self, values: Tensor) -> Tensor:
-        """``values`` of every process, (size, ...)."""
+        """Return ``values`` of every process, (world_size, ...)."""
         if self.world_size == 1:
             return values[None]
         dist.all_gather(gathered := [torch.empty_like(values) for _ in range(self.world_size)], values)
         return torch.stack(gathered)
 
     def all_reduce_max(self, value: int) -> int:
-        """The largest of a number of each process, exchanged by the hosts: a GPU is not waited for."""
+        """Return the largest ``value`` of all processes; it travels between the hosts, so that no GPU is waited for."""
         if self.world_size == 1:
             return value
         dist.all_reduce(values := torch.tensor(value), dist.ReduceOp.MAX)
         return int(values)
 
     def gather(self, value: Any) -> list[Any] | None:
-        """What each process has, in process 0; None in the others."""
+        """Return the ``value`` of each process in process 0; None in the others."""
         if self.world_size == 1:
             return [value]
         dist.gather_object(value, gathered := [None] * self.world_size if self.rank == 0 else None)
         return gathered
 
-    def shutdown(self, patience: float = 30) -> None:
-        """Say goodbye to the others, so that none ends while another still needs it."""
+    def shutdown(self, timeout: float = 30) -> None:
+        """Wait up to ``timeout`` seconds for the others, so that none ends while another still needs it, and leave."""
         if self.world_size == 1:
             return
         self._store.set(f"left/{self.rank}", "")
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + timeout
         everyone = [f"left/{rank}" for rank in range(self.world_size)]
         while not self._store.check(everyone) and time.monotonic() < deadline:
             time.sleep(0.05)

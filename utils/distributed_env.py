@@ -1,14 +1,11 @@
-"""Which of several processes this one is, when a launcher started them; without torch, for the entry points."""
+"""Which of several processes this one is, as their launcher says; without torch, for the entry points."""
 
 import os
 import re
-import sys
 import time
 from dataclasses import dataclass
 
-from utils.errors import InputError
-
-# Where those who start several processes say which one this is: rank, size, rank on this machine.
+# Variables in which a launcher says which process this is: rank, world size, rank on this machine.
 ENVIRONMENTS = {
     "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
     "srun": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
@@ -38,7 +35,7 @@ class DistributedEnv:
 
 
 def detect_launcher() -> DistributedEnv | None:
-    """The seat that the environment gives this process; None if it was started alone."""
+    """Read this process's place among others from the environment; None if it was started alone."""
     for launcher, names in ENVIRONMENTS.items():
         if all(name in os.environ for name in names):
             rank, size, local_rank = (int(os.environ[name]) for name in names)
@@ -51,7 +48,7 @@ def detect_launcher() -> DistributedEnv | None:
 
 
 def _local_size(launcher: str, size: int) -> int:
-    """How many of the processes are on this machine; all, if the launcher does not say."""
+    """Count the processes on this machine; all, if the launcher does not say."""
     if launcher == "torchrun":
         return int(os.environ.get("LOCAL_WORLD_SIZE", size))
     counts: list[int] = []
@@ -63,27 +60,5 @@ def _local_size(launcher: str, size: int) -> int:
 
 
 def wait_for_process_0() -> None:
-    """Give process 0 time to say why all of them end: torchrun ends the others as soon as one has ended."""
+    """Wait while process 0 says why all of them end: torchrun ends the others as soon as one has ended."""
     time.sleep(5)
-
-
-def require_one_process(script: str) -> None:
-    """End this process, if a launcher started several of them for a script that is one and starts others itself.
-
-    Raises:
-        SystemExit: with status 1, after one line of process 0.
-        InputError: in a job of submitit, which then says it.
-    """
-    env = detect_launcher()
-    if env is None or env.world_size == 1:
-        return
-    message = (
-        f"{script} was started as {env.world_size} processes: start one, which starts others itself with ngpus=N "
-        "(and hydra.launcher.tasks_per_node=1)"
-    )
-    if "SUBMITIT_EXECUTOR" in os.environ:
-        raise InputError(message)
-    if env.rank > 0:
-        wait_for_process_0()
-        sys.exit(1)
-    sys.exit(message)

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop, and what becomes of it then."""
+"""Signals that ask a script to stop: from Ctrl-C during its imports to a job whose time is up."""
 
 import logging
 import os
@@ -6,6 +6,9 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from types import FrameType
 from typing import Any
 
@@ -15,23 +18,67 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 LONGEST_GRACE = 3600  # seconds that Slurm may leave between its signal and the end of the job
 
 
-class StopSignals:
-    """While it is open, SIGTERM, SIGINT and SIGUSR2 are only noted; a second SIGINT interrupts at once.
+def exit_on_interrupt() -> None:
+    """Make Ctrl-C end this process with the line "interrupted"; an entry script calls it before its imports.
 
-    Until ``hold`` is called, because there is nothing to save yet, each of them ends the process.
+    Nothing changes where interrupts are ignored, as in a shell's background.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _exit)
+
+
+def enable_keyboard_interrupt() -> None:
+    """Make Ctrl-C raise KeyboardInterrupt again, once there is something to clean up."""
+    if signal.getsignal(signal.SIGINT) is _exit:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _exit(signum: int, frame: FrameType | None) -> None:
+    os.write(2, b"interrupted\n")
+    os._exit(130)
+
+
+@contextmanager
+def block_sigint() -> Iterator[None]:
+    """Keep interrupts pending: those of this process until the end, those of processes started inside even longer.
+
+    A terminal interrupts all processes of a script. One that is still importing would show a traceback; with the mask
+    that it inherits, the interrupt waits until it calls ``unblock_sigint``.
+    """
+    resource_tracker.ensure_running()  # its start would unblock SIGINT
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def unblock_sigint() -> None:
+    """Deliver the interrupts that this process inherited as blocked."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+class StopSignals:
+    """Context in which SIGTERM, SIGINT and SIGUSR2 end the process in an orderly way.
+
+    Before ``defer`` each of them ends it at once: SIGINT by KeyboardInterrupt, the others by SystemExit. After it they
+    are only noted; a second SIGINT raises KeyboardInterrupt.
 
     Attributes:
-        received: number of the first signal; 0 before there is one.
+        received: number of the first deferred signal; 0 before there is one.
+        quiet: whether the terminal is not told that the step is finished first.
     """
 
     def __init__(self) -> None:
         self.received = 0
-        self._holding = self._leaving = False
+        self.quiet = False
+        self._deferring = self._leaving = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python has no signals
-            self._previous = {signum: signal.signal(signum, self._note) for signum in SIGNALS}
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python cannot handle signals
+            enable_keyboard_interrupt()
+            self._previous = {signum: signal.signal(signum, self._handle) for signum in SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -39,11 +86,11 @@ class StopSignals:
             signal.signal(signum, handler)
 
     def defer(self) -> None:
-        """From here on signals wait for a good moment."""
-        self._holding = True
+        """Only note signals from here on, for the caller to look at ``received``."""
+        self._deferring = True
 
-    def _note(self, signum: int, _: FrameType | None) -> None:
-        if not self._holding:
+    def _handle(self, signum: int, _: FrameType | None) -> None:
+        if not self._deferring:
             if self._leaving:
                 return
             self._leaving = True
@@ -54,15 +101,19 @@ class StopSignals:
             self.reraise(signum)
         if self.received and signum == signal.SIGINT:
             raise KeyboardInterrupt
-        if not self.received and sys.stderr.isatty():  # not by logging, which a signal may have interrupted
+        if not self.received and not self.quiet and sys.stderr.isatty():
+            # not by logging, which the signal may have interrupted
             os.write(2, b"\nstopping: finishes the step and saves; Ctrl-C again stops at once\n")
         self.received = self.received or signum
 
     def reraise(self, signum: int, rank: int = 0) -> None:
-        """End this process, with nothing left to save, as ``signum`` asks; call it when the context is closed.
+        """End this process, which has nothing left to save, as ``signum`` asks; call it when the context is closed.
 
-        A handler that was there before, such as the one of submitit that puts the job back into the queue, has the
-        first word.
+        A handler that was there before, such as the one of submitit that puts the job back into the queue, acts first.
+
+        Args:
+            signum: number of the signal.
+            rank: number of this process among those of a launcher.
 
         Raises:
             SystemExit: with 128 + ``signum``, as shells have it.
@@ -72,7 +123,7 @@ class StopSignals:
             # The handler of submitit acts in process 0 and lets the others wait for the end of the job, which their
             # own would make a failure; and a job that Slurm is about to requeue must not end by itself.
             if rank > 0 or "SLURM_JOB_ID" in os.environ:
-                signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the next one is the end
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the next one ends the process
                 time.sleep(LONGEST_GRACE)
         sys.exit(128 + signum)
 

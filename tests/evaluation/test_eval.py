@@ -1,6 +1,5 @@
 """run_eval.py: the numbers, their protocol, going on after an interruption, and what it refuses."""
 
-import copy
 import hashlib
 import io
 import json
@@ -10,21 +9,23 @@ import shutil
 import warnings
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from omegaconf import open_dict
 from PIL import Image
 
 from datasets.images import digits
-from evaluation import sample_quality
-from evaluation.bpd import ElboBPD, FlowBPD
-from evaluation.evaluate import Evaluation
+from evaluation import reference
+from evaluation.bpd import ElboBPD
+from evaluation.evaluate import FREE, Evaluation
 from evaluation.features import DigitFeatures, Inception, create_features, to_pixels
+from evaluation.metric import EvaluationInputs
 from evaluation.output_dir import open_output
-from evaluation.parts import resumable_map
-from run_eval import FREE
+from evaluation.read_samples import read_labels, read_samples
+from evaluation.reference import read_statistics, reference_statistics
+from evaluation.registry import METRICS
 from tests.conftest import composed, tiny_config
 from training.loop import train
 from utils.distributed import Distributed
@@ -32,6 +33,7 @@ from utils.errors import InputError
 from utils.schema import check_eval
 
 CPU = torch.device("cpu")
+ALONE = Distributed(CPU)
 PROTOCOL = {"checkpoint": {"sha256": "of the test"}}
 ALL = "metrics=[bpd,elbo,fid,kid,inception_score,precision_recall]"
 QUICK = [
@@ -62,9 +64,22 @@ def eval_config(run_dir, *overrides, chosen=ALL):
     )
 
 
-def evaluate(cfg, folder, devices=(CPU,)):
+def evaluate(cfg, folder):
     folder.mkdir(exist_ok=True)
-    return Evaluation(cfg, list(devices), PROTOCOL)(folder)
+    return Evaluation(cfg, ALONE, PROTOCOL)(folder)
+
+
+def sample_metrics(features, logits, known, chosen, seed=0):
+    """Results of metrics of samples, {name: Result}."""
+    samples = SimpleNamespace(check_numbers=lambda *_: None, reference=known)
+    inputs = SimpleNamespace(cfg=SimpleNamespace(seed=seed), samples=samples)
+    results = {}
+    for name, options in chosen.items():
+        metric = METRICS[name](inputs, **options)
+        for rows in (slice(0, 100), slice(100, None)):
+            metric.update({"features": features[rows].numpy(), "logits": logits[rows].numpy()})
+        results |= metric.result()
+    return results
 
 
 @pytest.mark.slow(15)
@@ -105,29 +120,32 @@ def test_an_evaluation_goes_on_where_it_stopped(run_dir, tmp_path):
     class InterruptedError(Exception):
         pass
 
-    stopped = Evaluation(cfg, [CPU], PROTOCOL)
-    bits, calls = stopped.workers["bpd"], []
-
-    def two_parts(images, on_step):
-        if len(calls) == 2:
-            raise InterruptedError
-        calls.append(images)
-        return FlowBPD.__call__(bits, images, on_step)
-
     folder = tmp_path / "parts"
+    folder.mkdir()
+    stopped, calls = Evaluation(cfg, ALONE, PROTOCOL), []
+    compute = stopped.metrics["bpd"].per_image
+
+    class TwoParts(type(compute)):
+        def __call__(self, images, on_step):
+            if len(calls) == 2:
+                raise InterruptedError
+            calls.append(images)
+            return super().__call__(images, on_step)
+
+    compute.__class__ = TwoParts
     with pytest.raises(InterruptedError):
-        resumable_map(folder, "bpd", two_parts, FlowBPD, cfg, 25, 10, [CPU], bits.num_steps)
+        stopped(folder)
     assert calls == [range(10), range(10, 20)] and not (folder / "bpd.npz").exists()
 
-    fresh = Evaluation(cfg, [CPU], PROTOCOL)
-    computed = []
+    fresh, computed = Evaluation(cfg, ALONE, PROTOCOL), []
+    compute = fresh.metrics["bpd"].per_image
 
-    class Counting(FlowBPD):
+    class Counting(type(compute)):
         def __call__(self, images, on_step):
             computed.append(images)
             return super().__call__(images, on_step)
 
-    fresh.workers["bpd"] = Counting(cfg, CPU)
+    compute.__class__ = Counting
     resumed = fresh(folder)
     assert computed == [range(20, 25)]
     assert resumed["metrics"] == whole["metrics"]
@@ -144,19 +162,25 @@ def test_a_compiled_network_has_the_same_bound(run_dir, tmp_path):
     np.testing.assert_allclose(*found, rtol=1e-5)
 
 
-@pytest.mark.slow(12)
-def test_bits_do_not_depend_on_batches_or_processes(run_dir, tmp_path):
-    cfg = eval_config(run_dir, "metrics.elbo.importance_sampling=true")
-    with open_dict(cfg):
-        for name in sample_quality.METRICS:
-            del cfg.metrics[name]
-    other = copy.deepcopy(cfg)
-    other.eval.batch_size = 7
-    evaluate(cfg, tmp_path / "one")
-    evaluate(other, tmp_path / "two", [CPU, CPU])
+@pytest.mark.slow(40)
+def test_numbers_do_not_depend_on_batches_or_processes(script, run_dir, tmp_path):
+    options = [ALL, *QUICK, "metrics.elbo.importance_sampling=true", f"load_dir={run_dir}"]
+    options += [f"dataroot={tmp_path / 'data'}"]
+    for more in (["hydra.run.dir=one"], ["hydra.run.dir=two", "ngpus=2"], ["hydra.run.dir=other", "eval.batch_size=7"]):
+        done = script("run_eval.py", *options, *more)
+        assert done.returncode == 0, done.stderr
+        assert "Warning" not in done.stderr and done.stderr.count("with their protocol") == 1
+    one, two, other = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two", "other"))
+    assert two["devices"] == 2 * one["devices"]
+    assert one["metrics"].keys() == two["metrics"].keys() == {*METRICS, "precision", "recall"} - {"precision_recall"}
+    for name, result in one["metrics"].items():
+        for key in result.keys() & {"value", "error"}:
+            assert result[key] == pytest.approx(two["metrics"][name][key], rel=1e-4)
     for name in ("bpd", "elbo"):
-        first, second = (np.load(tmp_path / f"{part}/{name}.npz")["bits"] for part in ("one", "two"))
-        np.testing.assert_allclose(first, second, rtol=1e-4, atol=1e-4)
+        assert other["metrics"][name]["value"] == pytest.approx(one["metrics"][name]["value"], rel=1e-4)
+        arrays = [np.load(tmp_path / f"{folder}/{name}.npz")["bits"] for folder in ("one", "two", "other")]
+        for bits in arrays[1:]:
+            np.testing.assert_allclose(arrays[0], bits, rtol=1e-4, atol=1e-4)
 
 
 def test_a_network_that_knows_nothing_needs_the_bits_of_a_uniform_density(tmp_path):
@@ -179,7 +203,8 @@ def test_a_network_that_knows_nothing_needs_the_bits_of_a_uniform_density(tmp_pa
 
 
 def test_the_terms_of_the_bound_add_up(run_dir):
-    worker = ElboBPD(eval_config(run_dir), CPU)
+    cfg = eval_config(run_dir)
+    worker = ElboBPD(EvaluationInputs(cfg, ALONE), **cfg.metrics.elbo)
     arrays = worker(range(5), lambda: None)
     np.testing.assert_allclose(arrays["bits"], arrays["data"] + arrays["diffusion"] + arrays["prior"])
     assert arrays["data"].min() > 0 and abs(arrays["prior"]).max() < 1e-12
@@ -195,12 +220,12 @@ CHOSEN = {
 
 def test_quality_of_real_digits_of_noise_and_of_one_class(tmp_path):
     features, real, held_out = DigitFeatures(), digits(train=True), digits(train=False)
-    known = sample_quality.reference(real, "digits", features, tmp_path)
+    known = reference_statistics(real, "digits", features, tmp_path)
     pixels = to_pixels(held_out.data, 17)
 
     def of(samples):
-        results = sample_quality.compute_metrics(*features(samples), known, CHOSEN, seed=0)
-        return {name: result["value"] for name, result in results.items()}
+        results = sample_metrics(*features(samples), known, CHOSEN)
+        return {name: result.value for name, result in results.items()}
 
     noise = of(np.random.default_rng(0).integers(0, 256, (300, 8, 8, 1), dtype=np.uint8))
     good, threes = of(pixels), of(to_pixels(real.data[real.labels == 3], 17))
@@ -210,9 +235,7 @@ def test_quality_of_real_digits_of_noise_and_of_one_class(tmp_path):
     assert noise["precision"] < 0.01 and noise["recall"] < 0.01
     assert threes["precision"] > 0.9 and threes["recall"] < 0.3
     assert good["inception_score"] > 6 > 1.5 > threes["inception_score"]
-    same = sample_quality.compute_metrics(*features(to_pixels(real.data, 17)), known, {"fid": {}}, seed=0)["fid"][
-        "value"
-    ]
+    same = sample_metrics(*features(to_pixels(real.data, 17)), known, {"fid": {}})["fid"].value
     assert same == pytest.approx(0, abs=1e-3)
     _, logits = features(pixels)
     assert (logits.argmax(1) == held_out.labels).float().mean() > 0.95
@@ -220,21 +243,21 @@ def test_quality_of_real_digits_of_noise_and_of_one_class(tmp_path):
 
 def test_statistics_are_those_of_all_images_and_are_kept(tmp_path, monkeypatch):
     features, real = DigitFeatures(), digits(train=True)
-    first = sample_quality.reference(real, "digits", features, tmp_path)
+    first = reference_statistics(real, "digits", features, tmp_path)
     all_features = features(to_pixels(real.data, 17))[0].double().numpy()
     np.testing.assert_allclose(first.mean, all_features.mean(0), atol=1e-9)
     np.testing.assert_allclose(first.covariance, np.cov(all_features, rowvar=False), atol=1e-9)
     assert sorted(map(tuple, first.features.tolist())) == sorted(map(tuple, all_features.astype(np.float32).tolist()))
 
-    monkeypatch.setattr(sample_quality, "_statistics", None)  # cannot be called
-    second = sample_quality.reference(real, "digits", features, tmp_path)
+    monkeypatch.setattr(reference, "_statistics", None)  # cannot be called
+    second = reference_statistics(real, "digits", features, tmp_path)
     assert np.array_equal(first.mean, second.mean) and torch.equal(first.features, second.features)
     monkeypatch.undo()
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:-1])
-    third = sample_quality.reference(real, "digits", features, tmp_path)
+    third = reference_statistics(real, "digits", features, tmp_path)
     assert np.array_equal(first.covariance, third.covariance)
-    assert sample_quality.reference(digits(False), "digits", features, tmp_path).protocol != first.protocol
+    assert reference_statistics(digits(False), "digits", features, tmp_path).protocol != first.protocol
 
 
 def test_images_drawn_before(tmp_path, run_dir):
@@ -244,17 +267,16 @@ def test_images_drawn_before(tmp_path, run_dir):
     folder.mkdir()
     for i, image in enumerate(pixels):
         Image.fromarray(image[..., 0]).save(folder / f"{i:03d}.png")
-    both = [sample_quality.read_samples(path, 8, 1) for path in (tmp_path / "drawn.npz", folder)]
+    both = [read_samples(path, 8, 1) for path in (tmp_path / "drawn.npz", folder)]
     assert np.array_equal(both[0], pixels) and np.array_equal(both[1], pixels)
     cfg = eval_config(run_dir, f"metrics.samples_path={folder}", chosen="metrics=[fid]")
     results = evaluate(cfg, tmp_path / "out")
-    expected = sample_quality.compute_metrics(
+    expected = sample_metrics(
         *DigitFeatures()(pixels),
-        sample_quality.reference(digits(True), "digits", DigitFeatures(), tmp_path),
+        reference_statistics(digits(True), "digits", DigitFeatures(), tmp_path),
         {"fid": {}},
-        0,
     )
-    assert results["metrics"]["fid"]["value"] == pytest.approx(expected["fid"]["value"], rel=1e-4)
+    assert results["metrics"]["fid"]["value"] == pytest.approx(expected["fid"].value, rel=1e-4)
     assert not (tmp_path / "out/images").exists()
 
 
@@ -306,7 +328,7 @@ def test_images_that_cannot_be_judged_are_named(tmp_path, make, message):
     path = tmp_path / "drawn"
     make(path)
     with pytest.raises(InputError, match=message) as refusal:
-        sample_quality.read_samples(path, 8, 1)
+        read_samples(path, 8, 1)
     assert "\n" not in str(refusal.value)
 
 
@@ -317,7 +339,7 @@ def test_more_images_than_fit_into_memory_are_refused_before_they_are_read(tmp_p
     with pytest.raises(
         InputError, match=r"black\.npz cannot be read: 0\.0 GB are more than the memory of this machine"
     ):
-        sample_quality.read_samples(tmp_path / "black.npz", 8, 1)
+        read_samples(tmp_path / "black.npz", 8, 1)
 
 
 def test_images_that_other_programs_drew(tmp_path, caplog):
@@ -328,12 +350,12 @@ def test_images_that_other_programs_drew(tmp_path, caplog):
     np.savez_compressed(tmp_path / "all.zip", np.asfortranarray(pixels))
     (tmp_path / "all.zip.npz").rename(tmp_path / "all")
     for path, part in (("a.npz", pixels[:10]), ("b.npz", pixels[10:20]), ("c.npy", pixels[20:]), ("all", pixels)):
-        assert np.array_equal(sample_quality.read_samples(tmp_path / path, 8, 1), part)
+        assert np.array_equal(read_samples(tmp_path / path, 8, 1), part)
     os.mkfifo(tmp_path / "d.npz")
     (tmp_path / "e.npy").symlink_to(tmp_path / "nowhere")
     (tmp_path / "f.npy").symlink_to("/dev/zero")
     (tmp_path / "g.npz").symlink_to("b.npz")
-    assert np.array_equal(sample_quality.read_samples(tmp_path, 8, 1), pixels)
+    assert np.array_equal(read_samples(tmp_path, 8, 1), pixels)
     assert f"4 of the arrays in {tmp_path} left out" in caplog.text
 
 
@@ -349,30 +371,30 @@ def test_a_folder_of_images_with_links_that_loop_pipes_and_devices(tmp_path, cap
     (folder / "gone.png").symlink_to(folder / "nowhere.png")
     (folder / "zero.png").symlink_to("/dev/zero")
     os.mkfifo(folder / "pipe.png")
-    assert np.array_equal(sample_quality.read_samples(folder, 8, 1), pixels)
+    assert np.array_equal(read_samples(folder, 8, 1), pixels)
     for told in ("1 links that lead nowhere", "2 pipes, sockets or devices", "3 links to what is there already"):
         assert told in caplog.text
 
 
 def test_statistics_of_other_programs(run_dir, tmp_path):
     features = DigitFeatures()
-    known = sample_quality.reference(digits(True), "digits", features, tmp_path)
+    known = reference_statistics(digits(True), "digits", features, tmp_path)
     np.savez(tmp_path / "edm.npz", mu=known.mean, sigma=known.covariance)
     np.savez_compressed(tmp_path / "pytorch_fid.npz", mu=known.mean.astype("f4"), sigma=known.covariance.astype("f4"))
     pixels = to_pixels(digits(False).data, 17)
     np.savez(tmp_path / "drawn.npz", pixels)
-    expected = sample_quality.compute_metrics(*features(pixels), known, {"fid": {}}, 0)["fid"]["value"]
+    expected = sample_metrics(*features(pixels), known, {"fid": {}})["fid"].value
     for name in ("edm", "pytorch_fid"):
         options = [f"metrics.samples_path={tmp_path / 'drawn.npz'}", f"metrics.reference={tmp_path / name}.npz"]
         cfg = eval_config(run_dir, *options, "dataroot=/nowhere", chosen="metrics=[fid,inception_score]")
         check_eval(cfg)
-        evaluation = Evaluation(cfg, [CPU], PROTOCOL)
+        evaluation = Evaluation(cfg, ALONE, PROTOCOL)
         results = evaluation(folder(tmp_path / f"out_{name}"))
         assert results["metrics"]["fid"]["value"] == pytest.approx(expected, rel=1e-4)
         assert results["metrics"]["inception_score"]["value"] > 5
         sha256 = hashlib.sha256((tmp_path / f"{name}.npz").read_bytes()).hexdigest()
         assert results["reference"]["statistics"] == str(tmp_path / f"{name}.npz")
-        assert results["reference"]["statistics_sha256"] == evaluation.inputs["reference_sha256"] == sha256
+        assert results["reference"]["statistics_sha256"] == evaluation.inputs.hashes["reference_sha256"] == sha256
         assert json.loads((tmp_path / f"out_{name}/results.json").read_text())["reference"] == results["reference"]
 
 
@@ -401,7 +423,7 @@ def test_statistics_of_other_programs(run_dir, tmp_path):
 def test_statistics_that_cannot_be_compared_with_are_named(arrays, message, tmp_path):
     np.savez(tmp_path / "real.npz", **arrays)
     with pytest.raises(InputError, match=rf"real\.npz: {message}"):
-        sample_quality.read_statistics(tmp_path / "real.npz", DigitFeatures.dimension)
+        read_statistics(tmp_path / "real.npz", DigitFeatures.dimension)
 
 
 @pytest.mark.parametrize("kind", ["i2", "u1", "f2", "f8"])
@@ -409,7 +431,7 @@ def test_statistics_may_be_whole_numbers_and_of_low_rank(kind, tmp_path):
     one = np.ones((64, 64), kind)
     for covariance in (np.eye(64, dtype=kind), one, 0 * one):
         np.savez(tmp_path / "real.npz", mu=np.arange(64).astype(kind), sigma=covariance)
-        read = sample_quality.read_statistics(tmp_path / "real.npz", 64)
+        read = read_statistics(tmp_path / "real.npz", 64)
         assert np.array_equal(read.covariance, covariance) and np.array_equal(read.mean, range(64))
 
 
@@ -420,7 +442,7 @@ def test_statistics_may_be_whole_numbers_and_of_low_rank(kind, tmp_path):
 def test_a_header_that_is_no_header(header, tmp_path):
     path = tmp_path / "a.npy"
     path.write_bytes(b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header)
-    for read in (lambda: sample_quality.read_samples(path, 8, 1), lambda: sample_quality.read_statistics(path, 64)):
+    for read in (lambda: read_samples(path, 8, 1), lambda: read_statistics(path, 64)):
         with (
             warnings.catch_warnings(action="error"),
             pytest.raises(InputError, match=r"header is damaged or too long$"),
@@ -441,23 +463,23 @@ def test_a_refusal_does_not_repeat_a_long_header(kind, shape, message, tmp_path)
     header = f"{{'descr': {kind}, 'fortran_order': False, 'shape': {shape}, }}".encode()
     (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header + bytes(64))
     with pytest.raises(InputError, match=message):
-        sample_quality.read_samples(tmp_path / "a.npy", 8, 1)
+        read_samples(tmp_path / "a.npy", 8, 1)
 
 
 def test_a_file_of_python_2_is_read_without_a_word(tmp_path):
     header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (1L, 8L, 8L, 1L), }\n"
     (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header + bytes(64))
     with warnings.catch_warnings(action="error"):
-        assert sample_quality.read_samples(tmp_path / "a.npy", 8, 1).shape == (1, 8, 8, 1)
+        assert read_samples(tmp_path / "a.npy", 8, 1).shape == (1, 8, 8, 1)
 
 
 def test_labels_of_guided_diffusion(tmp_path):
     pixels = np.zeros((3, 8, 8, 1), np.uint8)
     np.savez(tmp_path / "a.npz", pixels, np.array([4, 0, 9]))
-    assert sample_quality.read_labels(tmp_path / "a.npz", 3).tolist() == [4, 0, 9]
+    assert read_labels(tmp_path / "a.npz", 3).tolist() == [4, 0, 9]
     np.savez(tmp_path / "a.npz", pixels, np.array([0.5, 0, 9]))
     with pytest.raises(InputError, match=r"arr_1 is float64 \(3,\), need a whole number for each of 3 images"):
-        sample_quality.read_labels(tmp_path / "a.npz", 3)
+        read_labels(tmp_path / "a.npz", 3)
 
 
 def test_statistics_that_are_no_file_are_named(tmp_path):
@@ -467,7 +489,7 @@ def test_statistics_that_are_no_file_are_named(tmp_path):
         ("real.pkl", "cannot be read as statistics, an .npz file: it does not start as one$"),
     ):
         with pytest.raises(InputError, match=message):
-            sample_quality.read_statistics(tmp_path / path, 64)
+            read_statistics(tmp_path / path, 64)
 
 
 def folder(path):
@@ -598,7 +620,7 @@ def test_the_images_of_a_folder_run_are_where_the_command_line_says(run_dir, tmp
     text = path.read_text().replace("dataset: digits", f"dataset: folder\n  root: {tmp_path / 'private'}")
     path.write_text(text)
     with pytest.raises(InputError, match=r"data\.root is missing: say data\.root=PATH"):
-        Evaluation(eval_config(tmp_path / "run", chosen="metrics=[elbo]"), [CPU], PROTOCOL)
+        Evaluation(eval_config(tmp_path / "run", chosen="metrics=[elbo]"), ALONE, PROTOCOL)
 
 
 def test_training_on_spread_images():

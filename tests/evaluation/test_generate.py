@@ -1,6 +1,8 @@
 """Many images from a network: seeds, batches, processes, the denoiser, and the directory they go to."""
 
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,15 +11,16 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from evaluation.generate import ImageSampler, generate_batches
-from evaluation.images_dir import missing_batches, save_batch
+from evaluation.images_dir import FREE, generate_images
 from evaluation.output_dir import open_output
 from models import load_pretrained
-from run_vis import FREE
-from tests.conftest import ROOT, composed
+from tests.conftest import ROOT, composed, environment
 from utils.devices import choose_devices
-from utils.errors import InputError, UserError
+from utils.distributed import Distributed
+from utils.errors import InputError
 
 CPU = torch.device("cpu")
+ALONE = Distributed(CPU)
 RUN = ROOT / "tests/golden/reference_run"
 
 
@@ -27,8 +30,8 @@ def vis_config(*overrides, load_dir=RUN):
     )
 
 
-def all_pixels(cfg, batch_size, rounds, devices=(CPU,)):
-    rounds = generate_batches(ImageSampler(cfg, CPU), list(range(rounds)), batch_size, list(devices))
+def all_pixels(cfg, batch_size, rounds):
+    rounds = generate_batches(ImageSampler(cfg, CPU), list(range(rounds)), batch_size, ALONE)
     return np.concatenate([drawn.pixels for _, drawn in rounds]).astype(int)
 
 
@@ -50,24 +53,32 @@ def test_a_compiled_network_draws_the_same_images():
     assert np.abs(compiled - plain).max() <= 1 and plain.std() > 10
 
 
-def test_processes_share_the_images_and_change_none():
-    cfg = vis_config("sampling.method=pc", "sampling.trajectory=3")
-    together = list(generate_batches(ImageSampler(cfg, CPU), [0, 1], 5, [CPU, CPU]))
-    assert [r for r, _ in together] == [0, 1]
-    apart = all_pixels(cfg, 5, 2)
-    assert np.abs(np.concatenate([drawn.pixels for _, drawn in together]) - apart).max() <= 1
-    assert together[0][1].trajectory.shape == (3, 2, 8, 8, 3)  # of the first process' share
+@pytest.mark.slow(20)
+@pytest.mark.parametrize("started_by", ["ngpus=2", "torchrun"])
+def test_processes_share_the_images_and_change_none(script, tmp_path, started_by):
+    options = [f"load_dir={RUN}", "device=cpu", "sampling.method=pc", "sampling.steps=4", "sampling.trajectory=3"]
+    options += ["eval.batch_size=5", "eval.rounds=2"]
+    assert script("run_vis.py", *options, "hydra.run.dir=one").returncode == 0
+    command = [sys.executable, *(["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"])]
+    command = (command if started_by == "torchrun" else command[:1]) + [ROOT / "run_vis.py", *options]
+    command += ["hydra.run.dir=two", *([started_by] if started_by != "torchrun" else [])]
+    result = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("round 1: 5 images") == 1
+    for name in ("samples_0", "samples_1"):
+        one, two = (np.load(tmp_path / folder / f"images/{name}.npz") for folder in ("one", "two"))
+        assert np.abs(one["samples"].astype(int) - two["samples"]).max() <= 1
+        assert np.array_equal(one["labels"], two["labels"]) if "labels" in one else "labels" not in two
+    files = [{path.name for path in (tmp_path / folder / "images").rglob("*.*")} for folder in ("one", "two")]
+    assert files[0] == files[1]
 
 
-@pytest.mark.parametrize(
-    ("load_dir", "message"), [("nowhere", "^nowhere.*is not a run"), (None, "^a process has failed: TypeE")]
-)
-def test_a_process_that_fails_ends_the_drawing(load_dir, message):
-    """A clean error stays one; of anything else the last line of the traceback is shown."""
-    artist = ImageSampler(vis_config(), CPU)
-    artist.cfg.load_dir = load_dir  # what the processes are given
-    with pytest.raises(UserError, match=message):
-        list(generate_batches(artist, [0], 4, [CPU, CPU]))
+def test_a_process_that_fails_ends_the_drawing_with_one_line(script, tmp_path):
+    result = script("run_vis.py", "load_dir=nowhere", "device=cpu", "ngpus=2")
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("nowhere") and "is not a run" in line
+    assert not list(tmp_path.iterdir())
 
 
 def change_config(run, changes):
@@ -155,28 +166,29 @@ def open_images(folder, cfg):
     return open_output(folder, cfg, "vis", FREE)
 
 
-def draw_into(folder, cfg, rounds):
-    """What run_vis.py does, and the rounds it drew."""
-    with open_images(folder, cfg):
-        missing = missing_batches(folder, rounds)
-        for r, drawn in generate_batches(ImageSampler(cfg, CPU), missing, 3, [CPU]):
-            save_batch(folder, r, drawn, None, each=True)
-    return missing
+def draw_into(out_dir, cfg, rounds):
+    """Do what run_vis.py does; return the numbers of the batches that it drew."""
+    out_dir.mkdir(exist_ok=True)
+    before = {path: path.stat().st_mtime_ns for path in out_dir.glob("images/samples_*.npz")}
+    cfg.eval.rounds = rounds
+    generate_images(cfg, out_dir, ALONE)
+    drawn = [path for path in out_dir.glob("images/samples_*.npz") if before.get(path) != path.stat().st_mtime_ns]
+    return sorted(int(path.stem.split("_")[1]) for path in drawn)
 
 
 def test_drawing_goes_on_where_it_stopped(tmp_path):
-    cfg, folder = vis_config("sampling.trajectory=3", "eval.batch_size=3"), tmp_path / "images"
-    assert draw_into(folder, cfg, 3) == [0, 1, 2]
+    cfg, folder = vis_config("sampling.trajectory=3", "eval.batch_size=3", "eval.save_images=true"), tmp_path / "images"
+    assert draw_into(tmp_path, cfg, 3) == [0, 1, 2]
     whole = {path.name: path.read_bytes() for path in folder.rglob("*.*") if path.is_file()}
     assert len(whole) == 3 + 3 + 9 + 2 + 2  # grids, arrays, single images, a strip and an animation, .lock and vis.yaml
     (folder / "samples_1.npz").unlink()
     (folder / "samples_1.png").write_bytes(b"half")
     (folder / ".samples_1.tmp").write_bytes(b"half")
-    assert draw_into(folder, cfg, 3) == [1]
+    assert draw_into(tmp_path, cfg, 3) == [1]
     assert {name: (folder / name).read_bytes() for name in whole if (folder / name).is_file()}.items() <= whole.items()
-    assert draw_into(folder, cfg, 3) == []
-    cfg.eval.rounds, cfg.ngpus = 4, 2
-    assert draw_into(folder, cfg, 4) == [3]
+    assert draw_into(tmp_path, cfg, 3) == []
+    cfg.ngpus = 2
+    assert draw_into(tmp_path, cfg, 4) == [3]
     singles = sorted((folder / "single").iterdir())
     assert [path.name for path in singles] == [f"{n:06d}.png" for n in range(12)]
     arrays = np.load(folder / "samples_2.npz")["samples"]
@@ -185,7 +197,8 @@ def test_drawing_goes_on_where_it_stopped(tmp_path):
 
 @pytest.mark.parametrize("override", ["seed=1", "sampling.steps=5", "w=1", "eval.batch_size=4", "eval.ckpt=1"])
 def test_other_images_do_not_go_into_the_same_directory(tmp_path, override):
-    draw_into(tmp_path / "images", vis_config("eval.batch_size=3"), 1)
+    with open_images(tmp_path / "images", vis_config("eval.batch_size=3")):
+        pass
     before = (tmp_path / "images/vis.yaml").read_bytes()
     with (
         pytest.raises(InputError, match=f"made with {override.split('=')[0]}="),

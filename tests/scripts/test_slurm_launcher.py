@@ -6,10 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 
-from hydra_plugins import slurm_launcher
-from hydra_plugins.slurm_launcher import SETTLED, SlurmLauncher
+from cli import slurm_launcher
+from cli.slurm_launcher import SETTLED, SlurmLauncher
 from tests.conftest import ROOT
 
 
@@ -42,7 +43,7 @@ def leave(submitted, task, kind, what, time):
 
 def look(launcher, submitted, *states):
     for state in states:
-        launcher._look(submitted, state if state is None else {"42": state} if state else {})
+        launcher._update(submitted, state if state is None else {"42": state} if state else {})
     return submitted.outcome, submitted.failure
 
 
@@ -50,7 +51,7 @@ def look(launcher, submitted, *states):
 def test_both_names_are_this_launcher(name):
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         cfg = compose("train", overrides=[f"hydra/launcher={name}"], return_hydra_config=True)
-    assert cfg.hydra.launcher._target_ == "hydra_plugins.slurm_launcher.SlurmLauncher"
+    assert type(Plugins.instance()._instantiate(cfg.hydra.launcher)) is SlurmLauncher
 
 
 def test_a_job_is_done_when_all_its_tasks_are(launcher, submitted):

@@ -16,14 +16,15 @@ import torch
 import torch.distributed as dist
 from omegaconf import OmegaConf
 
-from cli.launch import broadcast_run_id, local_device, train_local, train_under_launcher
+from cli.launch import broadcast_run_id, file_rendezvous, local_device, run_distributed, run_under_launcher
 from tests.conftest import ROOT, TINY, assert_same, environment, metrics, read, tiny_config, wait_for_steps
 from training.loop import train
 from utils.distributed import Distributed
-from utils.distributed_env import DistributedEnv, detect_launcher, require_one_process
+from utils.distributed_env import DistributedEnv, detect_launcher
 from utils.errors import InputError, TrainingError, UserError
 from utils.roll_call import RollCall
 from utils.schema import check_train
+from utils.signals import StopSignals
 
 CPU = torch.device("cpu")
 NEWEST = "checkpoints-meta/checkpoint.pth"
@@ -211,13 +212,13 @@ def _exchange(cfg, run_dir, distributed, stop):
     return 0
 
 
-def _evaluate_both_forms(act, tmp_path, step_timeout=600):
-    cfg = OmegaConf.create({"debug": False, "training": {"startup_timeout": 60, "step_timeout": step_timeout}})
-    train_local(act, cfg, tmp_path, [CPU, CPU], {"version": 1, "disable_existing_loggers": False})
+def run_two(work, folder, step_timeout=600):
+    """Run ``work`` in two processes started here."""
+    run_distributed(work, OmegaConf.create({"debug": False, "device": "cpu", "ngpus": 2}), folder, 60, step_timeout)
 
 
 def test_what_processes_exchange(tmp_path):
-    _evaluate_both_forms(_exchange, tmp_path)
+    run_two(_exchange, tmp_path)
     assert json.loads((tmp_path / "shares.json").read_text()) == [[0, 1, 4], [1, 1, 5]]
 
 
@@ -230,19 +231,20 @@ def test_what_processes_exchange(tmp_path):
         (_leave_in_the_second, "^process 1 of 2 ended with exit status 7$", False),
     ],
 )
-def test_a_process_that_fails_ends_all_with_its_own_words(tmp_path, caplog, monkeypatch, act, message, traceback):
+def test_a_process_that_fails_ends_all_with_its_message(tmp_path, capfd, monkeypatch, act, message, traceback):
     monkeypatch.setattr("cli.launch.GRACE", 2.0)
     start = time.monotonic()
     with pytest.raises(UserError, match=message):
-        _evaluate_both_forms(act, tmp_path, step_timeout=3)
+        run_two(act, tmp_path, step_timeout=3)
     assert time.monotonic() - start < 60
-    assert ("Traceback" in caplog.text and act.__name__ in caplog.text) == traceback
+    said = capfd.readouterr().err
+    assert ("Traceback" in said and act.__name__ in said) == traceback
 
 
 def test_processes_that_do_not_come_are_named():
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     store.set("arrived/2", "")
-    with pytest.raises(TrainingError, match=r"processes 1, 3 of 4 did not start within training.startup_timeout=0.2"):
+    with pytest.raises(TrainingError, match=r"processes 1, 3 of 4 did not start within startup_timeout=0.2"):
         Distributed(CPU, 0, 4, store, startup_timeout=0.2)
 
 
@@ -295,9 +297,9 @@ def test_a_process_takes_the_cores_that_the_others_on_its_machine_leave(monkeypa
     taken = []
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     monkeypatch.setattr(torch, "set_num_threads", taken.append)
-    monkeypatch.setattr("cli.launch._torchrun_store", lambda: taken.append("met"))  # it is after that
+    monkeypatch.setattr("cli.launch._launcher_store", lambda: taken.append("met"))  # it is after that
     with pytest.raises(AttributeError):
-        train_under_launcher(train, tiny_config(), tmp_path, detect_launcher(), CPU)
+        run_under_launcher(train, tiny_config(), tmp_path, 60, 60, StopSignals(), detect_launcher())
     assert taken == [threads, "met"]
 
 
@@ -305,30 +307,6 @@ def stand_at(monkeypatch, rank, size):
     """The environment that torchrun gives a process."""
     for key, value in {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size}.items():
         monkeypatch.setenv(key, str(value))
-
-
-@pytest.mark.parametrize("name", ["run_vis.py", "run_eval.py"])
-def test_a_script_that_is_one_process_refuses_to_be_several(script, tmp_path, monkeypatch, name):
-    message = (
-        f"{name} was started as 2 processes: start one, which starts others itself with ngpus=N "
-        "(and hydra.launcher.tasks_per_node=1)"
-    )
-    stand_at(monkeypatch, 0, 2)
-    result = script(name, "load_dir=nowhere")
-    assert result.returncode == 1 and result.stderr == f"{message}\n"
-    assert not list(tmp_path.iterdir())
-    monkeypatch.setenv("SUBMITIT_EXECUTOR", "local")  # where each task has a log of its own, and the launcher says it
-    with pytest.raises(InputError, match=re.escape(message)):
-        require_one_process(name)
-
-
-def test_only_the_first_of_several_processes_says_so(monkeypatch):
-    waited = []
-    monkeypatch.setattr(time, "sleep", waited.append)
-    stand_at(monkeypatch, 1, 2)
-    with pytest.raises(SystemExit) as error:
-        require_one_process("run_vis.py")
-    assert error.value.code == 1 and waited == [5]
 
 
 def test_torchrun_may_start_one_process_of_any_script(script, monkeypatch):
@@ -346,23 +324,24 @@ def test_a_process_that_is_lost_is_named(monkeypatch):
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     first, second, third = _calls(store)
     with first, third:  # the second was killed
-        assert first.lost() == "process 1 does not answer: it was killed, or its machine is lost"
-    second.failed("ValueError: of no use")
-    assert first.lost() == "process 1 failed: ValueError: of no use"
+        assert first.find_lost() == "process 1 does not answer: it was killed, or its machine is lost"
+    second.report_failure("ValueError: of no use", False)
+    third.report_failure("process 1 is gone", False)  # a consequence
+    assert first.find_lost() == "process 1 failed: ValueError: of no use"
 
 
 def test_all_processes_answer_when_none_is_lost():
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     first, second, third = _calls(store)
     with first, second, third:
-        assert first.lost() == ""
+        assert first.find_lost() == ""
 
 
 def test_a_process_that_fails_under_a_launcher_tells_the_others_and_the_log(monkeypatch, tmp_path, caplog):
     """A fault of the program comes with its traceback; bad input is passed on as it is."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     store.set("present/1", "")  # as the other one answers
-    monkeypatch.setattr("cli.launch._torchrun_store", lambda: store)
+    monkeypatch.setattr("cli.launch._launcher_store", lambda: store)
     monkeypatch.setattr("cli.launch.Distributed", lambda *_: None)
 
     def failing(error):
@@ -376,10 +355,12 @@ def test_a_process_that_fails_under_a_launcher_tells_the_others_and_the_log(monk
         (InputError("data.root=nowhere is not there"), InputError, "data.root=nowhere is not there"),
     ):
         caplog.clear()
+        store.delete_key("failure")
+        env = DistributedEnv("torchrun", 0, 2, 0, 2)
         with pytest.raises(kind) as caught:
-            train_under_launcher(failing(error), tiny_config(), tmp_path, DistributedEnv("torchrun", 0, 2, 0, 2), CPU)
+            run_under_launcher(failing(error), tiny_config(), tmp_path, 60, 60, StopSignals(), env)
         assert str(caught.value) == message
-        assert RollCall(store, 1, 2, "").lost() == f"process 0 failed: {message}"
+        assert RollCall(store, 1, 2, "").find_lost() == f"process 0 failed: {message}"
         assert ("Traceback" in caplog.text) == (kind is TrainingError)
 
 
@@ -389,8 +370,8 @@ def test_the_server_of_a_store_that_is_gone_is_named():
     with call:
         time.sleep(0.3)  # until its thread is connected
         del server
-        assert call.lost().startswith("process 0, which serves the store, does not answer")
-    call.failed("and nobody hears it")
+        assert call.find_lost().startswith("process 0, which serves the store, does not answer")
+    call.report_failure("and nobody hears it", False)
 
 
 def test_a_requeued_job_keeps_its_directory_and_is_another_attempt(monkeypatch):
@@ -416,10 +397,8 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch):
 
 def test_a_store_that_is_not_there_is_waited_for(monkeypatch, tmp_path):
     """What an attempt that was killed left behind leads nowhere."""
-    from cli.launch import file_rendezvous
-
     (tmp_path / ".rendezvous").write_text('["42/0", "127.0.0.1", 1]')
-    with pytest.raises(TrainingError, match=r"process 0 did not start within training.startup_timeout=0.5 seconds"):
+    with pytest.raises(TrainingError, match=r"process 0 did not start within startup_timeout=0.5 seconds"):
         file_rendezvous(DistributedEnv("srun", 1, 2, 1, 2, "42", "42/1"), tmp_path / ".rendezvous", timeout=0.5)
     first = file_rendezvous(DistributedEnv("srun", 0, 2, 0, 2, "42", "42/1"), tmp_path / ".rendezvous", timeout=5)
     second = file_rendezvous(DistributedEnv("srun", 1, 2, 1, 2, "42", "42/1"), tmp_path / ".rendezvous", timeout=5)

@@ -1,7 +1,7 @@
-"""The launcher of hydra/launcher=slurm and submitit_slurm; Hydra looks for plugins in a folder of this name.
+"""The launchers of hydra/launcher=slurm, submitit_slurm and submitit_local.
 
-The one of hydra-submitit-launcher, which this one extends, takes a job whose function raised for a success, and learns
-that a job was killed from ``sacct`` alone, that is, after minutes, or never on a cluster without accounting.
+The Slurm launcher of hydra-submitit-launcher, which ours extends, takes a job whose function raised for a success, and
+learns that a job was killed from ``sacct`` alone: after minutes, or never on a cluster without accounting.
 """
 
 import subprocess
@@ -13,19 +13,18 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from hydra.core.config_search_path import ConfigSearchPath
-from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn
 from hydra.errors import CompactHydraException
-from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra_plugins.hydra_submitit_launcher import submitit_launcher
-from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf, SlurmQueueConf
+from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 from omegaconf import OmegaConf, open_dict
 
-# submitit is imported where it is used: Hydra imports this file whenever a script starts.
+from cli.entry_point import set_up
+
+# submitit is imported where it is used: every script imports this module when it starts.
 
 POLL = 5.0  # seconds between questions to Slurm
-SETTLED = 3  # answers in a row that a job without a word has ended: it may yet be requeued, and files may arrive late
+SETTLED = 3  # answers in a row that a job without a result has ended: it may be requeued, and files may arrive late
 ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"}
 ENDED |= {"TIMEOUT", "FORGOTTEN"}  # the last: Slurm forgets a job minutes after its end
 
@@ -36,11 +35,12 @@ class _Submitted:
 
     Attributes:
         job: the handle of submitit.
-        overrides, number: of the run.
-        name: its number for Slurm, with the overrides that other jobs of the sweep do not have.
-        settled: how often in a row Slurm has said that it has ended.
-        outcome: None until it is known.
-        failure: why there is none, in one line.
+        overrides: overrides of the run.
+        number: number of the run.
+        name: number of the job for Slurm, with the overrides that other jobs of the sweep do not have.
+        settled: number of times in a row that Slurm has said that it has ended.
+        outcome: result of the job; None until it is known.
+        failure: reason why there is no result, in one line.
     """
 
     job: Any
@@ -56,7 +56,8 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
     """A Slurm job for each run of a sweep; one that fails is FAILED for Slurm, and its reason is one line of ours."""
 
     def __call__(self, *arguments: Any) -> JobReturn:
-        """Run the job, in each of its tasks; where it fails, leave the reason for ``launch`` and exit with status 1."""
+        """Run the job, in each of its tasks; if it fails, leave the reason for ``launch`` and exit with status 1."""
+        set_up()
         outcome = super().__call__(*arguments)
         try:
             _ = outcome.return_value  # raises what the job raised
@@ -77,7 +78,7 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
             time.sleep(POLL)
             states = _states([one.job.job_id for one in waiting])
             for one in waiting:
-                self._look(one, states)
+                self._update(one, states)
         failed = sum(one.failure is not None for one in submitted)
         if failed:
             raise CompactHydraException(f"{failed} of {len(submitted)} jobs failed")
@@ -112,8 +113,8 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
             submitted.append(_Submitted(job, overrides, number, name))
         return submitted
 
-    def _look(self, one: _Submitted, states: dict[str, str] | None) -> None:
-        """Note, and say, what has become of a job, if it has ended."""
+    def _update(self, one: _Submitted, states: dict[str, str] | None) -> None:
+        """Record and print the outcome of a job, if it has ended."""
         results = _results(one.job)
         if len(results) == one.job.num_tasks and all(kind == "success" for kind, _ in results):
             one.outcome = results[0][1]
@@ -126,13 +127,13 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
         if reasons:  # the first; what the other tasks met is that this one was gone
             one.failure = reasons[0].strip().splitlines()[-1]
         else:
-            one.failure = f"ended as {state}{_words_of_slurm(one.job.paths.stderr)}"
+            one.failure = f"ended as {state}{_last_line_of_slurm(one.job.paths.stderr)}"
             self._log(one)
         line = f"{one.name}: {one.failure}"
         print("".join(char if char.isprintable() else " " for char in line), file=sys.stderr)
 
     def _log(self, one: _Submitted) -> None:
-        """Add to the ``logs`` of a run what it could not write itself."""
+        """Append the failure to the ``logs`` of a run, which could not write it itself."""
         assert self.config is not None and self.hydra_context is not None
         config = self.hydra_context.config_loader.load_sweep_config(self.config, one.overrides)
         with open_dict(config.hydra.job):
@@ -144,7 +145,7 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
 
 
 def _leave_reason(reason: str) -> None:
-    """As the result of this task, where submitit leaves that of a function that raised."""
+    """Write the reason as the result of this task, where submitit puts that of a function that raised."""
     from submitit import JobEnvironment
     from submitit.core import utils
 
@@ -153,7 +154,7 @@ def _leave_reason(reason: str) -> None:
 
 
 def _results(job: Any) -> list[tuple[str, Any]]:
-    """("success", what it returned) or ("error", why) of each task that has ended by itself, the first one first."""
+    """Read ("success", return value) or ("error", reason) of each task that has ended by itself, in order of time."""
     from submitit.core import utils
 
     # The folder is listed, because a network file system remembers for a while that a file was not there.
@@ -162,7 +163,7 @@ def _results(job: Any) -> list[tuple[str, Any]]:
 
 
 def _states(jobs: list[str]) -> dict[str, str] | None:
-    """The state of each job that Slurm knows; None if it does not answer."""
+    """Ask Slurm for the state of each job; None if it does not answer."""
     command = ["squeue", "--noheader", "--array", "--states=all", "--format=%i %T"]
     command.append(f"--jobs={','.join({job.split('_')[0] for job in jobs})}")
     try:
@@ -174,8 +175,8 @@ def _states(jobs: list[str]) -> dict[str, str] | None:
     return dict(line.split()[:2] for line in answer.stdout.splitlines())
 
 
-def _words_of_slurm(path: Path) -> str:
-    """The last thing that Slurm itself wrote to the log of a job, such as which task was killed."""
+def _last_line_of_slurm(path: Path) -> str:
+    """Return the last line that Slurm itself wrote to the log of a job, such as which task was killed."""
     if not path.exists():
         return ""
     lines = path.read_text(errors="replace").splitlines()
@@ -183,13 +184,14 @@ def _words_of_slurm(path: Path) -> str:
     return f": {told[-1]}" if told else f"; its log is {path}"
 
 
-class SlurmLauncherDefaults(SearchPathPlugin):
-    """Makes the launcher that of ``submitit_slurm``, from which configs/hydra/launcher/slurm.yaml starts.
+class LocalLauncher(submitit_launcher.LocalLauncher):
+    """Processes of this machine for each run of a sweep."""
 
-    Hydra calls it when all plugins are imported, and so after the file that it stands in for.
-    """
+    def __call__(self, *arguments: Any) -> JobReturn:
+        """Run the job, in each of its tasks."""
+        set_up()
+        return super().__call__(*arguments)
 
-    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Leave the path as it is."""
-        node = SlurmQueueConf(_target_=f"{SlurmLauncher.__module__}.{SlurmLauncher.__name__}")
-        ConfigStore.instance().store(group="hydra/launcher", name="submitit_slurm", node=node, provider=__name__)
+
+# Hydra makes launchers of classes in the package hydra_plugins alone: ours take the names of those that they extend.
+LAUNCHERS = {f"{submitit_launcher.__name__}.{name.__name__}": name for name in (SlurmLauncher, LocalLauncher)}

@@ -1,0 +1,132 @@
+"""The samples that metrics share: drawn or read once, with their features and the statistics of real images."""
+
+import hashlib
+import math
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evaluation.bpd import load_split
+from evaluation.features import create_features, features_of
+from evaluation.generate import ImageSampler, generate_batches
+from evaluation.images_dir import arrays_path, missing_batches, save_batch
+from evaluation.metric import EvaluationInputs, Rows
+from evaluation.output_dir import write_text
+from evaluation.read_samples import read_samples
+from evaluation.reference import BATCH, Reference, read_statistics, reference_statistics
+from utils.checks import plain
+from utils.errors import InputError
+
+
+class Samples:
+    """Images from a network, or read from files, whose features are computed image by image.
+
+    Attributes:
+        pixels: uint8 (N, H, W, C), once ``prepare`` was called.
+
+    Args:
+        inputs: what the metrics are made from.
+
+    Raises:
+        InputError: naming the key or file at fault.
+    """
+
+    name, num_steps, batch_size = "features", 1, BATCH
+
+    def __init__(self, inputs: EvaluationInputs) -> None:
+        cfg = self.cfg = inputs.cfg
+        self.distributed, self.hashes = inputs.distributed, inputs.hashes
+        self.sampler = ImageSampler(cfg, self.distributed.device)
+        data = self.sampler.run.data
+        self.dataset = str(data.dataset)
+        if data.num_channels not in (1, 3):
+            raise InputError(
+                f"{cfg.load_dir} has data.num_channels={data.num_channels}: samples can be measured with 1 or 3"
+            )
+        self.read_reference: Reference | None = None
+        if cfg.metrics.reference is not None:
+            dimension = features_of(self.dataset, cfg.metrics.feature_weights).dimension
+            self.read_reference = read_statistics(Path(cfg.metrics.reference), dimension)
+            self.hashes["reference_sha256"] = self.read_reference.protocol["statistics_sha256"]
+        self.features = create_features(self.dataset, cfg.metrics.feature_weights, self.distributed.device)
+        self.pixels: np.ndarray | None = None
+        if cfg.metrics.samples_path is not None:
+            self.pixels = read_samples(Path(cfg.metrics.samples_path), data.image_size, data.num_channels)
+            self.hashes["samples_sha256"] = hashlib.sha256(self.pixels.data).hexdigest()
+        self.hashes["features_sha256"] = self.features.sha256
+        self.num_images = cfg.metrics.num_images if self.pixels is None else len(self.pixels)
+        self.protocol: dict[str, Any] = {}
+
+    def check_numbers(self, fewest: int, compared: bool) -> None:
+        """Check that there are enough samples and, if they are ``compared``, real images.
+
+        Raises:
+            InputError: naming the key at fault, or because the real images are not there.
+        """
+        if self.num_images < fewest:
+            path = self.cfg.metrics.samples_path
+            key = f"metrics.num_images={self.num_images}" if path is None else f"metrics.samples_path={path}"
+            raise InputError(f"{key}: {self.num_images} images, need at least {fewest}")
+        if compared and self.read_reference is None and len(self._real) < fewest:
+            raise InputError(f"the training images are {len(self._real)}, need at least {fewest}")
+
+    @cached_property
+    def _real(self) -> Any:
+        return load_split(self.cfg, self.sampler.run, "train", self.distributed)
+
+    @cached_property
+    def reference(self) -> Reference:
+        """Statistics of the real images: those of ``metrics.reference``, or of the training images, from a cache."""
+        if self.read_reference is not None:
+            return self.read_reference
+        return reference_statistics(self._real, self.dataset, self.features, Path(self.cfg.dataroot) / "statistics")
+
+    def prepare(self, folder: Path) -> None:
+        """Draw the images that are not there yet, and read all."""
+        how = {"features": self.features.name, "features_sha256": self.features.sha256}
+        if self.pixels is not None:
+            source = {"source": str(self.cfg.metrics.samples_path), "sha256": self.hashes["samples_sha256"]}
+            self.protocol = {**source, **how}
+            return
+        cfg, folder = self.cfg, folder / "images"
+        size = cfg.eval.batch_size
+        count = math.ceil(self.num_images / size)
+
+        def find_missing() -> list[int]:
+            folder.mkdir(exist_ok=True)
+            return missing_batches(folder, count)
+
+        missing = self.distributed.run_on_main(find_missing)
+        for r, drawn in generate_batches(self.sampler, missing, size, self.distributed):
+            if drawn is not None:
+                save_batch(folder, r, drawn, None, each=False)
+                write_text(folder / "evaluations", f"{drawn.nfe}\n")
+        self.distributed.all_reduce_max(0)  # until all images are written
+        self.pixels = np.concatenate([np.load(arrays_path(folder, r))["samples"] for r in range(count)])
+        self.pixels = self.pixels[: self.num_images]
+        self.protocol = {
+            "source": "images/samples_*.npz",
+            "seeds": f"image i from ({cfg.seed}, i), i = 0 .. {self.num_images - 1}",
+            "label": plain(cfg)["label"],
+            "w": cfg.w,
+            "sampling": plain(cfg.sampling),
+            "denoiser_path": cfg.denoiser_path,
+            "evaluations": f"{(folder / 'evaluations').read_text().strip()} an image, the slowest of the last batch",
+            "rounding": "nearest of 256 levels",
+            **how,
+        }
+
+    def entries(self) -> dict[str, Any]:
+        """Return how the samples were made, and the real images if a metric has compared them."""
+        reference = {"reference": self.reference.protocol} if "reference" in vars(self) else {}
+        return {"drawn_images": self.protocol, **reference}
+
+    def __call__(self, images: range, on_step: Callable[[], object]) -> Rows:
+        """Compute ``features`` and ``logits`` of these samples."""
+        assert self.pixels is not None, "prepare was called"
+        features, logits = self.features(self.pixels[images.start : images.stop])
+        on_step()
+        return {"features": features.numpy(), "logits": logits.numpy()}
