@@ -8,7 +8,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
 from cli.entry_point import door
-from utils.schema import check_eval, eval_keys
+from cli.evaluation_options import check_eval
+from cli.options import option_keys
 from utils.distributed_env import require_one_process
 
 log = logging.getLogger(__name__)
@@ -16,7 +17,7 @@ log = logging.getLogger(__name__)
 FREE = ("ngpus", "debug")  # what may change when the work goes on: no number depends on it
 
 
-@door("eval", eval_keys())
+@door("eval", option_keys("eval"))
 def main(cfg: DictConfig) -> None:
     """Write ``results.json``, and the numbers of each image, to the output directory.
 

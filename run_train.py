@@ -7,15 +7,13 @@ from shlex import quote
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
-from utils.checks import plain
+from utils.options import plain
 from cli.entry_point import door
 from utils.errors import InputError
 from cli.overrides import is_multirun, meant_path, read_override
-from utils.schema import NETWORKS, OF_ALL_NETWORKS, check_train, train_keys
+from cli.options import option_keys
+from training.options import check_train
 from utils.distributed_env import detect_launcher
-
-
-WITHOUT_CLASSES = ("ddpmpp", "vdm")  # networks; their modules are not imported here, which takes a moment
 
 
 def check_resume(arguments: list[str]) -> None:
@@ -45,13 +43,18 @@ def check_experiment(cfg: DictConfig) -> None:
     hydra, name = HydraConfig.get(), cfg.model.get("name")
     experiment = hydra.runtime.choices.get("experiment")
     typed = {read_override(override)[1] for override in hydra.overrides.task}
-    own = {*OF_ALL_NETWORKS, *NETWORKS.get(name, cfg.model)}
+    if experiment is None:
+        return
+
+    from models.create import NETWORKS, model_options, takes_classes  # after what is checked without torch
+
+    own = model_options(name) if name in NETWORKS else cfg.model
     foreign = [str(key) for key in cfg.model if key not in own and f"model.{key}" not in typed]
-    of = [other for other, keys in NETWORKS.items() if keys.keys() >= set(foreign)]
+    of = [other for other in NETWORKS if model_options(other).keys() >= set(foreign)]
     advice = [quote(f"~model.{key}") for key in foreign]
-    if cfg.data.get("classes") is True and name in WITHOUT_CLASSES:
+    if cfg.data.get("classes") is True and name in NETWORKS and not takes_classes(name):
         advice.append("data.classes=False")
-    if experiment is not None and foreign and of:
+    if foreign and of:
         raise InputError(
             f"experiment={experiment} sets {', '.join(f'model.{key}' for key in foreign)} of model={' or '.join(of)}, "
             f"not of model={name}: take them out, {' '.join(advice)}, "
@@ -59,7 +62,7 @@ def check_experiment(cfg: DictConfig) -> None:
         )
 
 
-@door("train", train_keys(), check_resume)
+@door("train", option_keys("train"), check_resume)
 def main(cfg: DictConfig) -> None:
     """Train in Hydra's output directory, or go on in the directory ``resume``."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)

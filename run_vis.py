@@ -8,7 +8,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from cli.entry_point import door
-from utils.schema import check_vis, vis_keys
+from cli.evaluation_options import check_vis
+from cli.options import option_keys
 from utils.distributed_env import require_one_process
 
 log = logging.getLogger(__name__)
@@ -16,7 +17,7 @@ log = logging.getLogger(__name__)
 FREE = ("ngpus", "debug", "eval.rounds")  # what may change when drawing goes on: no image depends on it
 
 
-@door("vis", vis_keys())
+@door("vis", option_keys("vis"))
 def main(cfg: DictConfig) -> None:
     """Write ``images/samples_R.png`` and ``.npz`` (samples, labels) for each round R to the output directory.
 

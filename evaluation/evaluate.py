@@ -22,8 +22,8 @@ from evaluation.images_dir import arrays_path, missing_batches, save_batch
 from evaluation.output_dir import write_arrays, write_text
 from evaluation.parts import resumable_map
 from evaluation.workers import MakeWorker
-from utils.checks import plain
 from utils.errors import InputError
+from utils.options import plain
 
 log = logging.getLogger(__name__)
 

@@ -17,6 +17,7 @@ import torch
 from omegaconf import open_dict
 from PIL import Image
 
+from cli.evaluation_options import check_eval
 from datasets.images import digits
 from evaluation import sample_quality
 from evaluation.bpd import ElboBPD, FlowBPD
@@ -29,7 +30,6 @@ from tests.conftest import composed, tiny_config
 from training.loop import train
 from utils.distributed import Distributed
 from utils.errors import InputError
-from utils.schema import check_eval
 
 CPU = torch.device("cpu")
 PROTOCOL = {"checkpoint": {"sha256": "of the test"}}

@@ -10,8 +10,8 @@ from omegaconf import open_dict
 from models import load_pretrained
 from tests.conftest import ROOT, composed, metrics
 from training.loop import train
+from training.options import check_train
 from utils.distributed import Distributed
-from utils.schema import check_train
 
 NARROW = {
     "ddpmpp": ["model.nf=8", "model.ch_mult=[1,1]", "model.num_res_blocks=1"],
