@@ -12,6 +12,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from utils.options import check_section, options_of
+
 
 def expand(sigma: Tensor, like: Tensor) -> Tensor:
     """Reshape noise levels (B,) to (B, 1, ...), so that they broadcast against ``like`` (B, ...)."""
@@ -72,6 +74,9 @@ class EDM(Parametrization):
     """
 
     sigma_data: Annotated[float, Field(gt=0, le=10**6)] = 0.5
+
+    def __post_init__(self) -> None:
+        check_section(vars(self), options_of(EDM), "model")
 
     def scale_input(self, x: Tensor, sigma: Tensor) -> Tensor:
         """See ``Parametrization``; the centre stays where it is, because the networks expect data around 1/2."""
