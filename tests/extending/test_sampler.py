@@ -82,5 +82,5 @@ def test_a_sampler_in_one_file(registered, tmp_path):
 
 def test_its_options_are_checked(registered):
     cfg = composed("load_dir=x", "sampling.method=euler", "sampling.steps=0", name="vis").sampling
-    with pytest.raises(InputError, match=r"sampling\.steps=0: need an integer, at least 1, at most 1e+09, or null"):
+    with pytest.raises(InputError, match=r"sampling\.steps=0: need an integer, at least 1, at most 1e\+09, or null"):
         create_sampler(cfg, ReflectedVE())
