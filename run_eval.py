@@ -11,10 +11,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from cli.entry_point import entry_point
-from utils.schema import check_eval, eval_keys
+from cli.evaluation_options import check_eval
+from cli.options import option_keys
 
 
-@entry_point("eval", eval_keys())
+@entry_point("eval", option_keys("eval"))
 def main(cfg: DictConfig) -> None:
     """Write ``results.json``, and the numbers of each image, to the output directory.
 

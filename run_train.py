@@ -12,13 +12,12 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
 from cli.entry_point import entry_point
+from cli.options import option_keys
 from cli.overrides import is_multirun, meant_path, read_override
+from training.options import check_train
+from utils.options import plain
 from utils.distributed_env import detect_launcher
 from utils.errors import InputError
-from utils.schema import NETWORKS, OF_ALL_NETWORKS, check_train, train_keys
-
-WITHOUT_CLASSES = ("ddpmpp", "vdm")  # networks; their modules are not imported here, which takes a moment
-
 
 def check_resume(arguments: list[str]) -> None:
     """Check what the command line says of ``resume``, before Hydra makes a directory of that name.
@@ -47,13 +46,18 @@ def check_experiment(cfg: DictConfig) -> None:
     hydra, name = HydraConfig.get(), cfg.model.get("name")
     experiment = hydra.runtime.choices.get("experiment")
     typed = {read_override(override)[1] for override in hydra.overrides.task}
-    own = {*OF_ALL_NETWORKS, *NETWORKS.get(name, cfg.model)}
+    if experiment is None:
+        return
+
+    from models.create import NETWORKS, model_options, takes_classes  # after what is checked without torch
+
+    own = model_options(name) if name in NETWORKS else cfg.model
     foreign = [str(key) for key in cfg.model if key not in own and f"model.{key}" not in typed]
-    of = [other for other, keys in NETWORKS.items() if keys.keys() >= set(foreign)]
+    of = [other for other in NETWORKS if model_options(other).keys() >= set(foreign)]
     advice = [quote(f"~model.{key}") for key in foreign]
-    if cfg.data.get("classes") is True and name in WITHOUT_CLASSES:
+    if cfg.data.get("classes") is True and name in NETWORKS and not takes_classes(name):
         advice.append("data.classes=False")
-    if experiment is not None and foreign and of:
+    if foreign and of:
         raise InputError(
             f"experiment={experiment} sets {', '.join(f'model.{key}' for key in foreign)} of model={' or '.join(of)}, "
             f"not of model={name}: take them out, {' '.join(advice)}, "
@@ -61,7 +65,7 @@ def check_experiment(cfg: DictConfig) -> None:
         )
 
 
-@entry_point("train", train_keys(), check_resume)
+@entry_point("train", option_keys("train"), check_resume)
 def main(cfg: DictConfig) -> None:
     """Train in Hydra's output directory, or go on in the directory ``resume``."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)

@@ -11,10 +11,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from cli.entry_point import entry_point
-from utils.schema import check_vis, vis_keys
+from cli.evaluation_options import check_vis
+from cli.options import option_keys
 
 
-@entry_point("vis", vis_keys())
+@entry_point("vis", option_keys("vis"))
 def main(cfg: DictConfig) -> None:
     """Write ``images/samples_R.png`` and ``.npz`` (samples, labels) for each batch R to the output directory.
 

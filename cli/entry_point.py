@@ -24,10 +24,11 @@ from hydra.errors import CompactHydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from cli.options import help_text, hint
 from cli.overrides import quote_paths, read_override
-from utils.checks import did_you_mean, flat, plain
 from utils.distributed_env import detect_launcher, wait_for_process_0
 from utils.errors import InputError, UserError, printable
+from utils.options import did_you_mean, flat, plain
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -45,6 +46,7 @@ def set_up() -> None:
     logging.raiseExceptions = False
     # With its cache a launcher's job, also a requeued one, has the directory that was chosen when it was submitted.
     OmegaConf.register_new_resolver("output_dir", _output_dir, replace=True, use_cache=True)
+    OmegaConf.register_new_resolver("options", _help, replace=True)  # in configs/hydra/help
     plugins = Plugins.instance()  # finds those of hydra-submitit-launcher before they are replaced
     from cli.slurm_launcher import LAUNCHERS
 
@@ -65,6 +67,12 @@ def _stamp() -> str:
 def _output_dir(root: str, resume: str | None = None) -> str:
     """Name the directory to continue, or a new one in ``root``."""
     return str(resume) if resume is not None else f"{root}/{_stamp()}"
+
+
+def _help(script: str) -> str:
+    """Return the options of a script if --help is asked for: Hydra looks up what it would say at every start."""
+    asked = any(argument == "-h" or (len(argument) > 2 and "--help".startswith(argument)) for argument in sys.argv[1:])
+    return help_text(script) if asked else ""
 
 
 class _Outcome:
@@ -184,7 +192,7 @@ def _in_one_line(error: Exception, keys: Iterable[str], typed: list[str]) -> str
     """Say what Hydra, OmegaConf or a launcher find wrong, without their advice on other programs."""
     message = str(error)
     if unknown := re.match(r"Could not override '([^']+)'", message):
-        return f"{unknown[1]}: no such option{did_you_mean(unknown[1], keys)}"
+        return f"{unknown[1]}: no such option{hint(unknown[1], keys)}"
     if missing := re.search(r"Could not (?:find|load) '(?:[^']*/)?([^/']+)/([^/']+)'", message):
         group, name = missing[1], missing[2]
         known = sorted(path.stem for path in (ROOT / "configs").glob(f"**/{group}/*.yaml"))

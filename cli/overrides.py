@@ -9,14 +9,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import OverrideParseException
 
+from cli.options import is_path_key
 from utils.errors import InputError
 
-PATHS = frozenset(
-    (
-        *("root", "dataroot", "data.root", "resume", "load_dir", "denoiser_path"),
-        *("metrics.samples_path", "metrics.feature_weights", "metrics.reference", "hydra.run.dir", "hydra.sweep.dir"),
-    )
-)
 # Sections whose keys depend on a choice: those of a resumed run may be others than those of the command line's default.
 CHOSEN = ("data.", "model.", "logger.")
 
@@ -67,11 +62,14 @@ def quote_paths(arguments: list[str]) -> list[str]:
         prefix, key, value = read_override(argument)
         if resumed and key.startswith(CHOSEN):
             prefix = "++"
-        if key in PATHS and any("\ud800" <= character <= "\udfff" for character in value):
+        if not is_path_key(key, value):
+            quoted.append(f"{prefix}{key}={value}" if key else argument)
+            continue
+        if any("\ud800" <= character <= "\udfff" for character in value):
             raise InputError(f"{key}={value!r}: the name is not UTF-8: rename it, or make a link to it")
-        if key in PATHS and "${" in value and os.path.lexists(value):
+        if "${" in value and os.path.lexists(value):
             raise InputError(f"{key}={value}: ${{ stands for the value of a key: rename it, or make a link to it")
-        if key in PATHS and "${" not in value:
+        if "${" not in value:
             whole = not several or key.startswith("hydra.") or os.path.lexists(value) or "," not in value
             if whole:
                 value = _quoted(value)

@@ -7,16 +7,17 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import AfterValidator, Field
 
 from datasets.cached_images import cache_images
 from datasets.decode import DecodeOptions, UnreadableError, decode, without_warnings
 from datasets.find import Scan, scan_folder
 from datasets.images import ImageDataset
-from utils.checks import did_you_mean
 from utils.errors import InputError, printable
+from utils.options import Name, PathName, Positive, did_you_mean
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,28 @@ EVERY = 10  # without a held-out folder every tenth image is held out
 MAX_TRIED = 100  # images, in the search for one that can be read
 CHANNELS = {1: "grey", 3: "RGB", 4: "RGB and alpha"}
 LONGEST_NAMES = 2**17  # characters of all names of classes, which a configuration has to hold
+
+
+def _check_colour(value: str) -> str:
+    from PIL import ImageColor
+
+    if len(ImageColor.getrgb(value)) != 3:
+        raise ValueError("not opaque")
+    return value
+
+
+def _check_different(names: Sequence[str]) -> Sequence[str]:
+    if len(set(names)) < len(names):
+        raise ValueError("two names are the same")
+    return names
+
+
+Colour = Annotated[str, AfterValidator(_check_colour), Field(description="a colour such as white, grey or '#ff8000'")]
+ClassNames = Annotated[
+    Sequence[Name],
+    AfterValidator(_check_different),
+    Field(min_length=1, max_length=10**6, description="different names"),
+]
 
 
 @dataclass(frozen=True)
@@ -79,10 +102,10 @@ def folder(
     num_classes: int,
     classes: bool,
     dataroot: str,
-    root: str | None = None,
-    background: str = "white",
-    white: float | None = None,
-    class_names: Sequence[str] | None = None,
+    root: PathName | None = None,
+    background: Colour = "white",
+    white: Positive | None = None,
+    class_names: ClassNames | None = None,
     plain_order: bool = False,
     **_: object,
 ) -> ImageDataset:

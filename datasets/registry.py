@@ -8,9 +8,10 @@ from omegaconf import DictConfig
 from datasets.folders import folder
 from datasets.imagenet import imagenet32, imagenet64c
 from datasets.images import ImageDataset, cifar10, digits, fake
+from datasets.options import DataOptions, ImageOptions, ShapeOptions
 from datasets.shape import data_shape
-from utils.checks import OneOf
 from utils.errors import InputError
+from utils.options import Option, check_name, options_of
 
 DATASETS: dict[str, Callable[..., ImageDataset]] = {
     "digits": digits,
@@ -20,6 +21,31 @@ DATASETS: dict[str, Callable[..., ImageDataset]] = {
     "imagenet64c": imagenet64c,
     "folder": folder,
 }
+GIVEN = ("train", "dataroot", "plain_order")  # parameters of a data set's function that are no options of ``data``
+
+
+def data_options(dataset: str, has_shape: bool = False) -> dict[str, Option]:
+    """Return the options of the section ``data`` for a data set: those of every data set, and its own.
+
+    Args:
+        dataset: name in ``DATASETS``.
+        has_shape: whether ``shape`` stands in the place of ``image_size`` and ``num_channels``.
+
+    Raises:
+        InputError: for an unknown data set.
+    """
+    check_name("data.dataset", dataset, DATASETS)
+    shared = options_of(DataOptions) | options_of(ShapeOptions if has_shape else ImageOptions)
+    own = options_of(DATASETS[dataset], leave_out=(*GIVEN, "shape", "image_size", "num_channels", *shared))
+    return shared | own
+
+
+def all_data_options() -> dict[str, Option]:
+    """Return the options of the section ``data`` of all data sets together."""
+    found: dict[str, Option] = {}
+    for dataset in DATASETS:
+        found |= data_options(dataset) | data_options(dataset, has_shape=True)
+    return found
 
 
 def load_images(
@@ -50,7 +76,7 @@ def load_images(
         InputError: if there is no such data set, it is not there, or it is not what the configuration says.
     """
     name = dataset.lower()
-    OneOf(tuple(DATASETS))("data.dataset", name)
+    check_name("data.dataset", name, DATASETS)
     images = DATASETS[name](train=train, num_classes=num_classes, classes=classes, dataroot=dataroot, **options)
     shape = data_shape(options)
     if images.shape != shape:

@@ -9,9 +9,10 @@ import numpy as np
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from utils.checks import flat, plain
 from utils.errors import InputError, replacing, writing
 from utils.locks import exclusive
+from utils.old_keys import update_old_keys
+from utils.options import flat, plain
 
 EARLIER = ("logs", ".lock", ".rendezvous")  # files that are there before the configuration is
 
@@ -38,7 +39,7 @@ def open_output(folder: Path, cfg: DictConfig, name: str, free: Sequence[str]) -
         wanted = flat(plain(cfg))
         if path.exists():
             try:
-                held = flat(plain(OmegaConf.load(path)))
+                held = flat(update_old_keys(plain(OmegaConf.load(path))))
             except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, AttributeError) as error:
                 raise InputError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
             for key in sorted((held.keys() | wanted.keys()) - set(free)):

@@ -9,8 +9,8 @@ import torch
 from torch import Generator, Tensor
 
 from sde import Process
-from utils.checks import OneOf
 from utils.errors import InputError
+from utils.options import check_name
 from utils.seeds import BatchGenerator
 
 T_MIN = 1e-5  # lowest time in training, as in the published code
@@ -160,5 +160,5 @@ def create_noise_levels(training: Mapping[str, Any], process: Process) -> NoiseL
     Raises:
         InputError: for an unknown name, or an option out of range.
     """
-    OneOf(tuple(NOISE_LEVELS))("training.noise_levels", training["noise_levels"])
+    check_name("training.noise_levels", training["noise_levels"], NOISE_LEVELS)
     return NOISE_LEVELS[training["noise_levels"]](process, training)

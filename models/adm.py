@@ -21,7 +21,9 @@ from models.layers import (
     upsample,
     zero_init,
 )
+from models.options import Multiple, Multiples, NumBlocks, Resolutions, Width
 from utils.errors import InputError
+from utils.options import Probability
 
 EPS = 1e-5  # epsilon of every group normalisation
 CHANNELS_PER_HEAD = 64
@@ -107,12 +109,12 @@ class ADM(Network):
         data_shape: Sequence[int],
         num_classes: int = 0,
         *,
-        model_channels: int = 192,
-        channel_mult: Sequence[int] = (1, 2, 3, 4),
-        channel_mult_emb: int = 4,
-        num_blocks: int = 3,
-        attn_resolutions: Sequence[int] = (32, 16, 8),
-        dropout: float = 0.1,
+        model_channels: Width = 192,
+        channel_mult: Multiples = (1, 2, 3, 4),
+        channel_mult_emb: Multiple = 4,
+        num_blocks: NumBlocks = 3,
+        attn_resolutions: Resolutions = (32, 16, 8),
+        dropout: Probability = 0.1,
     ) -> None:
         super().__init__(data_shape, num_classes)
         levels = len(channel_mult)

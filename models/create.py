@@ -2,22 +2,46 @@
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
+from omegaconf import DictConfig
 
 from datasets.shape import data_shape
 from models.adm import ADM
 from models.ddpmpp import DDPMpp
 from models.layers import Network
+from models.options import ModelOptions
 from models.parametrization import PARAMETRIZATIONS
 from models.score_model import ScoreModel
 from models.vdm import VDM
-from utils.checks import OneOf, did_you_mean
 from utils.errors import InputError
+from utils.options import Option, check_name, check_section, one_of, options_of, plain
 
 NETWORKS: dict[str, type[Network]] = {"ddpmpp": DDPMpp, "vdm": VDM, "adm": ADM}
-OTHER_KEYS = ("name", "parametrization", "ema_rate")  # of the section ``model``, but options of no constructor
+GIVEN = ("data_shape", "num_classes", "sigma_min", "sigma_max")  # arguments that follow from data and process
+
+
+def model_options(name: str) -> dict[str, Option]:
+    """Return the options of the section ``model`` for the network ``name``.
+
+    They are those of the network and of all parametrizations; the options of parametrizations that are not chosen may
+    be there, too.
+
+    Raises:
+        InputError: for an unknown network.
+    """
+    check_name("model.name", name, NETWORKS)
+    found = options_of(ModelOptions) | {"parametrization": Option(one_of(PARAMETRIZATIONS).annotation, required=False)}
+    for parametrization in PARAMETRIZATIONS.values():
+        found |= options_of(parametrization)
+    return found | options_of(NETWORKS[name], leave_out=GIVEN)
+
+
+def takes_classes(name: str) -> bool:
+    """Tell whether the network ``name`` can be given classes."""
+    return "num_classes" in inspect.signature(NETWORKS[name]).parameters
 
 
 def create_model(model: Mapping[str, Any], data: Mapping[str, Any], sde: Mapping[str, Any]) -> ScoreModel:
@@ -34,12 +58,13 @@ def create_model(model: Mapping[str, Any], data: Mapping[str, Any], sde: Mapping
     Raises:
         InputError: for an unknown network, parametrization or option, or a network without classes for data with them.
     """
+    model = plain(model) if isinstance(model, DictConfig) else model
     name, kind = model["name"], model.get("parametrization", "output")
-    OneOf(tuple(NETWORKS))("model.name", name)
-    OneOf(tuple(PARAMETRIZATIONS))("model.parametrization", kind)
+    known = model_options(name)
+    check_section(model, known | {"ema_rate": replace(known["ema_rate"], required=False)}, "model")
     arguments = inspect.signature(NETWORKS[name]).parameters
     num_classes = data["num_classes"] if data["classes"] else 0
-    if num_classes and "num_classes" not in arguments:
+    if num_classes and not takes_classes(name):
         raise InputError(f"data.classes=True, but model={name} has no classes: use model=adm or data.classes=False")
     given = {
         "data_shape": data_shape(data),
@@ -47,19 +72,14 @@ def create_model(model: Mapping[str, Any], data: Mapping[str, Any], sde: Mapping
         "sigma_min": sde["sigma_min"],
         "sigma_max": sde["sigma_max"],
     }
-    options = {key: value for key, value in model.items() if key not in OTHER_KEYS}
-    of_network = arguments.keys() - given.keys()
-    of_parametrizations = {key: inspect.signature(other).parameters.keys() for key, other in PARAMETRIZATIONS.items()}
-    known = of_network.union(*of_parametrizations.values())
-    for key in options:
-        if key not in known:
-            raise InputError(f"model.{key}: no such option{did_you_mean(key, known)}")
+    of_network = options_of(NETWORKS[name], leave_out=GIVEN)
+    of_parametrization = options_of(PARAMETRIZATIONS[kind])
     try:
         network = NETWORKS[name](
             **{key: value for key, value in given.items() if key in arguments},
-            **{key: value for key, value in options.items() if key in of_network},
+            **{key: value for key, value in model.items() if key in of_network},
         )
-        chosen = {key: value for key, value in options.items() if key in of_parametrizations[kind]}
+        chosen = {key: value for key, value in model.items() if key in of_parametrization}
         parametrization = PARAMETRIZATIONS[kind](**chosen)
     except InputError:
         raise

@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from models.layers import (
@@ -18,6 +20,8 @@ from models.layers import (
     init_layer,
     upsample,
 )
+from models.options import Multiples, NumBlocks, Resolutions, Width
+from utils.options import Probability
 
 EPS = 1e-6  # epsilon of every group normalisation
 QKV_SCALE = 0.1  # variance scale of the initial query, key and value layers
@@ -142,14 +146,14 @@ class DDPMpp(Network):
         self,
         data_shape: Sequence[int],
         *,
-        nf: int = 128,
-        ch_mult: Sequence[int] = (1, 2, 2, 2),
-        num_res_blocks: int = 8,
-        attn_resolutions: Sequence[int] = (16,),
-        dropout: float = 0.1,
+        nf: Width = 128,
+        ch_mult: Multiples = (1, 2, 2, 2),
+        num_res_blocks: NumBlocks = 8,
+        attn_resolutions: Resolutions = (16,),
+        dropout: Probability = 0.1,
         skip_rescale: bool = True,
-        fourier_scale: float = 16.0,
-        init_scale: float = 0.0,
+        fourier_scale: Annotated[float, Field(gt=0, le=10**6)] = 16.0,
+        init_scale: Annotated[float, Field(ge=0, le=10**6)] = 0.0,
     ) -> None:
         super().__init__(data_shape)
         levels = len(ch_mult)

@@ -23,8 +23,8 @@ from models.io.published import published_tensors, to_published
 from models.io.run_files import find_checkpoint, named_checkpoint
 from models.io.safetensors import write_safetensors
 from models.io.weights import Weights, read_weights
-from utils.checks import plain
 from utils.errors import ArgumentParser, InputError, UserError, printable
+from utils.options import plain
 
 # State of a new gradient scaler, which the published code expects in every checkpoint of ADM.
 NEW_SCALER = {

@@ -6,11 +6,13 @@ the call ``(raw, x, sigma) -> score``. To add one, derive from ``Parametrization
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from utils.errors import InputError
+from utils.options import check_section, options_of
 
 
 def expand(sigma: Tensor, like: Tensor) -> Tensor:
@@ -71,11 +73,10 @@ class EDM(Parametrization):
         sigma_data: standard deviation s of the data, in the units of x. The paper's 0.5 is for data in [-1, 1].
     """
 
-    sigma_data: float = 0.5
+    sigma_data: Annotated[float, Field(gt=0, le=10**6)] = 0.5
 
     def __post_init__(self) -> None:
-        if not self.sigma_data > 0:
-            raise InputError(f"model.sigma_data={self.sigma_data}: need a number, more than 0")
+        check_section(vars(self), options_of(EDM), "model")
 
     def scale_input(self, x: Tensor, sigma: Tensor) -> Tensor:
         """See ``Parametrization``; the centre stays where it is, because the networks expect data around 1/2."""

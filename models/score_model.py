@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from models.layers import Network
 from models.parametrization import Parametrization
-from utils.checks import OneOf
 from utils.errors import InputError
+from utils.options import check_name
 
 NULL_LABEL = -1  # means "no class"; class 0 is a class as any other
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -54,7 +54,7 @@ class ScoreModel(nn.Module):
         Raises:
             InputError: for another name.
         """
-        OneOf(tuple(PRECISIONS))("precision", precision)
+        check_name("precision", precision, PRECISIONS)
         self.precision = precision
         return self
 

@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from models.layers import (
@@ -17,7 +19,9 @@ from models.layers import (
     group_norm,
     zero_init,
 )
+from models.options import NumBlocks
 from utils.errors import InputError
+from utils.options import Probability
 
 EPS = 1e-6  # epsilon of every group normalisation
 
@@ -74,13 +78,13 @@ class VDM(Network):
         *,
         sigma_min: float,
         sigma_max: float,
-        channels: int = 128,
-        num_blocks: int = 32,
+        channels: Annotated[int, Field(ge=4, le=8192)] = 128,
+        num_blocks: NumBlocks = 32,
         attention: bool = False,
         image_fourier: bool = True,
-        image_fourier_start: int = 6,
-        image_fourier_end: int = 8,
-        dropout: float = 0.1,
+        image_fourier_start: Annotated[int, Field(ge=0, le=64)] = 6,
+        image_fourier_end: Annotated[int, Field(ge=0, le=64)] = 8,
+        dropout: Probability = 0.1,
     ) -> None:
         super().__init__(data_shape)
         num_channels = check_images(data_shape, "vdm")

@@ -1,21 +1,21 @@
 """Sampling from a score: samplers, guidance, images. A sampler is given score_fn(x, sigma), never a network."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from typing import Any
 
+from omegaconf import DictConfig
 from torch import Tensor
 
-from sampling.base import Sampler, Samples, check_known
-from sampling.boundary import DEFAULT_PERCENTILE, WithThreshold, check_boundary, check_percentile, threshold_denoised
+from sampling.base import Sampler, Samples
+from sampling.boundary import BOUNDED, UNBOUNDED, WithThreshold, check_boundary, threshold_denoised
 from sampling.denoising import WithDenoiser, posterior_mean
 from sampling.few_steps import Heun, Multistep
 from sampling.guidance import guided_score
 from sampling.ode import ProbabilityFlow
 from sampling.pc import PredictorCorrector
 from sde import Process
-from utils.checks import did_you_mean
 from utils.errors import InputError
+from utils.options import Option, check_section, one_of, options_of, plain
 
 __all__ = [
     "Heun",
@@ -31,6 +31,17 @@ __all__ = [
 
 METHODS: dict[str, type] = {"pc": PredictorCorrector, "ode": ProbabilityFlow, "heun": Heun, "multistep": Multistep}
 DENOISERS = ("none", "mean", "network")
+THRESHOLD_OPTIONS = options_of(WithThreshold, leave_out=("sampler", "boundary"))
+
+
+def sampling_options() -> dict[str, Option]:
+    """Return the options of the section ``sampling``: those of all samplers, and those that wrap a sampler."""
+    found = {"method": one_of(METHODS)}
+    for sampler in METHODS.values():
+        found |= options_of(sampler, leave_out=("process",))
+    boundaries = one_of(dict.fromkeys((*BOUNDED, *UNBOUNDED))).annotation | None
+    choices = {"denoiser": one_of(DENOISERS).annotation, "boundary": boundaries}
+    return found | THRESHOLD_OPTIONS | {key: Option(choice, required=False) for key, choice in choices.items()}
 
 
 def create_sampler(
@@ -46,19 +57,14 @@ def create_sampler(
     Raises:
         InputError: for a value that does not exist, is out of range, or does not fit the process.
     """
+    cfg = plain(cfg) if isinstance(cfg, DictConfig) else cfg
+    check_section(cfg, sampling_options(), "sampling")
     method, denoiser, boundary = cfg["method"], cfg.get("denoiser", "none"), cfg.get("boundary")
-    check_known("method", method, tuple(METHODS))
-    check_known("denoiser", denoiser, DENOISERS)
     check_boundary(boundary, process)
-    options = {name: {field.name for field in fields(sampler)} - {"process"} for name, sampler in METHODS.items()}
-    known = set().union(*options.values(), {"percentile"})
-    for key in cfg.keys() - {"method"} - known:
-        raise InputError(f"sampling.{key}: no such option{did_you_mean(key, known)}")
-    given = {key: value for key, value in cfg.items() if key in options[method]}
+    own = options_of(METHODS[method], leave_out=("process",))
+    given = {key: value for key, value in cfg.items() if key in own}
     if not process.bounded:
         given.pop("boundary", None)
-    percentile = cfg.get("percentile", DEFAULT_PERCENTILE)
-    check_percentile(percentile)
     if denoiser == "network":
         if denoise is None:
             raise InputError("sampling.denoiser=network: say which in denoiser_path, a key of run_vis.py")
@@ -69,5 +75,6 @@ def create_sampler(
     if denoiser == "mean" and method != "pc":  # whose last step can leave out its noise
         sampler = WithDenoiser(sampler, lambda score_fn, x: posterior_mean(score_fn, x, process.sigma_min), nfe=1)
     if not process.bounded and boundary is not None:
-        sampler = WithThreshold(sampler, boundary, percentile)
+        chosen = {key: value for key, value in cfg.items() if key in THRESHOLD_OPTIONS}
+        sampler = WithThreshold(sampler, boundary, **chosen)
     return sampler

@@ -1,16 +1,15 @@
-"""The protocol of a sampler, its result, and checks of its options."""
+"""The protocol of a sampler, and its result."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Literal, Protocol
 
 import torch
+from pydantic import Field
 from torch import Generator, Tensor
 
-from utils.checks import OneOf
-from utils.errors import InputError
-
 ScoreFn = Callable[[Tensor, Tensor], Tensor]
+TrajectoryLength = Literal[0] | Annotated[int, Field(ge=2)]  # a trajectory has a start and an end
 TRAJECTORY_IMAGES = 8  # how many images a trajectory follows, the first ones of the batch
 
 
@@ -81,22 +80,3 @@ class StepRecorder:
     def trajectory(self) -> Tensor | None:
         """Return the points kept, as ``Samples.trajectory``."""
         return torch.stack(self._kept) if self._kept else None
-
-
-def check_count(key: str, value: object, low: int = 0, optional: bool = False) -> None:
-    """Raise InputError, naming ``sampling.KEY``, unless ``value`` is an integer of at least ``low`` (or None)."""
-    if optional and value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise InputError(f"sampling.{key}={value}: need an integer, at least {low}{', or null' * optional}")
-
-
-def check_trajectory(value: object) -> None:
-    """Raise InputError unless ``value`` is 0 or at least 2, for a trajectory has a start and an end."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0 or value == 1:
-        raise InputError(f"sampling.trajectory={value}: need 0, or an integer of at least 2")
-
-
-def check_known(key: str, value: object, known: Sequence[str]) -> None:
-    """Raise InputError, naming ``sampling.KEY``, unless ``value`` is one of ``known``."""
-    OneOf(tuple(known))(f"sampling.{key}", value)

@@ -6,14 +6,16 @@ be held to the range at every evaluation, by static or by dynamic thresholding (
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Generator, Tensor
 
-from sampling.base import Sampler, Samples, ScoreFn, check_known
+from sampling.base import Sampler, Samples, ScoreFn
 from sde import Process
-from utils.checks import OneOf
 from utils.errors import InputError
+from utils.options import check_name
 
 BOUNDED = ("reflect", "clip")  # values for a bounded process, of the predictor-corrector sampler
 UNBOUNDED = ("none", "clip", "dynamic")  # values for a process in all of space, of every sampler
@@ -30,13 +32,7 @@ def check_boundary(boundary: str | None, process: Process) -> None:
         kind = "stays in [0, 1] by itself" if process.bounded else "has no bounds"
         values = ", ".join((*known, "null"))
         raise InputError(f"sampling.boundary={boundary} does not fit a process that {kind}: known are {values}")
-    check_known("boundary", boundary, known)
-
-
-def check_percentile(percentile: object) -> None:
-    """Raise InputError unless ``percentile`` is a number in (0, 1]."""
-    if isinstance(percentile, bool) or not (isinstance(percentile, int | float) and 0 < percentile <= 1):
-        raise InputError(f"sampling.percentile={percentile}: need a number, more than 0 and at most 1")
+    check_name("sampling.boundary", boundary, known)
 
 
 def threshold_denoised(score_fn: ScoreFn, boundary: str | None, percentile: float = DEFAULT_PERCENTILE) -> ScoreFn:
@@ -79,16 +75,15 @@ class WithThreshold:
         percentile: as for ``threshold_denoised``.
 
     Raises:
-        InputError: for another boundary, or a percentile out of range.
+        InputError: for another boundary.
     """
 
     sampler: Sampler
     boundary: str
-    percentile: float = DEFAULT_PERCENTILE
+    percentile: Annotated[float, Field(gt=0, le=1)] = DEFAULT_PERCENTILE
 
     def __post_init__(self) -> None:
-        OneOf(UNBOUNDED)("sampling.boundary", self.boundary)
-        check_percentile(self.percentile)
+        check_name("sampling.boundary", self.boundary, UNBOUNDED)
 
     @property
     def num_steps(self) -> int:

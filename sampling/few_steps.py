@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from sampling.base import Samples, ScoreFn, StepRecorder, check_count, check_trajectory
+from sampling.base import Samples, ScoreFn, StepRecorder, TrajectoryLength
 from sampling.folding import folded_score, karras_sigmas
 from sde import Process
+from utils.options import Count
 
 DEFAULT_STEPS = 20
 
@@ -27,18 +28,11 @@ class _FewSteps:
         process: the process.
         steps: number of steps; None for 20.
         trajectory: number of moments to keep, at most; 0 for none.
-
-    Raises:
-        InputError: for a number out of range.
     """
 
     process: Process
-    steps: int | None = None
-    trajectory: int = 0
-
-    def __post_init__(self) -> None:
-        check_count("steps", self.steps, low=1, optional=True)
-        check_trajectory(self.trajectory)
+    steps: Count | None = None
+    trajectory: TrajectoryLength = 0
 
     @property
     def num_steps(self) -> int:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from models import NULL_LABEL
-from utils.checks import did_you_mean
 from utils.errors import InputError
+from utils.options import did_you_mean
 from utils.seeds import Stream, derived_seed
 
 Label = int | str | Sequence[int | str] | None

@@ -1,17 +1,19 @@
 """Sampling by the probability-flow ODE (Song et al. 2021), with step sizes of each sample's own."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Generator, Tensor
 
-from sampling.base import TRAJECTORY_IMAGES, Samples, ScoreFn, check_trajectory
+from sampling.base import TRAJECTORY_IMAGES, Samples, ScoreFn, TrajectoryLength
 from sampling.dopri5 import REPORTS, SMALLEST_STEP, Step, odeint
 from sampling.folding import folded_score
 from sde import Process
 from utils.errors import InputError
+from utils.options import Positive
 
 
 @dataclass(frozen=True)
@@ -34,28 +36,19 @@ class ProbabilityFlow:
         trajectory: number of moments to keep, at most; 0 for none.
 
     Raises:
-        InputError: for a number out of range, or ``moll`` or ``side_eps`` for a process without bounds.
+        InputError: for ``moll`` or ``side_eps`` for a process without bounds.
     """
 
     process: Process
-    rtol: float = 1e-6
-    atol: float = 1e-6
-    moll: float | None = None
-    side_eps: float = 0.0
-    trajectory: int = 0
+    rtol: Positive = 1e-6
+    atol: Positive = 1e-6
+    moll: Positive | None = None
+    side_eps: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    trajectory: TrajectoryLength = 0
 
     def __post_init__(self) -> None:
-        for key in ("rtol", "atol", "moll"):
-            value = getattr(self, key)
-            if key == "moll" and value is None:
-                continue
-            if isinstance(value, bool) or not (isinstance(value, int | float) and 0 < value < math.inf):
-                raise InputError(f"sampling.{key}={value}: need a positive number{', or null' * (key == 'moll')}")
-        if isinstance(self.side_eps, bool) or not (isinstance(self.side_eps, int | float) and 0 <= self.side_eps < 0.5):
-            raise InputError(f"sampling.side_eps={self.side_eps}: need a number, at least 0 and below 0.5")
         if not self.process.bounded and (self.moll is not None or self.side_eps):
             raise InputError("sampling.moll and sampling.side_eps are for a process on [0, 1]; this one has no bounds")
-        check_trajectory(self.trajectory)
 
     @property
     def num_steps(self) -> int:

@@ -4,14 +4,17 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Generator, Tensor
 
-from sampling.base import Samples, ScoreFn, StepRecorder, check_count, check_known, check_trajectory
+from sampling.base import Samples, ScoreFn, StepRecorder, TrajectoryLength
 from sampling.folding import karras_sigmas
 from sde import Process
 from utils.errors import InputError
+from utils.options import Count, NonNegative
 from utils.seeds import BatchGenerator
 
 
@@ -40,30 +43,22 @@ class PredictorCorrector:
         trajectory: number of moments to keep, at most; 0 for none.
 
     Raises:
-        InputError: for an unknown name or a number out of range.
+        InputError: for ``boundary`` with a process without bounds.
     """
 
     process: Process
-    steps: int | None = None
-    predictor: str = "euler_maruyama"
-    corrector: str = "none"
-    n_steps_each: int = 1
-    snr: float = 0.01
-    denoiser: str = "none"
-    boundary: str | None = None
-    trajectory: int = 0
+    steps: Count | None = None
+    predictor: Literal["euler_maruyama", "ancestral"] = "euler_maruyama"
+    corrector: Literal["none", "langevin"] = "none"
+    n_steps_each: Annotated[int, Field(ge=0, le=10**9)] = 1
+    snr: NonNegative = 0.01
+    denoiser: Literal["none", "mean"] = "none"
+    boundary: Literal["reflect", "clip"] | None = None
+    trajectory: TrajectoryLength = 0
 
     def __post_init__(self) -> None:
-        check_known("predictor", self.predictor, ("euler_maruyama", "ancestral"))
-        check_known("corrector", self.corrector, ("none", "langevin"))
-        check_known("denoiser", self.denoiser, ("none", "mean"))
-        if self.boundary is not None:
-            check_known("boundary", self.boundary, ("reflect", "clip") if self.process.bounded else ())
-        check_count("steps", self.steps, low=1, optional=True)
-        check_count("n_steps_each", self.n_steps_each)
-        check_trajectory(self.trajectory)
-        if isinstance(self.snr, bool) or not (isinstance(self.snr, int | float) and 0 <= self.snr < math.inf):
-            raise InputError(f"sampling.snr={self.snr}: need a number, at least 0")
+        if self.boundary is not None and not self.process.bounded:
+            raise InputError(f"sampling.boundary={self.boundary}: the process has no bounds")
 
     @property
     def num_steps(self) -> int:

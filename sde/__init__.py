@@ -1,20 +1,38 @@
 """Diffusion processes: noise schedules, transition densities, domains and priors, as functions of tensors."""
 
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
 from sde import cube, heat_kernel
 from sde.base import GeometricSchedule, Process
 from sde.reflected_ve import ReflectedVE
 from sde.ve import VE
-from utils.checks import OneOf
+from utils.options import Option, check_name, one_of, options_of
 
-__all__ = ["VE", "GeometricSchedule", "Process", "ReflectedVE", "create_process", "cube", "heat_kernel"]
+__all__ = [
+    "VE",
+    "GeometricSchedule",
+    "Process",
+    "ReflectedVE",
+    "create_process",
+    "cube",
+    "heat_kernel",
+    "process_options",
+]
 
 PROCESSES: dict[str, type] = {"reflected_ve": ReflectedVE, "ve": VE}
 DEFAULT = "reflected_ve"  # of a run from before there was a choice
 PUBLISHED = "vesde"  # what the published configurations call the reflected process
+
+
+def process_options(name: str) -> dict[str, Option]:
+    """Return the options of the section ``sde`` for the process ``name``.
+
+    Raises:
+        InputError: for an unknown process.
+    """
+    check_name("sde.name", name, PROCESSES)
+    return {"name": Option(one_of(PROCESSES).annotation, required=False)} | options_of(PROCESSES[name])
 
 
 def create_process(sde: Mapping[str, Any]) -> Process:
@@ -28,6 +46,5 @@ def create_process(sde: Mapping[str, Any]) -> Process:
     """
     name = sde.get("name", DEFAULT)
     name = DEFAULT if name == PUBLISHED else name
-    OneOf(tuple(PROCESSES))("sde.name", name)
-    known = {field.name for field in fields(PROCESSES[name])}
-    return PROCESSES[name](**{key: value for key, value in sde.items() if key in known})
+    known = process_options(name)
+    return PROCESSES[name](**{key: value for key, value in sde.items() if key in known and key != "name"})

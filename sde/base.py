@@ -3,12 +3,16 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Annotated, ClassVar, Protocol
 
 import torch
+from pydantic import Field
 from torch import Generator, Tensor
 
 from utils.errors import InputError
+from utils.options import check_section, options_of
+
+NoiseLevel = Annotated[float, Field(gt=0, le=10**6)]
 
 
 class Process(Protocol):
@@ -97,19 +101,16 @@ class GeometricSchedule:
         InputError: unless 0 < sigma_min < sigma_max < infinity and num_scales is a positive integer.
     """
 
-    sigma_min: float
-    sigma_max: float
-    num_scales: int = 1000
+    sigma_min: NoiseLevel
+    sigma_max: NoiseLevel
+    num_scales: Annotated[int, Field(ge=1, le=10**6)] = 1000
 
     def __post_init__(self) -> None:
-        numbers = all(isinstance(sigma, int | float) for sigma in (self.sigma_min, self.sigma_max))
-        if not numbers or not 0 < self.sigma_min < self.sigma_max < math.inf:
+        check_section(vars(self), options_of(type(self)), "sde")
+        if self.sigma_min >= self.sigma_max:
             raise InputError(
-                f"sde.sigma_min={self.sigma_min} and sde.sigma_max={self.sigma_max}: need numbers, "
-                "0 < sigma_min < sigma_max"
+                f"sde.sigma_min={self.sigma_min} and sde.sigma_max={self.sigma_max}: need sigma_min < sigma_max"
             )
-        if not isinstance(self.num_scales, int) or self.num_scales < 1:
-            raise InputError(f"sde.num_scales={self.num_scales}: need a positive integer")
 
     @property
     def log_ratio(self) -> float:

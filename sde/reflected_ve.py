@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from sde import cube, heat_kernel
-from sde.base import GeometricSchedule
+from sde.base import GeometricSchedule, NoiseLevel
 from utils.seeds import BatchGenerator
 
 # Above this noise level the density differs from the uniform one by less than 2 exp(-pi^2 1.5^2 / 2) = 3e-5 in each
@@ -35,8 +35,8 @@ class ReflectedVE(GeometricSchedule):
     bounded: ClassVar[bool] = True
     prior_name: ClassVar[str] = "uniform"
 
-    sigma_min: float = 0.01
-    sigma_max: float = 5.0
+    sigma_min: NoiseLevel = 0.01
+    sigma_max: NoiseLevel = 5.0
 
     @property
     def prior_sigma(self) -> float:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor
 
-from sde.base import GeometricSchedule
+from sde.base import GeometricSchedule, NoiseLevel
 from utils.seeds import BatchGenerator
 
 
@@ -30,8 +30,8 @@ class VE(GeometricSchedule):
     bounded: ClassVar[bool] = False
     prior_name: ClassVar[str] = "normal"
 
-    sigma_min: float = 0.01
-    sigma_max: float = 50.0
+    sigma_min: NoiseLevel = 0.01
+    sigma_max: NoiseLevel = 50.0
 
     @property
     def prior_sigma(self) -> float:

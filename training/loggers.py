@@ -7,14 +7,12 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from shlex import quote
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
-import numpy as np
 from omegaconf import DictConfig
-from PIL import Image
 
-from utils.checks import plain
 from utils.errors import InputError, writing
+from utils.options import Name, Option, options_of, plain
 
 
 class Logger(Protocol):
@@ -31,7 +29,10 @@ class Logger(Protocol):
 
 
 class NullLogger:
-    """Nothing but the files of the run."""
+    """A logger that shows nothing: the run has its files alone."""
+
+    def __init__(self, run_dir: Path, step: int, config: dict[str, Any]) -> None:
+        pass
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Nothing."""
@@ -46,7 +47,7 @@ class NullLogger:
 class TensorBoard:
     """Events in RUN/tensorboard. What a killed run showed after ``step``, where it goes on, is taken back."""
 
-    def __init__(self, run_dir: Path, step: int) -> None:
+    def __init__(self, run_dir: Path, step: int, config: dict[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter  # a moment, of processes that write only
 
         shown = threading.excepthook
@@ -64,6 +65,9 @@ class TensorBoard:
 
     def image(self, step: int, name: str, path: Path) -> None:
         """As in ``Logger``."""
+        import numpy as np  # not needed to check an option, which this module is imported for
+        from PIL import Image
+
         pixels = np.asarray(Image.open(path, formats=["PNG"]).convert("RGB"))
         with writing(self._folder):
             self._writer.add_image(name, pixels, step, dataformats="HWC")
@@ -86,24 +90,32 @@ class WandB:
         InputError: if it refuses.
     """
 
-    def __init__(self, cfg: DictConfig, run_dir: Path) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        step: int,
+        config: dict[str, Any],
+        *,
+        project: Name,
+        entity: Name | None,
+        mode: Literal["online", "offline"],
+    ) -> None:
         import wandb  # an option, not a requirement
 
         path = run_dir / "wandb_id"
         with writing(path):
             if not path.exists():
                 path.write_text(secrets.token_hex(4))
-        options = cfg.logger
         try:
             self._run = wandb.init(
                 id=path.read_text().strip(),
                 resume="allow",
-                project=options.project,
-                entity=options.entity,
-                mode=options.mode,
+                project=project,
+                entity=entity,
+                mode=mode,
                 name=run_dir.name,
                 dir=str(run_dir),
-                config=plain(cfg),
+                config=config,
                 settings=wandb.Settings(console="off", silent=True),
             )
         except (wandb.Error, OSError) as error:
@@ -125,6 +137,15 @@ class WandB:
         self._run.finish()
 
 
+LOGGERS: dict[str, Callable[..., Logger]] = {"tensorboard": TensorBoard, "wandb": WandB, "none": NullLogger}
+GIVEN = ("run_dir", "step", "config")
+
+
+def logger_options(name: str) -> dict[str, Option]:
+    """Return the options of the section ``logger`` for the logger ``name``."""
+    return {"name": Option(Name)} | options_of(LOGGERS[name], leave_out=GIVEN)
+
+
 def check_logger(name: str) -> None:
     """Raise InputError if the logger ``name`` wants a package that is not here."""
     if name == "wandb" and importlib.util.find_spec("wandb") is None:
@@ -132,10 +153,9 @@ def check_logger(name: str) -> None:
 
 
 def open_logger(cfg: DictConfig, run_dir: Path, step: int) -> Logger:
-    """What ``logger`` of the configuration asks for, of the run in ``run_dir`` that goes on at ``step``."""
-    if cfg.logger.name == "tensorboard":
-        return TensorBoard(run_dir, step)
-    return WandB(cfg, run_dir) if cfg.logger.name == "wandb" else NullLogger()
+    """Open the logger that the configuration names, for the run in ``run_dir`` that goes on at ``step``."""
+    options = {key: value for key, value in plain(cfg.logger).items() if key != "name"}
+    return LOGGERS[cfg.logger.name](run_dir, step, plain(cfg), **options)
 
 
 def watched_by(cfg: DictConfig, run_dir: Path) -> str | None:

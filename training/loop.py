@@ -28,11 +28,11 @@ from training.loggers import check_logger
 from training.metric_accumulator import MetricAccumulator
 from training.metric_writer import MetricWriter, NullMetricWriter
 from training.optimizer import create_optimizer, learning_rate
+from training.options import check_train
 from training.run_dir import check_same_run, keep_class_names, open_run, write_config
 from training.snapshots import save_samples, set_aside
 from training.summary import summary
 from utils.distributed import Distributed
-from utils.schema import check_train
 from utils.seeds import Stream, seed_torch
 from utils.signals import StopSignals
 

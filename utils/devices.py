@@ -6,8 +6,8 @@ import sys
 
 import torch
 
-from utils.checks import OneOf
 from utils.errors import InputError
+from utils.options import check_name
 
 
 def choose_device(device: str) -> torch.device:
@@ -16,7 +16,7 @@ def choose_device(device: str) -> torch.device:
     Raises:
         InputError: for another name, or for cuda where there is none.
     """
-    OneOf(("auto", "cpu", "cuda"))("device", device)
+    check_name("device", device, ("auto", "cpu", "cuda"))
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("device=cuda, but torch sees no GPU here: use device=auto or device=cpu")
     if device == "auto":

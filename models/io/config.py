@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import OmegaConfBaseException
 
+from datasets.options import check_shape
+from datasets.registry import all_data_options
+from models.create import model_options
 from models.io.published import from_published, is_published
-from utils.checks import OneOf
+from sde import DEFAULT, create_process, process_options
 from utils.errors import InputError
-from utils.schema import DATA, FOLDER, NETWORKS, OF_ALL_NETWORKS, SDE, check_loaded
+from utils.old_keys import update_old_keys
+from utils.options import Option, check_section
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +79,7 @@ def parse_config(text: str, path: Path) -> DictConfig:
             if not isinstance(part, dict) or key not in part:
                 raise InputError(f"{path} has no {section}.{key}: it is not the configuration of a run")
     try:
-        cfg = from_published(values)
+        cfg = from_published(values if is_published(values) else update_old_keys(values))
         if is_published(values):
             cfg = _drop_unknown_keys(cfg, path)
         if any(map(_is_unresolved, _strings(cfg))):  # the parsed strings: in the YAML text, escapes could hide it
@@ -89,15 +93,32 @@ def parse_config(text: str, path: Path) -> DictConfig:
         raise InputError(f"{path} holds what is no value of a configuration, such as {reason}") from error
 
 
+def _known_options(cfg: Mapping[str, Any]) -> dict[str, dict[str, Option]]:
+    """Return the options of the sections that a network depends on."""
+    process = cfg["sde"].get("name", DEFAULT)
+    return {"model": model_options(cfg["model"]["name"]), "data": all_data_options(), "sde": process_options(process)}
+
+
+def check_loaded(cfg: Mapping[str, Any]) -> None:
+    """Check ``model``, ``data`` and ``sde`` of a loaded run, which may lack keys or have others.
+
+    Raises:
+        InputError: naming the key at fault.
+    """
+    for section, options in _known_options(cfg).items():
+        own = {key: value for key, value in cfg[section].items() if key in options}
+        check_section(own, {key: options[key] for key in own}, section)
+    check_shape(cfg["data"])
+    create_process(cfg["sde"])
+
+
 def _drop_unknown_keys(cfg: dict[str, Any], path: Path) -> dict[str, Any]:
     """Drop the keys of a published configuration that this code does not know, with a warning for each.
 
     A released configuration may hold keys that the public code does not have; the shapes of the tensors show whether
     the network is the same. Sections other than model, data and sde are dropped if they hold interpolations.
     """
-    OneOf(tuple(NETWORKS))("model.name", cfg["model"]["name"])
-    network = NETWORKS[cfg["model"]["name"]]
-    known = {"model": {*OF_ALL_NETWORKS, *network}, "data": {*DATA, *FOLDER, "root"}, "sde": {*SDE}}
+    known = _known_options(cfg)
     kept = {}
     for section, part in cfg.items():
         if section in known:

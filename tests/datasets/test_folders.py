@@ -559,7 +559,7 @@ def test_the_background_is_an_option_and_said_once(tmp_path, caplog):
     ],
 )
 def test_options_of_a_folder_are_checked(tmp_path, option, message):
-    from utils.schema import check_train
+    from training.options import check_train
 
     with pytest.raises(InputError) as caught:
         check_train(tiny_config("data=folder", "data.root=x", option), 1)

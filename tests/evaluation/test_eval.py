@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from cli.evaluation_options import check_eval
 from datasets.images import digits
 from evaluation import reference
 from evaluation.bpd import ElboBPD
@@ -30,7 +31,6 @@ from tests.conftest import composed, tiny_config
 from training.loop import train
 from utils.distributed import Distributed
 from utils.errors import InputError
-from utils.schema import check_eval
 
 CPU = torch.device("cpu")
 ALONE = Distributed(CPU)

@@ -10,7 +10,7 @@ import torch
 import sampling
 from evaluation.generate import ImageSampler, generate_batches
 from sampling import create_sampler
-from sampling.base import Samples, StepRecorder, check_count, check_trajectory
+from sampling.base import Samples, StepRecorder, TrajectoryLength
 from sampling.folding import folded_score, karras_sigmas
 from sde import VE, Process, ReflectedVE
 from tests.conftest import composed, tiny_config
@@ -18,6 +18,7 @@ from tests.targets import FIVE_POINTS, GaussianMixture
 from training.loop import train
 from utils.distributed import Distributed
 from utils.errors import InputError
+from utils.options import Count
 
 CPU = torch.device("cpu")
 
@@ -27,12 +28,8 @@ class Euler:
     """Euler's method in sigma on the probability flow (DDIM), for any process."""
 
     process: Process
-    steps: int | None = None
-    trajectory: int = 0
-
-    def __post_init__(self):
-        check_count("steps", self.steps, low=1, optional=True)
-        check_trajectory(self.trajectory)
+    steps: Count | None = None
+    trajectory: TrajectoryLength = 0
 
     @property
     def num_steps(self):
@@ -85,5 +82,5 @@ def test_a_sampler_in_one_file(registered, tmp_path):
 
 def test_its_options_are_checked(registered):
     cfg = composed("load_dir=x", "sampling.method=euler", "sampling.steps=0", name="vis").sampling
-    with pytest.raises(InputError, match=r"sampling\.steps=0: need an integer, at least 1, or null"):
+    with pytest.raises(InputError, match=r"sampling\.steps=0: need an integer, at least 1, at most 1e\+09, or null"):
         create_sampler(cfg, ReflectedVE())

@@ -232,7 +232,7 @@ def test_any_number_of_channels_and_any_divisible_size(channels, size):
     for model in (
         {"name": "ddpmpp", "nf": 16, "ch_mult": [1, 2], "num_res_blocks": 1, "attn_resolutions": [size // 2]},
         {"name": "vdm", "channels": 16, "num_blocks": 1, "attention": True},
-        {"name": "vdm", "channels": 5, "num_blocks": 0, "image_fourier": False},
+        {"name": "vdm", "channels": 5, "num_blocks": 1, "image_fourier": False},
         {"name": "adm", "model_channels": 64, "channel_mult": [1, 1], "num_blocks": 1, "attn_resolutions": [size]},
     ):
         assert create_model(model, data, SDE)(x, sigma).shape == x.shape

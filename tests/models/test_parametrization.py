@@ -88,7 +88,7 @@ def test_the_parametrization_gets_float32_or_wider(dtype):
 
 
 def test_options_reach_the_parametrization():
-    model = {"name": "vdm", "channels": 4, "num_blocks": 0, "scale_by_sigma": False, "sigma_data": 0.2, "ema_rate": 0.9}
+    model = {"name": "vdm", "channels": 4, "num_blocks": 1, "scale_by_sigma": False, "sigma_data": 0.2, "ema_rate": 0.9}
     data, sde = {"shape": [1, 4, 6], "classes": False}, {"sigma_min": 0.01, "sigma_max": 5.0}
     assert create_model(model, data, sde).parametrization == OutputParametrization(False)
     assert create_model({**model, "parametrization": "edm"}, data, sde).parametrization == EDM(0.2)

@@ -17,17 +17,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from models.create import NETWORKS, OTHER_KEYS
+from cli.options import option_keys
 from models.export import export
 from models.io.config import parse_config
 from models.io.pretrained import build_shapes
-from models.parametrization import PARAMETRIZATIONS
-from models.score_model import PRECISIONS
-from sampling import METHODS
 from tests.conftest import TINY, tiny_config
 from training.loop import train
-from training.optimizer import OPTIMIZERS
-from utils import schema
 from utils.distributed import Distributed
 from utils.errors import InputError
 
@@ -137,7 +132,7 @@ TRAIN_CASES = [
     ("sde.num_scales=0", "sde.num_scales=0"),
     ("sde.name=vp", "sde.name=vp: known are reflected_ve, ve"),
     ("sampling.boundary=dynamic", "sampling.boundary=dynamic does not fit a process that stays in [0, 1] by itself"),
-    ("sampling.percentile=2", "sampling.percentile=2: need a number, more than 0 and at most 1"),
+    ("sampling.percentile=2", "sampling.percentile=2: need a number, more than 0, at most 1"),
     ("training.noise_levels=lognormal", "did you mean log_normal?"),
     ("training.log_sigma_std=0", "training.log_sigma_std=0: need a number, more than 0"),
     ("sampling.method=euler", "sampling.method=euler: known are pc, ode, heun, multistep"),
@@ -408,24 +403,6 @@ def test_the_traceback_comes_back_on_demand(run):
     assert told.returncode == 1 and "Traceback" in said(told) and "nowhere is not a run directory" in said(told)
 
 
-def test_the_table_knows_what_the_code_knows():
-    import inspect
-
-    assert schema.NETWORKS.keys() == NETWORKS.keys()
-    given_by_others = {"data_shape", "num_classes", "sigma_min", "sigma_max"}
-    for name, network in NETWORKS.items():
-        arguments = inspect.signature(network).parameters.keys() - given_by_others
-        assert arguments == schema.NETWORKS[name].keys(), name
-    of_parametrizations = [inspect.signature(kind).parameters.keys() for kind in PARAMETRIZATIONS.values()]
-    assert set().union(*of_parametrizations) == schema.OF_ALL_NETWORKS.keys() - set(OTHER_KEYS)
-    assert schema.PRECISION.known == tuple(PRECISIONS)
-    assert schema.TRAIN["optim"]["optimizer"].known == tuple(OPTIMIZERS)
-    fields = {field for method in METHODS.values() for field in method.__dataclass_fields__} - {"process"} | {
-        "percentile"
-    }
-    assert schema.SAMPLING.keys() == fields | {"method"}
-
-
 def examples(pytestconfig):
     """As many as ``--fuzz`` says, the same ones each time, however long one takes."""
     count, checks = pytestconfig.getoption("fuzz"), list(HealthCheck)
@@ -527,7 +504,7 @@ TAGGED = [
 ]
 FUZZED_KEYS = [
     key
-    for key in schema.train_keys()
+    for key in option_keys("train")
     if key not in ("resume", "dataroot", "data.root", "ngpus", "device", "debug", "training.n_iters", "hydra")
     and not key.startswith(("training.startup", "training.step_t"))
 ]
@@ -542,7 +519,7 @@ SCRIPTS = {
     "run_vis.py": ["load_dir=run", *QUICK[:-1]],
     "run_eval.py": ["load_dir=run", *QUICK[:-1], "eval.images=2", "metrics.bpd.rtol=0.1", "metrics.bpd.atol=0.1"],
 }
-KEYS = {"run_train.py": FUZZED_KEYS, "run_vis.py": schema.vis_keys(), "run_eval.py": schema.eval_keys()}
+KEYS = {"run_train.py": FUZZED_KEYS, "run_vis.py": option_keys("vis"), "run_eval.py": option_keys("eval")}
 NOT_FUZZED = ("load_dir", "eval.images", "eval.rounds", "eval.batch_size", "ngpus", "metrics.elbo.num_times", "metrics")
 
 

@@ -1,6 +1,5 @@
 """Paths on the command line, whatever is in them, and what is said of an argument that cannot be read."""
 
-import inspect
 import os
 import shlex
 import shutil
@@ -14,16 +13,16 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from cli.overrides import PATHS, meant_path, quote_paths, read_override
+from cli.options import is_path_key, option_keys, path_keys
+from cli.overrides import meant_path, quote_paths, read_override
 from models import create_model
-from models.create import NETWORKS
-from run_train import WITHOUT_CLASSES
+from models.create import NETWORKS, takes_classes
 from tests.conftest import TINY, composed, metrics, read, tiny_config
 from training.loop import train
-from utils.checks import flat
+from training.options import check_train
 from utils.distributed import Distributed
 from utils.errors import InputError
-from utils.schema import check_train, eval_keys, train_keys, vis_keys
+from utils.options import flat
 
 CPU = Distributed(torch.device("cpu"))
 # Every character that Hydra, YAML or a shell reads otherwise, and some that not all can write.
@@ -97,12 +96,12 @@ def test_a_multirun_separates_paths_by_commas(here):
 
 
 def test_the_paths_are_options_of_the_scripts():
-    known = {*train_keys(), *vis_keys(), *eval_keys(), "hydra.run.dir", "hydra.sweep.dir", "metrics.reference"}
-    assert known >= PATHS
+    known = {key for script in ("train", "vis", "eval") for key in option_keys(script)}
+    assert {*known, "hydra.run.dir", "hydra.sweep.dir"} >= path_keys() and len(path_keys()) == 11
     for name in ("train", "vis", "eval"):
         for key, value in flat(composed(*["load_dir=x"] * (name != "train"), name=name)).items():
             like_a_path = key.endswith(("root", "_dir", "_path")) or (isinstance(value, str) and "/" in value)
-            assert key in PATHS or not like_a_path, key
+            assert is_path_key(key, "a, b") or not like_a_path, key
 
 
 @pytest.mark.slow(12)
@@ -177,5 +176,4 @@ def test_the_advice_on_an_experiment_with_another_network_can_be_followed():
     cfg = composed("experiment=digits", "model=ddpmpp", *advice)
     check_train(cfg, 1)
     assert create_model(cfg.model, cfg.data, cfg.sde).num_classes == 0
-    takes_classes = {name: "num_classes" in inspect.signature(network).parameters for name, network in NETWORKS.items()}
-    assert {name for name, takes in takes_classes.items() if not takes} == set(WITHOUT_CLASSES)
+    assert {name for name in NETWORKS if takes_classes(name)} == {"adm"}

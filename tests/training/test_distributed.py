@@ -19,11 +19,11 @@ from omegaconf import OmegaConf
 from cli.launch import broadcast_run_id, file_rendezvous, local_device, run_distributed, run_under_launcher
 from tests.conftest import ROOT, TINY, assert_same, environment, metrics, read, tiny_config, wait_for_steps
 from training.loop import train
+from training.options import check_train
 from utils.distributed import Distributed
 from utils.distributed_env import DistributedEnv, detect_launcher
 from utils.errors import InputError, TrainingError, UserError
 from utils.roll_call import RollCall
-from utils.schema import check_train
 from utils.signals import StopSignals
 
 CPU = torch.device("cpu")

@@ -26,9 +26,9 @@ from tests.conftest import assert_same, composed, metrics, read, tiny_config
 from tests.scripts.test_recipes import NARROW
 from training.loop import train
 from training.run_dir import resumed_config, write_config
-from utils.checks import plain
 from utils.distributed import Distributed
 from utils.errors import InputError, UserError, replacing
+from utils.options import plain
 
 CPU = Distributed(torch.device("cpu"))
 QUICK = ["training.snapshot_sampling=false", "logger=none"]

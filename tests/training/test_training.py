@@ -19,10 +19,10 @@ from tests.conftest import assert_same, composed, metrics, read, tiny_config
 from training import checkpoint
 from training.ema import EMA
 from training.loop import create_state, drop_labels, train
+from training.options import check_train
 from training.run_dir import resumed_config
 from utils.distributed import Distributed
 from utils.errors import InputError, TrainingError
-from utils.schema import check_train
 from utils.seeds import Stream, derived_seed
 
 CPU = Distributed(torch.device("cpu"))

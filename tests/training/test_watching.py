@@ -86,7 +86,7 @@ def test_a_disk_that_is_full_is_no_traceback_of_a_thread(tmp_path, monkeypatch):
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
         with pytest.raises(UserError, match="tensorboard cannot be written: File too large"):
-            TensorBoard(tmp_path, 0)
+            TensorBoard(tmp_path, 0, {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     for thread in threading.enumerate():

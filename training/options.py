@@ -1,0 +1,152 @@
+"""The options of run_train.py, each with its type and bounds, and the check of a whole configuration.
+
+The sections ``model``, ``sde``, ``sampling`` and ``data`` have the options of what they choose, which its registry
+knows; ``logger`` those of its class in training/loggers.py.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Literal
+
+from omegaconf import DictConfig
+from pydantic import Field
+
+from training.loggers import LOGGERS, logger_options
+from utils.errors import InputError
+from utils.options import (
+    Count,
+    NonNegative,
+    NumImages,
+    Option,
+    PathName,
+    Positive,
+    Probability,
+    Seed,
+    check_name,
+    check_section,
+    elsewhere,
+    options_of,
+    plain,
+)
+
+NumProcesses = Annotated[int, Field(ge=1, le=4096)]
+Steps = Annotated[int, Field(ge=0, le=10**12)]
+Seconds = Annotated[float, Field(ge=1, le=10**7)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+@dataclass(frozen=True)
+class CommonOptions:
+    """Options of all three scripts."""
+
+    root: PathName
+    ngpus: NumProcesses
+    device: Literal["auto", "cpu", "cuda"]
+    precision: Literal["fp32", "bf16", "fp16"]
+    compile: bool
+    seed: Seed
+    debug: bool
+
+
+@dataclass(frozen=True)
+class TrainOptions(CommonOptions):
+    """Options of run_train.py outside of the sections."""
+
+    dataroot: PathName
+    resume: PathName | None = None
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """Options of the section ``training``."""
+
+    batch_size: NumImages
+    grad_accum_steps: Count
+    activation_checkpointing: bool
+    n_iters: Steps
+    snapshot_freq: Count
+    snapshot_freq_for_preemption: Count
+    snapshot_sampling: bool
+    log_freq: Count
+    eval_freq: Count
+    likelihood_weighting: bool
+    reduce_mean: bool
+    drop_label: Probability
+    noise_levels: Annotated[str, Field(description="a name in losses/noise_levels.py")]
+    log_sigma_mean: float
+    log_sigma_std: Positive
+    startup_timeout: Seconds
+    step_timeout: Seconds
+    allow_data_change: bool
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """Options of the section ``eval``."""
+
+    batch_size: NumImages
+
+
+@dataclass(frozen=True)
+class OptimOptions:
+    """Options of the section ``optim``."""
+
+    optimizer: Literal["Adam", "AdamW"]
+    lr: NonNegative
+    beta1: Decay
+    beta2: Decay
+    eps: NonNegative
+    weight_decay: NonNegative
+    warmup: NonNegative
+    grad_clip: float
+
+
+SECTIONS = {"training": TrainingOptions, "eval": EvalOptions, "optim": OptimOptions}
+CHOICES = ("data", "model", "sde", "sampling", "logger")  # sections whose options depend on what they choose
+
+
+def check_train(cfg: DictConfig, processes: int) -> None:
+    """Check the configuration of run_train.py.
+
+    Args:
+        cfg: configuration with interpolations resolved.
+        processes: number of processes that share a batch.
+
+    Raises:
+        InputError: naming the key at fault.
+    """
+    top = options_of(TrainOptions) | {name: Option(object) for name in (*SECTIONS, *CHOICES)}
+    check_section(cfg, top)
+    for name, options in SECTIONS.items():
+        check_section(cfg[name], options_of(options), name)
+    for name in CHOICES:
+        check_section(cfg[name], dict.fromkeys(map(str, cfg[name]), Option(object)), name)
+    logger = cfg.logger.get("name")
+    check_name("logger.name", logger, LOGGERS)
+    check_section(cfg.logger, logger_options(logger), "logger", elsewhere("logger", LOGGERS, logger_options, logger))
+    if cfg.optim.grad_clip == 0:
+        raise InputError("optim.grad_clip=0 leaves no gradient: need a positive norm, or a negative one for no limit")
+    if cfg.training.batch_size < processes * cfg.training.grad_accum_steps:
+        raise InputError(
+            f"training.batch_size={cfg.training.batch_size}: less than an image for each of {processes} processes x "
+            f"training.grad_accum_steps={cfg.training.grad_accum_steps}"
+        )
+
+    # The registries import torch, which takes a second: what is wrong with other options has been said by now.
+    from datasets.options import check_shape
+    from datasets.registry import DATASETS, data_options
+    from models.create import NETWORKS, model_options
+    from sampling import sampling_options
+    from sde import DEFAULT, PROCESSES, create_process, process_options
+
+    values = plain(cfg)
+    of_data = partial(data_options, has_shape="shape" in values["data"])
+    for name, known, of, chosen in (
+        ("model", NETWORKS, model_options, values["model"].get("name")),
+        ("sde", PROCESSES, process_options, values["sde"].get("name", DEFAULT)),
+        ("data", DATASETS, of_data, str(values["data"].get("dataset")).lower()),
+    ):
+        check_section(values[name], of(chosen), name, elsewhere(name, known, of, chosen))
+    check_shape(values["data"])
+    create_process(values["sde"])
+    check_section(values["sampling"], sampling_options(), "sampling")

@@ -1,0 +1,61 @@
+"""Options of configurations that earlier versions of this code wrote, and what they are now."""
+
+from collections.abc import Mapping
+from typing import Any
+
+# {old key: present key}
+RENAMED = {
+    "training.accumulate": "training.grad_accum_steps",
+    "training.recompute_activations": "training.activation_checkpointing",
+    "metrics.bpd.probes": "metrics.bpd.num_probes",
+    "metrics.elbo.times": "metrics.elbo.num_times",
+    "metrics.elbo.importance": "metrics.elbo.importance_sampling",
+    "metrics.drawn": "metrics.num_images",
+    "metrics.samples": "metrics.samples_path",
+    "metrics.features": "metrics.feature_weights",
+}
+# {present key: value with which this version does what a version without the key did}
+ADDED = {"sde.name": "reflected_ve", "model.parametrization": "output", "sampling.percentile": 0.995}
+# {key: (added key, old value, present value)} for configurations without the added key
+CHANGED = {"sampling.boundary": ("sampling.percentile", "reflect", None)}
+
+
+def update_old_keys(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration of an earlier version, as plain dictionaries, in the keys and values of this one.
+
+    A configuration of this version comes back as it is. Where a configuration has an old key and the present one, both
+    stay, for the check of options to refuse.
+    """
+    updated = {key: _copy(part) for key, part in cfg.items()}
+    for old, new in RENAMED.items():
+        section, name = _find(updated, old)
+        present = new.rpartition(".")[2]
+        if name in section and present not in section:
+            section[present] = section.pop(name)
+    for key, (added, before, now) in CHANGED.items():
+        section, name = _find(updated, key)
+        if name in section and section[name] == before and added.rpartition(".")[2] not in _find(updated, added)[0]:
+            section[name] = now
+    for key, value in ADDED.items():
+        section, name = _find(updated, key)
+        if section:
+            section.setdefault(name, value)
+    return updated
+
+
+def present_name(key: str) -> str | None:
+    """Return what an old key is called now; None for a key that is not old."""
+    return RENAMED.get(key)
+
+
+def _copy(part: Any) -> Any:
+    return {key: _copy(inner) for key, inner in part.items()} if isinstance(part, Mapping) else part
+
+
+def _find(cfg: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
+    """Return the section that ``key`` belongs to, an empty one if there is none, and the last part of ``key``."""
+    *sections, name = key.split(".")
+    section: Any = cfg
+    for part in sections:
+        section = section.get(part) if isinstance(section, dict) else None
+    return section if isinstance(section, dict) else {}, name

@@ -1,0 +1,217 @@
+"""Options of a configuration, checked against the annotations of the parameters and fields that they are for.
+
+The annotation of a parameter, ``batch_size: Annotated[int, Field(ge=1)]``, is the only place that says what its option
+may be. ``options_of`` reads the annotations of a function or class, ``check_section`` checks values with pydantic, and
+``requirement`` says in words what an annotation allows.
+"""
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, cast
+
+from omegaconf import DictConfig, OmegaConf
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from utils.errors import InputError
+from utils.old_keys import present_name
+
+STRICT = ConfigDict(strict=True, allow_inf_nan=False)
+MISSING = "???"  # what OmegaConf calls a value that has to be given
+
+Name = Annotated[str, Field(pattern="^[^\0]+$", description="a name or path")]
+PathName = Annotated[str, Field(pattern="^[^\0]+$", description="a name or path", json_schema_extra={"format": "path"})]
+Count = Annotated[int, Field(ge=1, le=10**9)]
+NumImages = Annotated[int, Field(ge=1, le=10**6)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of a configuration.
+
+    Attributes:
+        annotation: its type and bounds.
+        required: whether a configuration must have it.
+        default: value in Python, for use as a library; ``inspect.Parameter.empty`` if there is none.
+    """
+
+    annotation: Any
+    required: bool = True
+    default: Any = inspect.Parameter.empty
+
+
+def options_of(target: Callable[..., Any], leave_out: Collection[str] = ()) -> dict[str, Option]:
+    """Read the options of a function, class or dataclass: its parameters by name, but for those in ``leave_out``.
+
+    A parameter that has a default may be missing in a configuration.
+    """
+    found = {}
+    for name, parameter in inspect.signature(target, eval_str=True).parameters.items():
+        if name in leave_out or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        annotation = Any if parameter.annotation is parameter.empty else parameter.annotation
+        found[name] = Option(annotation, parameter.default is parameter.empty, parameter.default)
+    return found
+
+
+def one_of(known: Iterable[str]) -> Option:
+    """Make the option that chooses one of the ``known`` names, such as those of a registry."""
+    return Option(Literal.__getitem__(tuple(known)))
+
+
+@functools.cache
+def _adapter(annotation: Any) -> TypeAdapter:
+    return TypeAdapter(annotation, config=STRICT)
+
+
+@functools.cache
+def _schema(annotation: Any) -> dict[str, Any]:
+    return _adapter(annotation).json_schema()
+
+
+def is_path(annotation: Any) -> bool:
+    """Tell whether an annotation is that of a path: ``PathName``, or ``PathName | None``."""
+    schema = _schema(annotation)
+    return any(part.get("format") == "path" for part in schema.get("anyOf", [schema]))
+
+
+def requirement(annotation: Any) -> str:
+    """Say in words what a value may be, such as "an integer, at least 1, or null"."""
+    return _in_words(_schema(annotation))
+
+
+def _in_words(schema: Mapping[str, Any]) -> str:
+    if "description" in schema:
+        return schema["description"]
+    if "anyOf" in schema:
+        return ", or ".join(map(_in_words, schema["anyOf"]))
+    if "const" in schema:
+        return str(schema["const"])
+    if "enum" in schema:
+        return f"one of {', '.join(map(str, schema['enum']))}"
+    kind = schema.get("type")
+    if kind == "array":
+        fewest, most = schema.get("minItems", 0), schema.get("maxItems")
+        return f"a list of {fewest} to {most} values" if most is not None else "a list"
+    words = {"integer": "an integer", "number": "a number", "boolean": "true or false", "null": "null"}
+    limits = {"minimum": "at least", "exclusiveMinimum": "more than", "maximum": "at most"}
+    limits["exclusiveMaximum"] = "less than"
+    bounds = [f"{text} {schema[name]:g}" for name, text in limits.items() if name in schema]
+    return ", ".join([words.get(str(kind), "a name" if kind == "string" else "a value"), *bounds])
+
+
+def check_value(key: str, value: Any, annotation: Any) -> None:
+    """Raise InputError, naming the ``key`` and what would be right, unless ``value`` is what ``annotation`` allows."""
+    try:
+        _adapter(annotation).validate_python(value)
+    except ValidationError as error:
+        schema = _schema(annotation)
+        if schema.get("type") == "array":
+            place = error.errors()[0]["loc"]
+            if not isinstance(value, list | tuple):
+                raise InputError(f"{key}={value}: need a list, such as [1, 2]") from None
+            if place and "description" not in schema:
+                value, schema = value[cast(int, place[0])], schema.get("items", {})
+        names = _names(schema)
+        if names and "description" not in schema:
+            raise InputError(f"{key}={value}: known are {', '.join(names)}{did_you_mean(value, names)}") from None
+        raise InputError(f"{key}={_shown(value)}: need {_in_words(schema)}") from None
+
+
+def _names(schema: Mapping[str, Any]) -> list[str]:
+    """Return the names that a schema allows, with null if it does; nothing for a schema that allows other values."""
+    if "anyOf" in schema:
+        parts = [_names(part) for part in schema["anyOf"]]
+        return [name for part in parts for name in part] if all(parts) and parts[:-1] else []
+    if schema.get("type") == "null":
+        return ["null"]
+    return schema.get("enum", [schema["const"]] if "const" in schema else []) if schema.get("type") == "string" else []
+
+
+def _shown(value: Any) -> Any:
+    return repr(value) if value == "" or (isinstance(value, str) and "\0" in value) else value
+
+
+def check_name(key: str, value: Any, known: Iterable[str]) -> None:
+    """Raise InputError, naming the ``key`` and the nearest name, unless ``value`` is one of the ``known`` names."""
+    known = tuple(known)
+    if not isinstance(value, str) or value not in known:
+        raise InputError(f"{key}={value}: known are {', '.join(known)}{did_you_mean(value, known)}")
+
+
+def check_section(
+    section: Any, options: Mapping[str, Option], name: str = "", foreign: Mapping[str, str] | None = None
+) -> None:
+    """Check the values of a section, and that it has no key that nothing reads.
+
+    Args:
+        section: dictionary or DictConfig, with interpolations resolved.
+        options: its options by name.
+        name: of the section, for errors; "" for the top level.
+        foreign: {option: sentence} on options that the section would have with another choice, see ``elsewhere``.
+
+    Raises:
+        InputError: naming the first key at fault.
+    """
+    if not isinstance(section, Mapping | DictConfig):
+        raise InputError(f"{name}={section}: need a section with {', '.join(options)}")
+    values = plain(section) if isinstance(section, DictConfig) else section
+    prefix = f"{name}." if name else ""
+    for key in map(str, values):
+        if key not in options:
+            raise InputError(f"{prefix}{key}: no such option{_why(prefix, key, options, foreign or {})}")
+    for key, option in options.items():
+        if key not in values and option.required:
+            raise InputError(f"{prefix}{key} is missing")
+        if key in values and isinstance(values[key], str) and values[key] == MISSING:
+            raise InputError(f"{prefix}{key} is missing: say {prefix}{key}=...")
+        if key in values:
+            check_value(f"{prefix}{key}", values[key], option.annotation)
+
+
+def _why(prefix: str, key: str, options: Iterable[str], foreign: Mapping[str, str]) -> str:
+    if now := present_name(f"{prefix}{key}"):
+        return f"; it is now {now}"
+    if key in foreign:
+        return f"; {foreign[key]}"
+    return did_you_mean(f"{prefix}{key}", (f"{prefix}{known}" for known in options))
+
+
+def elsewhere(
+    section: str, choices: Iterable[str], options: Callable[[str], Mapping[str, Option]], chosen: str
+) -> dict[str, str]:
+    """Return {option: sentence} for the options that other choices of a section have and the ``chosen`` one has not."""
+    having: dict[str, list[str]] = {}
+    for choice in choices:
+        for key in options(choice).keys() - options(chosen).keys():
+            having.setdefault(key, []).append(choice)
+    return {
+        key: f"{section}.{key} is an option of {section}={' and '.join(names)}, and this is {section}={chosen}"
+        for key, names in having.items()
+    }
+
+
+def did_you_mean(name: Any, known: Iterable[str]) -> str:
+    """Return "; did you mean X?" for the known name that is nearest, or nothing."""
+    near = difflib.get_close_matches(str(name), [str(other) for other in known], n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def plain(cfg: Any, resolve: bool = False) -> dict[str, Any]:
+    """Turn a configuration into dictionaries, lists and plain values; interpolations stay unless ``resolve``."""
+    return cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=resolve))
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn a tree of dictionaries into {"a.b": value}; an empty dictionary is a value."""
+    leaves: dict[str, Any] = {}
+    for name, value in tree.items():
+        inner = isinstance(value, Mapping) and value
+        leaves |= flat(value, f"{prefix}{name}.") if inner else {f"{prefix}{name}": value}
+    return leaves
