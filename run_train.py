@@ -15,9 +15,9 @@ from cli.entry_point import entry_point
 from cli.options import option_keys
 from cli.overrides import is_multirun, meant_path, read_override
 from training.options import check_train
-from utils.options import plain
 from utils.distributed_env import detect_launcher
 from utils.errors import InputError
+
 
 def check_resume(arguments: list[str]) -> None:
     """Check what the command line says of ``resume``, before Hydra makes a directory of that name.

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from training.options import CommonOptions
 from utils.errors import InputError
-from utils.options import Count, NumImages, Option, PathName, Positive, check_section, options_of
+from utils.options import Count, NumImages, Option, PathName, check_section, options_of
 
 CheckpointNumber = Annotated[int, Field(ge=-1, le=10**12)]
 
@@ -68,67 +68,15 @@ class MetricsOptions:
     reference: PathName | None
 
 
-@dataclass(frozen=True)
-class FlowOptions:
-    """Options of ``metrics.bpd``."""
-
-    divergence: Literal["hutchinson", "exact"]
-    num_probes: Annotated[int, Field(ge=1, le=10**4)]
-    rtol: Positive
-    atol: Positive
-
-
-@dataclass(frozen=True)
-class ElboOptions:
-    """Options of ``metrics.elbo``."""
-
-    num_times: Count
-    importance_sampling: bool
-
-
-@dataclass(frozen=True)
-class FIDOptions:
-    """``metrics.fid`` has no options."""
-
-
-@dataclass(frozen=True)
-class KIDOptions:
-    """Options of ``metrics.kid``."""
-
-    subsets: Count
-    subset_size: Annotated[int, Field(ge=2, le=10**6)]
-
-
-@dataclass(frozen=True)
-class InceptionScoreOptions:
-    """Options of ``metrics.inception_score``."""
-
-    splits: Count
-
-
-@dataclass(frozen=True)
-class PrecisionRecallOptions:
-    """Options of ``metrics.precision_recall``."""
-
-    neighborhood: Count
-
-
-METRICS: dict[str, type] = {
-    "bpd": FlowOptions,
-    "elbo": ElboOptions,
-    "fid": FIDOptions,
-    "kid": KIDOptions,
-    "inception_score": InceptionScoreOptions,
-    "precision_recall": PrecisionRecallOptions,
-}
-OF_EACH_REAL_IMAGE = ("kid", "precision_recall")  # need the features of the images, not their mean and covariance alone
 VIS_SECTIONS = {"eval": VisEvalOptions}
 EVAL_SECTIONS = {"eval": EvalEvalOptions, "data": EvalDataOptions}
 
 
 def metric_options(name: str) -> dict[str, Option]:
-    """Return the options of ``metrics.NAME``."""
-    return options_of(METRICS[name])
+    """Return the options of ``metrics.NAME``: the keyword arguments of the metric."""
+    from evaluation.registry import METRICS  # imports torch
+
+    return options_of(METRICS[name], leave_out=("inputs",))
 
 
 def check_vis(cfg: DictConfig) -> None:
@@ -139,28 +87,18 @@ def check_vis(cfg: DictConfig) -> None:
 def check_eval(cfg: DictConfig) -> None:
     """Raise InputError, naming the key at fault, unless ``cfg`` is a configuration of run_eval.py."""
     _check(cfg, EvalOptions, EVAL_SECTIONS, ("sampling", "metrics"))
+
+    from evaluation.registry import METRICS, check_reference  # imports torch
+
+    known = options_of(MetricsOptions) | {name: Option(Any, required=False) for name in METRICS}
+    check_section(cfg.metrics, known, "metrics")
     chosen = [name for name in METRICS if name in cfg.metrics]
-    options = options_of(MetricsOptions)
-    check_section(cfg.metrics, options | {name: Option(Any, required=False) for name in METRICS}, "metrics")
     for name in chosen:
         check_section(cfg.metrics[name], metric_options(name), f"metrics.{name}")
     if not chosen:
         raise InputError(f"metrics=[]: choose some of {', '.join(METRICS)}")
     if cfg.metrics.reference is not None:
-        key = f"metrics.reference={cfg.metrics.reference}"
-        more = [name for name in OF_EACH_REAL_IMAGE if name in chosen]
-        if more:
-            raise InputError(
-                f"{key} is a mean and covariance, from which {' and '.join(more)} cannot be computed: choose "
-                "metrics=[fid], or leave metrics.reference out to compare with the training images"
-            )
-        if "fid" not in chosen:
-            raise InputError(f"{key} is for fid, which is not among the chosen metrics: {', '.join(chosen)}")
-    if "precision_recall" in chosen and cfg.metrics.num_images <= cfg.metrics.precision_recall.neighborhood:
-        raise InputError(
-            f"metrics.num_images={cfg.metrics.num_images}: need more images than metrics.precision_recall.neighborhood="
-            f"{cfg.metrics.precision_recall.neighborhood}"
-        )
+        check_reference(f"metrics.reference={cfg.metrics.reference}", chosen)
 
 
 def _check(cfg: DictConfig, top: type, sections: Mapping[str, type], others: tuple[str, ...]) -> None:

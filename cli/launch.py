@@ -38,11 +38,11 @@ from omegaconf import DictConfig
 from torch import multiprocessing as mp
 from torch.multiprocessing.spawn import ProcessException
 
-from utils.checks import plain
 from utils.devices import choose_device, choose_devices, share_cores
 from utils.distributed import Distributed
 from utils.distributed_env import DistributedEnv, detect_launcher
 from utils.errors import InputError, TrainingError, UserError
+from utils.options import plain
 from utils.roll_call import RollCall, read_failure
 from utils.signals import StopSignals, block_sigint, unblock_sigint
 

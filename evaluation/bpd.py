@@ -25,6 +25,7 @@ from sampling.base import ScoreFn
 from sampling.dopri5 import REPORTS
 from sde import create_process
 from utils.distributed import Distributed
+from utils.options import Count, Positive
 from utils.seeds import Stream, derived_seed, image_generators
 
 log = logging.getLogger(__name__)
@@ -144,8 +145,8 @@ class FlowBPD(DatasetMetric):
         *,
         divergence: Literal["hutchinson", "exact"],
         num_probes: Annotated[int, Field(ge=1, le=10**4)],
-        rtol: Annotated[float, Field(gt=0)],
-        atol: Annotated[float, Field(gt=0)],
+        rtol: Positive,
+        atol: Positive,
     ) -> None:
         super().__init__(inputs, "bpd", REPORTS)
         self.options: dict[str, Any] = {"divergence": divergence, "rtol": rtol, "atol": atol}
@@ -191,9 +192,7 @@ class ElboBPD(DatasetMetric):
         importance_sampling: whether the times are drawn from a proposal that is estimated first.
     """
 
-    def __init__(
-        self, inputs: EvaluationInputs, *, num_times: Annotated[int, Field(ge=1, le=10**9)], importance_sampling: bool
-    ) -> None:
+    def __init__(self, inputs: EvaluationInputs, *, num_times: Count, importance_sampling: bool) -> None:
         super().__init__(inputs, "elbo", num_times)
         if inputs.cfg.compile:
             compile_network(self.net)

@@ -11,10 +11,9 @@ from torch import Tensor
 from evaluation.metric import EvaluationInputs, Result, RowsMetric
 from evaluation.reference import Reference
 from evaluation.samples import Samples
+from utils.options import Count
 
 PAPERS_USE = 50_000  # samples
-
-Count = Annotated[int, Field(ge=1, le=10**9)]
 
 
 class SampleMetric(RowsMetric, ABC):

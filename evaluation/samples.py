@@ -17,8 +17,8 @@ from evaluation.metric import EvaluationInputs, Rows
 from evaluation.output_dir import write_text
 from evaluation.read_samples import read_samples
 from evaluation.reference import BATCH, Reference, read_statistics, reference_statistics
-from utils.checks import plain
 from utils.errors import InputError
+from utils.options import plain
 
 
 class Samples:
