@@ -62,6 +62,9 @@ class FID(SampleMetric):
 
     compares_with = "statistics"
 
+    def __init__(self, inputs: EvaluationInputs) -> None:
+        super().__init__(inputs)
+
     def compute(self, features: Tensor, logits: Tensor, real: Reference | None) -> dict[str, Result]:
         """Compute the distance between the Gaussians with the mean and covariance of samples and of real images."""
         from torch_fidelity import metric_fid  # heavy, where used

@@ -577,7 +577,6 @@ def test_inception_weights_that_are_not(tmp_path, monkeypatch):
         ("metrics.kid.subsets=0", "metrics.kid.subsets=0"),
         ("metrics.inception_score.splits=0", "metrics.inception_score.splits=0"),
         ("metrics.precision_recall.neighborhood=0", "metrics.precision_recall.neighborhood=0"),
-        ("metrics.num_images=3", "metrics.num_images=3: need more images"),
         ("metrics.reference=x.npz", "x.npz is a mean and covariance, from which kid and precision_recall cannot be"),
         ("metrics.reference=[x]", "need a name or path"),
         ("precision=fp8", "precision=fp8"),
@@ -587,6 +586,13 @@ def test_inception_weights_that_are_not(tmp_path, monkeypatch):
 def test_bad_options_are_named(override, message):
     with pytest.raises(InputError, match=message):
         check_eval(composed(ALL, "load_dir=run", override, name="eval"))
+
+
+def test_too_few_samples_are_refused_before_any_is_drawn(run_dir, tmp_path):
+    cfg = eval_config(run_dir, "metrics.num_images=3", chosen="metrics=[precision_recall]")
+    with pytest.raises(InputError, match=r"metrics\.num_images=3: 3 images, need at least 4"):
+        evaluate(cfg, tmp_path / "eval")
+    assert not (tmp_path / "eval/images").exists()
 
 
 def test_statistics_without_fid_are_refused():

@@ -67,7 +67,7 @@ def test_noise_levels_in_one_file(registered, tmp_path, monkeypatch):
     assert quarters.shape == (4, 4) and np.isfinite(quarters).all(), "each quartile has some of the hundred images"
 
     draw = ["sampling.method=multistep", "sampling.steps=2", "device=cpu", f"load_dir={run}"]
-    ((_, batch),) = generate_batches(ImageSampler(composed(*draw, name="vis"), CPU), [0], 6, [CPU])
+    ((_, batch),) = generate_batches(ImageSampler(composed(*draw, name="vis"), CPU), [0], 6, Distributed(CPU))
     assert batch.pixels.shape == (6, 8, 8, 1)
 
 

@@ -9,7 +9,7 @@ import torch
 from omegaconf import open_dict
 from torch import Tensor
 
-from evaluation.evaluate import Evaluation
+from evaluation.evaluate import evaluate
 from evaluation.generate import ImageSampler, generate_batches
 from models import load_pretrained, parametrization
 from models.export import export
@@ -59,17 +59,17 @@ def test_a_parametrization_in_one_file(registered, tmp_path):
     samples = []
     for load_dir in (run, tmp_path / "faces.safetensors"):
         sampler = ImageSampler(composed(*draw, f"load_dir={load_dir}", name="vis"), CPU)
-        ((_, batch),) = generate_batches(sampler, [0], 6, [CPU])
+        ((_, batch),) = generate_batches(sampler, [0], 6, Distributed(CPU))
         assert batch.pixels.shape == (6, 8, 8, 1)
         samples.append(batch.pixels)
     assert np.array_equal(*samples)
 
     measured = ["metrics=[bpd,elbo]", "eval.images=6", "metrics.bpd.rtol=1e-2", "metrics.bpd.atol=1e-2"]
     measured += ["metrics.elbo.num_times=4", "device=cpu", f"load_dir={run}"]
-    evaluation = Evaluation(composed(*measured, name="eval"), [CPU], {"checkpoint": {"sha256": "of the test"}})
-    results = evaluation(tmp_path)["metrics"]
+    evaluate(composed(*measured, f"dataroot={tmp_path}", name="eval"), tmp_path / "eval", Distributed(CPU))
+    results = json.loads((tmp_path / "eval/results.json").read_text())["metrics"]
     for name in ("bpd", "elbo"):
-        bits = np.load(tmp_path / f"{name}.npz")["bits"]
+        bits = np.load(tmp_path / f"eval/{name}.npz")["bits"]
         assert bits.shape == (6,) and results[name]["value"] == pytest.approx(bits.mean())
         assert 2 < results[name]["value"] < 20
 

@@ -12,7 +12,7 @@ from torch.distributions import Normal
 
 import sde
 from evaluation import elbo, log_likelihood
-from evaluation.evaluate import Evaluation
+from evaluation.evaluate import evaluate
 from evaluation.generate import ImageSampler, generate_batches
 from models import load_pretrained
 from sampling import Heun, PredictorCorrector, ProbabilityFlow
@@ -99,15 +99,15 @@ def test_a_process_in_one_file(registered, tmp_path):
 
     draw = ["sampling.method=multistep", "sampling.steps=2", "device=cpu", "label=[3,4]", f"load_dir={run}"]
     sampler = ImageSampler(composed(*draw, name="vis"), CPU)
-    ((_, batch),) = generate_batches(sampler, [0], 6, [CPU])
+    ((_, batch),) = generate_batches(sampler, [0], 6, Distributed(CPU))
     assert batch.pixels.shape == (6, 8, 8, 1)
 
     measured = ["metrics=[bpd,elbo]", "eval.images=6", "metrics.bpd.rtol=1e-2", "metrics.bpd.atol=1e-2"]
     measured += ["metrics.elbo.num_times=4", "device=cpu", f"load_dir={run}"]
-    evaluation = Evaluation(composed(*measured, name="eval"), [CPU], {"checkpoint": {"sha256": "of the test"}})
-    results = evaluation(tmp_path)["metrics"]
+    evaluate(composed(*measured, f"dataroot={tmp_path}", name="eval"), tmp_path / "eval", Distributed(CPU))
+    results = json.loads((tmp_path / "eval/results.json").read_text())["metrics"]
     for name in ("bpd", "elbo"):
-        bits = np.load(tmp_path / f"{name}.npz")["bits"]
+        bits = np.load(tmp_path / f"eval/{name}.npz")["bits"]
         assert bits.shape == (6,) and results[name]["value"] == pytest.approx(bits.mean())
 
     with pytest.raises(InputError, match=r"sde\.name=reflected_ve, but the run in"):

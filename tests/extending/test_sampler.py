@@ -74,7 +74,7 @@ def test_a_sampler_in_one_file(registered, tmp_path):
     assert (tmp_path / "samples/iter_2/trajectory.gif").is_file()
     draw = ["sampling.method=euler", "sampling.steps=3", "w=1", "label=[3,4]", "device=cpu", f"load_dir={tmp_path}"]
     sampler = ImageSampler(composed(*draw, name="vis"), CPU)
-    batches = dict(generate_batches(sampler, [0, 1], 4, [CPU]))
+    batches = dict(generate_batches(sampler, [0, 1], 4, Distributed(CPU)))
     assert batches[0].nfe == 3 and batches[0].labels.tolist() == [3, 4, 3, 4]
     assert not np.array_equal(batches[0].pixels, batches[1].pixels)
     assert np.array_equal(sampler(range(4, 8)).pixels, batches[1].pixels)
