@@ -24,7 +24,7 @@ from hydra.errors import CompactHydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cli.options import help_text, hint
+from cli.options import CONFIGS, help_text, hint
 from cli.overrides import quote_paths, read_override
 from utils.distributed_env import detect_launcher, wait_for_process_0
 from utils.errors import InputError, UserError, printable
@@ -138,7 +138,7 @@ def entry_point(
                 _Outcome.bug = error
                 raise
 
-        run = hydra.main(version_base="1.3", config_path=str(ROOT / "configs"), config_name=config_name)(job)
+        run = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)
 
         def entry() -> None:
             full = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -195,7 +195,7 @@ def _in_one_line(error: Exception, keys: Iterable[str], typed: list[str]) -> str
         return f"{unknown[1]}: no such option{hint(unknown[1], keys)}"
     if missing := re.search(r"Could not (?:find|load) '(?:[^']*/)?([^/']+)/([^/']+)'", message):
         group, name = missing[1], missing[2]
-        known = sorted(path.stem for path in (ROOT / "configs").glob(f"**/{group}/*.yaml"))
+        known = sorted(path.stem for path in CONFIGS.glob(f"**/{group}/*.yaml"))
         return f"{group}={name}: known are {', '.join(known)}{did_you_mean(name, known)}"
     if isinstance(error, OverrideParseException):
         return f"{error.override}: {_unreadable(error.override or '', message.splitlines()[0], typed)}"

@@ -116,7 +116,10 @@ def annotated_options(path: Path) -> dict[str, Option]:
         else:
             sections = {"": evaluation_options.EvalOptions, **evaluation_options.EVAL_SECTIONS}
             sections["metrics"] = evaluation_options.MetricsOptions
-        return {key: option for name, of in sections.items() for key, option in _prefixed(name, options_of(of)).items()}
+        options = {name: options_of(of) for name, of in sections.items()}
+        if path.stem == "train":
+            options["training"] = training_options.training_options()
+        return {key: option for name, own in options.items() for key, option in _prefixed(name, own).items()}
     values = yaml.safe_load(path.read_text())
     name = values.get("dataset" if group == "data" else "name", path.stem)
     of: dict[str, Callable[[str], dict[str, Option]]] = {
@@ -193,7 +196,9 @@ def _tables(script: str) -> Iterator[tuple[str, list[tuple[Line, str]]]]:
         paths, base = choices(group), CONFIGS / f"base/{group}.yaml"
         shared = lines_of(base) if base.exists() else {}
         if shared:
-            yield f"{group}=NAME, one of {', '.join(path.stem for path in paths)}", rows(paths[0], shared.values())
+            names = ", ".join(path.stem for path in paths)
+            first = next(path for path in paths if lines_of(path).keys() >= shared.keys())
+            yield f"{group}=NAME, one of {names}", rows(first, shared.values())
         for path in paths:
             if lines := [line for key, line in lines_of(path).items() if key not in shared]:
                 yield f"{group}={path.stem}", rows(path, lines)

@@ -94,7 +94,7 @@ class DatasetMetric(RowsMetric, ABC):
         bits, evaluations = rows.pop("bits"), rows.pop("evaluations")
         protocol = {
             "error_is": f"standard error of {n} images",
-            "unit": "bits per dimension",
+            "unit": "bits per dimension" if self.images.levels else "bits per dimension of the density",
             "images": n,
             "split": f"{self.split}, {n} of {len(self.images)} images",
             "labels": "class of each image given" if self.net.num_classes else "no classes",

@@ -8,12 +8,13 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from datasets.shape import is_image
 from evaluation.parts import progress_bar
 from models import compile_network, load_denoiser, load_pretrained
 from sampling import create_sampler, guided_score
 from sampling.denoising import apply_published_denoiser, posterior_mean
 from sampling.draw import draw_samples
-from sampling.images import to_uint8
+from sampling.images import to_array
 from sampling.labels import labels_of, resolve_labels
 from sde import create_process
 from utils.distributed import Distributed
@@ -25,9 +26,9 @@ class GeneratedBatch:
     """Images that were drawn together.
 
     Attributes:
-        pixels: images, uint8 (N, H, W, C).
+        pixels: images, uint8 (N, H, W, C), or other samples, float32 (N, *shape).
         labels: classes of the images, int64 (N,); None for a network without classes.
-        trajectory: states of the first images from noise to image, uint8 (K, n, H, W, C), or None.
+        trajectory: states of the first images from noise to image, (K, n, ...) of the type of ``pixels``, or None.
         nfe: number of evaluations of the score for each image.
     """
 
@@ -56,6 +57,7 @@ class ImageSampler:
         if cfg.compile:
             compile_network(self.net)
         self.sde = create_process(self.run.sde)
+        self.is_image = is_image(self.run.data)
         self.classes = resolve_labels(cfg.label, cfg.w, self.net.num_classes, self.run.data.get("class_names") or ())
         self.denoise = self._denoiser()
         self.num_steps = create_sampler(cfg.sampling, self.sde, self.denoise and (lambda x: x)).num_steps
@@ -79,9 +81,9 @@ class ImageSampler:
             self.device,
         )
         return GeneratedBatch(
-            to_uint8(out.samples),
+            to_array(out.samples, self.is_image),
             None if labels is None else labels.cpu().numpy(),
-            None if out.trajectory is None else to_uint8(out.trajectory),
+            None if out.trajectory is None else to_array(out.trajectory, self.is_image),
             out.nfe,
         )
 

@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from omegaconf import DictConfig
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -13,7 +14,7 @@ from evaluation.output_dir import open_output, write_arrays
 from models.io.run_files import find_checkpoint, named_checkpoint
 from sampling.images import save_each, save_grid, save_trajectory
 from utils.distributed import Distributed
-from utils.errors import writing
+from utils.errors import InputError, writing
 from utils.signals import StopSignals
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,9 @@ def generate_images(cfg: DictConfig, out_dir: Path, distributed: Distributed, st
     cfg.device = distributed.device.type
     cfg.load_dir, cfg.eval.ckpt = distributed.run_on_main(find)
     sampler = ImageSampler(cfg, distributed.device)
+    if cfg.eval.save_images and not sampler.is_image:
+        shape = sampler.net.data_shape
+        raise InputError(f"eval.save_images={cfg.eval.save_images}: samples of shape {shape} are no images")
     folder = out_dir / "images"
     with ExitStack() as context, logging_redirect_tqdm():
 
@@ -74,14 +78,16 @@ def missing_batches(folder: Path, count: int) -> list[int]:
 def save_batch(folder: Path, r: int, drawn: GeneratedBatch, columns: int | None, each: bool) -> Path:
     """Write batch ``r``: its grid, single images if ``each``, a trajectory if there is one, and last its arrays.
 
-    The arrays appear whole: their presence says that the batch is done.
+    The arrays appear whole: their presence says that the batch is done. Samples that are no images have no grid.
 
     Returns:
-        The path of the grid.
+        The path of the grid, or of the arrays if there is none.
     """
-    path = folder / f"samples_{r}.png"
+    image = drawn.pixels.dtype == np.uint8
+    path = folder / f"samples_{r}.png" if image else arrays_path(folder, r)
     with writing(path):
-        save_grid(drawn.pixels, path, columns)
+        if image:
+            save_grid(drawn.pixels, path, columns)
         if each:
             save_each(drawn.pixels, folder / "single", first=r * len(drawn.pixels))
         if r == 0 and drawn.trajectory is not None:
@@ -92,5 +98,5 @@ def save_batch(folder: Path, r: int, drawn: GeneratedBatch, columns: int | None,
 
 
 def arrays_path(folder: Path, r: int) -> Path:
-    """Return the file of batch ``r``: samples uint8 (N, H, W, C), and labels if there are classes."""
+    """Return the file of batch ``r``: samples, see ``GeneratedBatch.pixels``, and labels if there are classes."""
     return folder / f"samples_{r}.npz"

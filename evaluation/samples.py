@@ -42,6 +42,8 @@ class Samples:
         self.sampler = ImageSampler(cfg, self.distributed.device)
         data = self.sampler.run.data
         self.dataset = str(data.dataset)
+        if not self.sampler.is_image:
+            raise InputError(f"{cfg.load_dir} has data.shape={list(data.shape)}: no images, which this metric is of")
         if data.num_channels not in (1, 3):
             raise InputError(
                 f"{cfg.load_dir} has data.num_channels={data.num_channels}: samples can be measured with 1 or 3"

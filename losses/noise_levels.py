@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from sde import Process
 from utils.errors import InputError
-from utils.options import check_name
+from utils.options import Option, Positive, call_with, check_section, one_of, options_of
 from utils.seeds import BatchGenerator
 
 T_MIN = 1e-5  # lowest time in training, as in the published code
@@ -88,40 +88,42 @@ class LogNormal(ByQuantile):
 
     Args:
         process: the process, which says where sigma(t) lies.
-        mean: mean of log sigma before the cut.
-        std: standard deviation of log sigma before the cut.
+        log_sigma_mean: mean of log sigma before the cut.
+        log_sigma_std: standard deviation of log sigma before the cut.
 
     Raises:
-        InputError: if ``std`` is not positive, or the range of the process has no probability.
+        InputError: if ``log_sigma_std`` is not positive, or the range of the process has no probability.
     """
 
     process: Process
-    mean: float = -1.2
-    std: float = 1.2
+    log_sigma_mean: float = -1.2
+    log_sigma_std: Positive = 1.2
 
     def __post_init__(self) -> None:
-        if not 0 < self.std < math.inf:
-            raise InputError(f"training.log_sigma_std={self.std}: need a positive number")
+        options = options_of(LogNormal, leave_out=("process",))
+        check_section({key: getattr(self, key) for key in options}, options, "training")
         low, high = self._range()
         if not high - low > 1e-6:
             raise InputError(
-                f"training.log_sigma_mean={self.mean} and training.log_sigma_std={self.std} put no noise level between "
-                f"sde.sigma_min={self.process.sigma_min} and sde.sigma_max={self.process.sigma_max}"
+                f"training.log_sigma_mean={self.log_sigma_mean} and training.log_sigma_std={self.log_sigma_std} put no "
+                f"noise level between sde.sigma_min={self.process.sigma_min} and sde.sigma_max={self.process.sigma_max}"
             )
 
     def quantile(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Return the times of the quantiles of sigma and the density of t there; see ``NoiseLevelSampler``."""
         low, high = self._range()
         z = torch.special.ndtri(low + (high - low) * u.double())
-        sigma = (self.mean + self.std * z).exp().clamp(self.process.sigma_min, self.process.sigma_max)
+        sigma = (
+            (self.log_sigma_mean + self.log_sigma_std * z).exp().clamp(self.process.sigma_min, self.process.sigma_max)
+        )
         growth = 0.5 * (self.process.diffusion_at(sigma) / sigma).square()  # d log sigma / dt
-        density = torch.exp(-0.5 * z.square()) / (math.sqrt(2.0 * math.pi) * self.std * (high - low)) * growth
+        density = torch.exp(-0.5 * z.square()) / (math.sqrt(2.0 * math.pi) * self.log_sigma_std * (high - low)) * growth
         return self.process.time(sigma).clamp(0.0, 1.0).to(u.dtype), density.to(u.dtype)
 
     def _range(self) -> tuple[float, float]:
         """Return the distribution function of the normal law at both ends of the range of log sigma."""
         ends = torch.tensor([self.process.sigma_min, self.process.sigma_max], dtype=torch.float64).log()
-        low, high = torch.special.ndtr((ends - self.mean) / self.std).tolist()
+        low, high = torch.special.ndtr((ends - self.log_sigma_mean) / self.log_sigma_std).tolist()
         return low, high
 
 
@@ -144,10 +146,15 @@ class PiecewiseUniform(ByQuantile):
         return (interval / len(heights) + (u - edges[interval]) / density).clamp(0.0, 1.0), density
 
 
-NOISE_LEVELS: dict[str, Callable[[Process, Mapping[str, Any]], NoiseLevelSampler]] = {
-    "uniform": lambda process, training: UniformTime(),
-    "log_normal": lambda process, training: LogNormal(process, training["log_sigma_mean"], training["log_sigma_std"]),
-}
+NOISE_LEVELS: dict[str, Callable[..., NoiseLevelSampler]] = {"uniform": lambda: UniformTime(), "log_normal": LogNormal}
+
+
+def noise_level_options() -> dict[str, Option]:
+    """Return the options of the section ``training`` that choose a noise-level sampler, and those of all samplers."""
+    found = {"noise_levels": one_of(NOISE_LEVELS)}
+    for sampler in NOISE_LEVELS.values():
+        found |= options_of(sampler, leave_out=("process",))
+    return found
 
 
 def create_noise_levels(training: Mapping[str, Any], process: Process) -> NoiseLevelSampler:
@@ -160,5 +167,6 @@ def create_noise_levels(training: Mapping[str, Any], process: Process) -> NoiseL
     Raises:
         InputError: for an unknown name, or an option out of range.
     """
-    check_name("training.noise_levels", training["noise_levels"], NOISE_LEVELS)
-    return NOISE_LEVELS[training["noise_levels"]](process, training)
+    known = noise_level_options()
+    check_section({key: value for key, value in training.items() if key in known}, known, "training")
+    return call_with(NOISE_LEVELS[training["noise_levels"]], {"process": process}, training)

@@ -16,16 +16,32 @@ GAP, GREY = 2, 128  # width in pixels and value of the frame around the images o
 FRAME, LAST_FRAME = 100, 1500  # duration in milliseconds of the frames of an animation
 
 
+def to_array(x: Tensor, image: bool) -> np.ndarray:
+    """Convert samples to what their file holds: images as ``to_uint8`` does, others float32 as they are.
+
+    Raises:
+        UserError: if a value is not finite.
+    """
+    if image:
+        return to_uint8(x)
+    _check_finite(x)
+    return x.detach().float().cpu().numpy()
+
+
 def to_uint8(x: Tensor) -> np.ndarray:
     """Round images in [0, 1], (..., C, H, W), to the nearest of 256 levels, uint8 (..., H, W, C).
 
     Raises:
         UserError: if a value is not finite.
     """
-    if not x.isfinite().all():
-        raise UserError("the samples are not finite: try a smaller w, or more sampling.steps")
+    _check_finite(x)
     levels = (x.detach().clamp(0.0, 1.0) * 255.0).round().to(torch.uint8)
     return levels.movedim(-3, -1).cpu().numpy()
+
+
+def _check_finite(x: Tensor) -> None:
+    if not x.isfinite().all():
+        raise UserError("the samples are not finite: try a smaller w, or more sampling.steps")
 
 
 def grid(pixels: np.ndarray, columns: int | None = None) -> np.ndarray:
@@ -68,10 +84,15 @@ def save_each(pixels: np.ndarray, folder: Path, first: int) -> None:
 def save_trajectory(moments: np.ndarray, path: Path) -> None:
     """Write how N images came about as a grid PATH.png, one row an image, and as an animation PATH.gif.
 
+    Of samples that are no images, write the array PATH.npy.
+
     Args:
-        moments: the images at K moments, uint8 (K, N, H, W, C).
-        path: name of both files without its suffix.
+        moments: the images at K moments, uint8 (K, N, H, W, C), or other samples, float32 (K, N, *shape).
+        path: name of the files without its suffix.
     """
+    if moments.dtype != np.uint8:
+        np.save(path.with_suffix(".npy"), moments)
+        return
     by_image = moments.swapaxes(0, 1).reshape(-1, *moments.shape[2:])
     save_grid(by_image, path.with_suffix(".png"), columns=len(moments))
     frames = [Image.fromarray(grid(images)) for images in moments]

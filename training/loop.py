@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from datasets import Loader
-from losses import DiffusionSquared, SigmaSquared, Weighting
 from losses.noise_levels import create_noise_levels
 from losses.score_matching import perturb, score_error
+from losses.weighting import create_weighting
 from models import NULL_LABEL, ScoreModel, compile_network, compiled, create_model, recompute_activations
 from sampling import create_sampler
 from sde import Process, create_process
@@ -133,7 +133,8 @@ def train(cfg: DictConfig, run_dir: Path, distributed: Distributed, stop: StopSi
             missing = distributed.run_on_main(lambda: not (folder / "sample_0.npy").exists())
             if missing:
                 save_samples(state.ema.model, process, cfg, distributed, stop, folder)
-            if (missing or state.step >= first_step) and (folder / "sample_0.npy").exists():  # none after a signal
+            done = all((folder / f"sample_0.{kind}").exists() for kind in ("npy", "png"))  # not after a signal
+            if (missing or state.step >= first_step) and done:
                 metrics.samples(state.step, folder / "sample_0.png")
 
         # From here on a signal waits for the end of the step.
@@ -292,14 +293,14 @@ class Loss:
         process: the process.
 
     Raises:
-        InputError: if the distribution of the noise levels does not fit the process.
+        InputError: if the noise-level sampler or the weighting cannot be made.
     """
 
     def __init__(self, cfg: DictConfig, process: Process) -> None:
         options = cfg.training
         self.process, self.seed = process, cfg.seed
         self.noise_levels = create_noise_levels(options, process)
-        self.weighting: Weighting = DiffusionSquared(process) if options.likelihood_weighting else SigmaSquared()
+        self.weighting = create_weighting(options, process)
         self.reduce_mean, self.drop_label = options.reduce_mean, options.drop_label
         self.grad_accum_steps = options.grad_accum_steps
         score = process.conditional_score

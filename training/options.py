@@ -19,7 +19,6 @@ from utils.options import (
     NumImages,
     Option,
     PathName,
-    Positive,
     Probability,
     Seed,
     check_name,
@@ -58,7 +57,7 @@ class TrainOptions(CommonOptions):
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """Options of the section ``training``."""
+    """Options of the section ``training``, but for those of noise-level samplers and weightings."""
 
     batch_size: NumImages
     grad_accum_steps: Count
@@ -72,9 +71,6 @@ class TrainingOptions:
     likelihood_weighting: bool
     reduce_mean: bool
     drop_label: Probability
-    noise_levels: Annotated[str, Field(description="a name in losses/noise_levels.py")]
-    log_sigma_mean: float
-    log_sigma_std: Positive
     startup_timeout: Seconds
     step_timeout: Seconds
     allow_data_change: bool
@@ -105,6 +101,14 @@ SECTIONS = {"training": TrainingOptions, "eval": EvalOptions, "optim": OptimOpti
 CHOICES = ("data", "model", "sde", "sampling", "logger")  # sections whose options depend on what they choose
 
 
+def training_options() -> dict[str, Option]:
+    """Return the options of the section ``training``."""
+    from losses.noise_levels import noise_level_options  # imports torch
+    from losses.weighting import weighting_options
+
+    return options_of(TrainingOptions) | noise_level_options() | weighting_options()
+
+
 def check_train(cfg: DictConfig, processes: int) -> None:
     """Check the configuration of run_train.py.
 
@@ -118,7 +122,8 @@ def check_train(cfg: DictConfig, processes: int) -> None:
     top = options_of(TrainOptions) | {name: Option(object) for name in (*SECTIONS, *CHOICES)}
     check_section(cfg, top)
     for name, options in SECTIONS.items():
-        check_section(cfg[name], options_of(options), name)
+        others = dict.fromkeys(map(str, cfg[name]), Option(object)) if name == "training" else {}
+        check_section(cfg[name], others | options_of(options), name)
     for name in CHOICES:
         check_section(cfg[name], dict.fromkeys(map(str, cfg[name]), Option(object)), name)
     logger = cfg.logger.get("name")
@@ -135,11 +140,14 @@ def check_train(cfg: DictConfig, processes: int) -> None:
     # The registries import torch, which takes a second: what is wrong with other options has been said by now.
     from datasets.options import check_shape
     from datasets.registry import DATASETS, data_options
+    from losses.noise_levels import create_noise_levels
+    from losses.weighting import create_weighting
     from models.create import NETWORKS, model_options
     from sampling import sampling_options
     from sde import DEFAULT, PROCESSES, create_process, process_options
 
     values = plain(cfg)
+    check_section(values["training"], training_options(), "training")
     of_data = partial(data_options, has_shape="shape" in values["data"])
     for name, known, of, chosen in (
         ("model", NETWORKS, model_options, values["model"].get("name")),
@@ -148,5 +156,7 @@ def check_train(cfg: DictConfig, processes: int) -> None:
     ):
         check_section(values[name], of(chosen), name, elsewhere(name, known, of, chosen))
     check_shape(values["data"])
-    create_process(values["sde"])
+    process = create_process(values["sde"])
+    create_noise_levels(values["training"], process)
+    create_weighting(values["training"], process)
     check_section(values["sampling"], sampling_options(), "sampling")

@@ -6,10 +6,11 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
+from datasets.shape import is_image
 from models import ScoreModel
 from sampling import create_sampler
 from sampling.draw import draw_samples
-from sampling.images import save_grid, save_trajectory, to_uint8
+from sampling.images import save_grid, save_trajectory, to_array
 from sde import Process
 from utils.distributed import Distributed
 from utils.errors import replacing, writing
@@ -23,7 +24,7 @@ class _StoppedError(Exception):
 def save_samples(
     network: ScoreModel, process: Process, cfg: DictConfig, distributed: Distributed, stop: StopSignals, folder: Path
 ) -> None:
-    """Draw ``eval.batch_size`` images, one class after the other, to ``sample_0.png`` and ``sample_0.npy``.
+    """Draw ``eval.batch_size`` samples, one class after the other, to ``sample_0.npy``, and of images ``sample_0.png``.
 
     The noise is the same at each snapshot. The processes share the images. After a signal nothing is written.
     """
@@ -35,7 +36,8 @@ def save_samples(
     pixels, trajectory = np.concatenate([part[0] for part in drawn]), drawn[0][1]
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        save_grid(pixels, folder / "sample_0.png")
+        if is_image(cfg.data):
+            save_grid(pixels, folder / "sample_0.png")
         if trajectory is not None:
             save_trajectory(trajectory, folder / "trajectory")
     with replacing(folder / "sample_0.npy") as temporary, open(temporary, "wb") as file:
@@ -55,7 +57,7 @@ def set_aside(folder: Path, checkpoint: Path) -> None:
 def _draw(
     network: ScoreModel, process: Process, cfg: DictConfig, device: torch.device, stop: StopSignals, numbers: range
 ) -> tuple[np.ndarray, np.ndarray | None] | None:
-    """Draw the images with these numbers and the trajectory of the first, as uint8; return None after a signal."""
+    """Draw the images with these numbers and the trajectory of the first; return None after a signal."""
 
     def check_signal() -> None:
         if stop.received:
@@ -78,4 +80,5 @@ def _draw(
         )
     except _StoppedError:
         return None
-    return to_uint8(out.samples), None if out.trajectory is None else to_uint8(out.trajectory)
+    image = is_image(cfg.data)
+    return to_array(out.samples, image), None if out.trajectory is None else to_array(out.trajectory, image)

@@ -60,6 +60,18 @@ def options_of(target: Callable[..., Any], leave_out: Collection[str] = ()) -> d
     return found
 
 
+def call_with(target: Callable[..., Any], given: Mapping[str, Any], values: Mapping[str, Any]) -> Any:
+    """Call a function or class with those of the arguments that it takes.
+
+    Args:
+        target: function or class.
+        given: arguments that are no options, by name.
+        values: values of options, those of other targets included.
+    """
+    names = inspect.signature(target).parameters
+    return target(**{name: value for name, value in {**values, **given}.items() if name in names})
+
+
 def one_of(known: Iterable[str]) -> Option:
     """Make the option that chooses one of the ``known`` names, such as those of a registry."""
     return Option(Literal.__getitem__(tuple(known)))

@@ -17,7 +17,7 @@ SDE = ReflectedVE(0.01, 5.0)
 SAMPLERS = {
     "uniform": UniformTime(),
     "log_normal": LogNormal(SDE),
-    "log_normal, cut": LogNormal(SDE, mean=1.0, std=0.7),
+    "log_normal, cut": LogNormal(SDE, log_sigma_mean=1.0, log_sigma_std=0.7),
     "piecewise": PiecewiseUniform(torch.tensor([0.1, 0.6, 0.05, 0.25])),
 }
 
@@ -92,7 +92,7 @@ def test_noise_levels_by_name():
     assert create_noise_levels({**options, "noise_levels": "uniform"}, SDE) == UniformTime()
     for wrong, message in (
         ({"noise_levels": "lognormal"}, "did you mean log_normal"),
-        ({"log_sigma_std": 0}, r"training\.log_sigma_std=0: need a positive number"),
+        ({"log_sigma_std": 0}, r"training\.log_sigma_std=0: need a number, more than 0"),
         ({"log_sigma_mean": 50, "log_sigma_std": 1}, r"log_sigma_mean=50 .* put no noise level between"),
     ):
         with pytest.raises(InputError, match=message):
