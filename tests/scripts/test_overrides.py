@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cli.options import is_path_key, option_keys, path_keys
-from cli.overrides import meant_path, quote_paths, read_override
+from cli.overrides import parse_path, quote_paths, read_override
 from models import create_model
 from models.create import NETWORKS, takes_classes
 from tests.conftest import TINY, composed, metrics, read, tiny_config
@@ -64,7 +64,7 @@ def test_otherwise_the_home_quotes_and_null_are_meant(here):
         "~": home, "~/a b": f"{home}/a b", '"~/x, y"': f"{home}/x, y", "'a,b'": "a,b", '"q" and "r"': '"q" and "r"',
         "null": None, "": "", "1e3": "1e3", "'": "'", "~nobody_of_this_name/x": "~nobody_of_this_name/x",
     }.items():  # fmt: skip
-        assert meant_path(typed) == meant, typed
+        assert parse_path(typed) == meant, typed
         assert hydra_reads(*quote_paths([f"data.root={typed}"])) == {"data.root": meant}, typed
 
 
@@ -119,7 +119,7 @@ def test_an_awkward_run_is_resumed_drawn_from_and_measured(script, tmp_path):
     assert os.path.samefile(path, os.path.join(os.path.dirname(__file__), "../../run_train.py"))
     assert shlex.split(line)[2:] == arguments == [f"resume={run}"]
     resumed = script("run_train.py", *arguments, "training.n_iters=3")
-    assert "going on at step 2" in resumed.stderr and len(metrics(run)) == 3, resumed.stderr
+    assert "resuming at step 2" in resumed.stderr and len(metrics(run)) == 3, resumed.stderr
 
     first, quick = f"load_dir={AWKWARD}/checkpoints/checkpoint_1.pth", ["sampling.method=multistep", "device=cpu"]
     drawn = script("run_vis.py", first, *quick, "sampling.steps=2", "eval.batch_size=2", "hydra.run.dir=drawn (1)")

@@ -69,7 +69,7 @@ def test_train_sample_resume_sample(script, tmp_path):
 
     resumed = script("run_train.py", f"resume={run}", "training.n_iters=4", "training.snapshot_freq=2")
     assert resumed.returncode == 0, resumed.stderr
-    assert "going on at step 2" in resumed.stderr
+    assert "resuming at step 2" in resumed.stderr
     assert torch.load(run / "checkpoints/checkpoint_2.pth", weights_only=True)["step"] == 4
     assert one((tmp_path / "runs/digits").glob("*/*")) == run
 

@@ -66,7 +66,7 @@ def test_a_job_whose_time_is_up_and_that_is_preempted_ends_as_an_undisturbed_one
     steps = [int(step) for step in re.findall(r"interrupted by SIG\w+: saved at step (\d+)", logs)]
     assert len(steps) == 2 and 5 < steps[0] < steps[1] < 400
     assert "interrupted by SIGUSR2" in logs and "interrupted by SIGTERM" in logs
-    assert [int(step) for step in re.findall(r"going on at step (\d+)", logs)] == steps
+    assert [int(step) for step in re.findall(r"resuming at step (\d+)", logs)] == steps
     assert "over 2 x cpu" in logs
     command = [sys.executable, ROOT / "run_train.py", *TINY, *options, "hydra.run.dir=whole"]
     assert subprocess.run(command, cwd=tmp_path, env=environment(), stderr=subprocess.DEVNULL).returncode == 0
@@ -110,7 +110,7 @@ def test_a_task_that_is_killed_ends_the_job_and_the_launcher_within_a_minute(tmp
     said = launcher.communicate(timeout=120)[1]
     assert time.monotonic() - start < 60
     assert launcher.returncode == 1
-    reason = "process 0 of 2 cannot go on: process 1 does not answer: it was killed, or its machine is lost"
+    reason = "process 0 of 2 cannot continue: process 1 does not answer: it was killed, or its machine is lost"
     assert said.splitlines()[-2:] == [f"job {job}: {reason}", "1 of 1 jobs failed"]
     assert reason in (tmp_path / "sweep/0/logs").read_text()
     own = (tmp_path / f"sweep/.submitit/{job}/{job}_0_log.err").read_text()

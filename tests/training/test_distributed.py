@@ -324,17 +324,17 @@ def test_a_process_that_is_lost_is_named(monkeypatch):
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     first, second, third = _calls(store)
     with first, third:  # the second was killed
-        assert first.find_lost() == "process 1 does not answer: it was killed, or its machine is lost"
+        assert first.find_failed() == "process 1 does not answer: it was killed, or its machine is lost"
     second.report_failure("ValueError: of no use", False)
     third.report_failure("process 1 is gone", False)  # a consequence
-    assert first.find_lost() == "process 1 failed: ValueError: of no use"
+    assert first.find_failed() == "process 1 failed: ValueError: of no use"
 
 
 def test_all_processes_answer_when_none_is_lost():
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     first, second, third = _calls(store)
     with first, second, third:
-        assert first.find_lost() == ""
+        assert first.find_failed() == ""
 
 
 def test_a_process_that_fails_under_a_launcher_tells_the_others_and_the_log(monkeypatch, tmp_path, caplog):
@@ -360,7 +360,7 @@ def test_a_process_that_fails_under_a_launcher_tells_the_others_and_the_log(monk
         with pytest.raises(kind) as caught:
             run_under_launcher(failing(error), tiny_config(), tmp_path, 60, 60, StopSignals(), env)
         assert str(caught.value) == message
-        assert RollCall(store, 1, 2, "").find_lost() == f"process 0 failed: {message}"
+        assert RollCall(store, 1, 2, "").find_failed() == f"process 0 failed: {message}"
         assert ("Traceback" in caplog.text) == (kind is TrainingError)
 
 
@@ -370,7 +370,7 @@ def test_the_server_of_a_store_that_is_gone_is_named():
     with call:
         time.sleep(0.3)  # until its thread is connected
         del server
-        assert call.find_lost().startswith("process 0, which serves the store, does not answer")
+        assert call.find_failed().startswith("process 0, which serves the store, does not answer")
     call.report_failure("and nobody hears it", False)
 
 

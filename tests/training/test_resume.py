@@ -66,7 +66,7 @@ def test_a_copied_run_goes_on_from_its_last_kept_checkpoint(tmp_path, caplog, pr
     before = contents(copy / "checkpoints")
     with caplog.at_level("INFO"):
         trained(copy, "training.n_iters=6", *options)
-    assert f"going on at step 4, from {copy}/checkpoints/checkpoint_2.pth" in caplog.text
+    assert f"resuming at step 4, from {copy}/checkpoints/checkpoint_2.pth" in caplog.text
     assert kept(copy) == {"1": 2, "2": 4, "3": 6}
     assert contents(copy / "checkpoints").items() > before.items()
     assert_same(*(read(run / "checkpoints/checkpoint_3.pth") for run in (whole, copy)))
@@ -105,7 +105,7 @@ def test_a_damaged_kept_checkpoint_is_no_obstacle_and_stays(tmp_path, caplog):
     for name in ("whole", "damaged", "copied"):
         trained(tmp_path / name, "training.n_iters=6", "training.snapshot_freq=2")
     assert "damaged/checkpoints/checkpoint_2.pth cannot be read as a checkpoint" in caplog.text
-    assert f"going on from the one before, {tmp_path}/copied/checkpoints/checkpoint_1.pth" in caplog.text
+    assert f"resuming from the checkpoint before it, {tmp_path}/copied/checkpoints/checkpoint_1.pth" in caplog.text
     for name, steps in (("damaged", {"1": 2, "3": 6}), ("copied", {"1": 2, "3": 4, "4": 6})):
         assert_same(*(read(tmp_path / n / "checkpoints-meta/checkpoint.pth") for n in ("whole", name)))
         damaged = tmp_path / name / "checkpoints/checkpoint_2.pth"
@@ -194,7 +194,7 @@ def test_other_data_are_refused_by_name_unless_they_are_wanted(tmp_path, caplog,
         assert contents(run) == before
 
     trained(run, *PICTURES, "training.n_iters=3", "training.allow_data_change=true")
-    assert message in caplog.text and "going on with this one" in caplog.text
+    assert message in caplog.text and "continuing with this one" in caplog.text
     assert load_config(run).training.allow_data_change is False
     trained(run, *PICTURES, "training.n_iters=4")  # which is what it was trained on now
     assert read(run / "checkpoints-meta/checkpoint.pth")["step"] == 4

@@ -361,7 +361,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, caplog, dam
         for name in ("whole", "damaged"):
             train(tiny_config("training.n_iters=5", often), tmp_path / name, CPU)
     assert f"{newest} cannot be read as a checkpoint" in caplog.text
-    assert f"going on from the one before, {previous}" in caplog.text and "going on at step 3" in caplog.text
+    assert f"resuming from the checkpoint before it, {previous}" in caplog.text and "resuming at step 3" in caplog.text
     assert_same(*(read(tmp_path / name / "checkpoints-meta/checkpoint.pth") for name in ("whole", "damaged")))
     assert [entry["step"] for entry in metrics(tmp_path / "damaged")] == [1, 2, 3, 4, 5]
 

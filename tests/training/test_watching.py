@@ -173,7 +173,7 @@ def test_wandb_that_is_not_here_is_named_before_anything_is_written(tmp_path, mo
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == "wandb" else honest(name, *rest)
     )
-    with pytest.raises(InputError, match="logger=wandb wants a package that is not here: pip install wandb"):
+    with pytest.raises(InputError, match="logger=wandb needs a package that is not installed: pip install wandb"):
         train(tiny_config("logger=wandb"), tmp_path, CPU)
     assert not list(tmp_path.iterdir())
 
