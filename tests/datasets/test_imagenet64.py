@@ -180,7 +180,7 @@ def test_a_kill_and_an_interrupt_are_gone_on_from(tmp_path):
         said = process.communicate(timeout=60)[0]  # ends when the last process that could write there has
         assert process.returncode == code
         if signum == signal.SIGINT:
-            assert said == "interrupted: run it again to go on\n"
+            assert said == "interrupted: run it again to resume\n"
         assert not (out / "train/dataset.json").exists()
     with exclusive(out, ""):
         busy = run(root, "--out", out)
