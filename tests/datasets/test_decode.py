@@ -330,7 +330,7 @@ def oriented(orientation):
 
 
 @pytest.mark.parametrize("orientation", CORNERS)
-def test_images_are_turned_as_their_exif_data_say(tmp_path, orientation):
+def test_exif_orientation_is_applied(tmp_path, orientation):
     sixteen = np.where(MARKED[..., 0] > 0, 60000, 0).astype(np.uint16)
     eight = Image.fromarray(MARKED)
     for name in ("x.jpg", "x.png", "x.webp", "x.tif", "x.avif", "grey.tif", "deep.png", "deep.tif", "alpha.png"):

@@ -430,7 +430,7 @@ def test_a_start_looks_into_the_folder_once_and_the_next_one_again(tmp_path, mon
     assert both(tmp_path)[0] == [k for k in range(14) if k != 9] and len(looked) == 4
 
 
-def test_what_is_not_looked_at_is_counted(tmp_path, caplog):
+def test_files_of_other_kinds_are_counted(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     fill(tmp_path / "pics", [*numbered(3), "._0.png", ".thumbs/0.png"])
     for name in ("labels.csv", "a.heic", "b.HEIC", "README", "notes.txt"):
