@@ -91,7 +91,7 @@ class Scan:
         if parts:
             log.warning("left out of %s: %s", folder, "; ".join(parts))
         if self.others:
-            log.info("%d files of other kinds not looked at: %s", self.others.total(), self.kinds())
+            log.info("%d files of other kinds ignored: %s", self.others.total(), self.kinds())
 
     def kinds(self) -> str:
         """Return a text with the most common suffixes of other files and the number of each."""

@@ -50,7 +50,7 @@ PARAMETRIZATION = {"parametrization": "output", "sigma_data": 0.5}
 
 
 def is_published(cfg: Mapping[str, Any]) -> bool:
-    """Return whether a configuration is of the published code, by the names of process and network or a missing seed."""
+    """Return whether a configuration is of the published code, by its process, its network or a missing seed."""
     process, network = cfg["sde"].get("name"), cfg["model"]["name"]
     return str(process).lower() == UNREAD["sde"]["name"] or network == "ncsnpp" or "seed" not in cfg
 

@@ -28,8 +28,8 @@ DRAWING[..., 3] = ALPHA
 ON_WHITE = np.rint(255 * (1 - ALPHA / 255.0))[..., None].repeat(3, -1).astype(int)
 
 
-def pixels(path, look=WHOLE):
-    return decode(path, look)[0].astype(int)
+def pixels(path, options=WHOLE):
+    return decode(path, options)[0].astype(int)
 
 
 def test_suffixes_are_those_that_pillow_has_for_these_formats():
@@ -177,8 +177,8 @@ def test_sixteen_bits_are_scaled_to_eight(tmp_path):
         assert pixels(tiff(tmp_path / "o.tif", DEEP, order=order), GREY)[0, :, 0].tolist() == EXPECTED
     inverted = tiff(tmp_path / "white.tif", 65535 - DEEP, photometric=0)
     assert pixels(inverted, GREY)[0, :, 0].tolist() == EXPECTED
-    packed = bytes([0x00, 0x07, 0xFF, 0x80, 0x0F, 0xFF])  # 0, 2047, 2048, 4095
-    assert pixels(tiff(tmp_path / "12.tif", packed, bits=12), GREY)[0, :, 0].tolist() == [0, 127, 128, 255]
+    twelve_bits = bytes([0x00, 0x07, 0xFF, 0x80, 0x0F, 0xFF])  # 0, 2047, 2048, 4095
+    assert pixels(tiff(tmp_path / "12.tif", twelve_bits, bits=12), GREY)[0, :, 0].tolist() == [0, 127, 128, 255]
     (tmp_path / "maxval.pgm").write_bytes(b"P5 4 1 4095\n" + np.array([0, 2048, 4094, 4095], ">u2").tobytes())
     got, seen = decode(tmp_path / "maxval.pgm", GREY)
     assert got[0, :, 0].tolist() == [0, 128, 255, 255] and not seen.deep
@@ -237,7 +237,7 @@ def test_values_whose_white_is_not_known_are_refused(tmp_path, array, sample_for
         (np.uint8, 12, 1, 1),
     ],
 )
-def test_a_tiff_of_a_kind_of_values_that_pillow_does_not_read_says_so(
+def test_a_tiff_of_a_kind_of_values_that_pillow_does_not_read_is_named(
     tmp_path, dtype, bands, photometric, sample_format
 ):
     array = RNG.integers(100, size=(8, 8, bands)).astype(dtype)
@@ -247,7 +247,7 @@ def test_a_tiff_of_a_kind_of_values_that_pillow_does_not_read_says_so(
             decode(path, WHOLE)
 
 
-def test_a_tiff_that_is_cut_is_not_said_to_be_of_a_kind_of_values(tmp_path):
+def test_a_truncated_tiff_is_reported_as_damaged_not_as_a_kind_of_values(tmp_path):
     path = tiff(tmp_path / "x.tif", np.ones((8, 8), np.float64), sample_format=3)
     data = path.read_bytes()
     for end in (4, 8, 300, len(data) - 124):  # the tags are at the end
@@ -344,7 +344,7 @@ def test_exif_orientation_is_applied(tmp_path, orientation):
 
 
 @pytest.mark.parametrize("damage", ["cut", "garbage", "endless", "beyond"])
-def test_a_broken_exif_block_costs_nothing_but_the_turn(tmp_path, damage):
+def test_a_broken_exif_block_only_loses_the_orientation(tmp_path, damage):
     whole = oriented(6).tobytes()
     block = {
         "cut": whole[:-9],
@@ -431,7 +431,7 @@ def test_no_file_starts_a_program_whatever_its_name(tmp_path, monkeypatch, suffi
     assert not (tmp_path / "started").exists()
 
 
-def test_what_is_no_regular_file_is_not_opened(tmp_path):
+def test_a_file_that_is_not_regular_is_not_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     for path in (tmp_path / "pipe.png", "/dev/zero", tmp_path):
         with pytest.raises(UnreadableError, match="not a regular file"):

@@ -166,7 +166,7 @@ def colour(k):
 
 
 @pytest.mark.slow(28)
-def test_a_kill_and_an_interrupt_are_gone_on_from(tmp_path):
+def test_compilation_resumes_after_a_kill_and_an_interrupt(tmp_path):
     """The script run as a user runs it, from its folder, by two workers."""
     root, out = many(tmp_path / "imagenet"), tmp_path / "out"
     for count, signum, code in ((300, signal.SIGKILL, -9), (700, signal.SIGINT, 130)):

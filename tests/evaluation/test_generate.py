@@ -101,9 +101,9 @@ def published_denoiser(path, **changes):
 
 def test_the_published_denoiser_subtracts_what_its_network_returns(tmp_path):
     path = published_denoiser(tmp_path / "denoiser")
-    artist = ImageSampler(vis_config("sampling.denoiser=network", f"denoiser_path={path}"), CPU)
+    sampler = ImageSampler(vis_config("sampling.denoiser=network", f"denoiser_path={path}"), CPU)
     x = torch.rand(3, 3, 8, 8)
-    denoised = artist.denoise(x, None)
+    denoised = sampler.denoise(x, None)
 
     # The same network as a run whose average is the trained weights, at the published level 1e-5.
     shutil.copytree(path, tmp_path / "run")
@@ -176,7 +176,7 @@ def draw_into(out_dir, cfg, rounds):
     return sorted(int(path.stem.split("_")[1]) for path in drawn)
 
 
-def test_drawing_goes_on_where_it_stopped(tmp_path):
+def test_drawing_resumes_where_it_stopped(tmp_path):
     cfg, folder = vis_config("sampling.trajectory=3", "eval.batch_size=3", "eval.save_images=true"), tmp_path / "images"
     assert draw_into(tmp_path, cfg, 3) == [0, 1, 2]
     whole = {path.name: path.read_bytes() for path in folder.rglob("*.*") if path.is_file()}
@@ -208,7 +208,7 @@ def test_other_images_do_not_go_into_the_same_directory(tmp_path, override):
     assert (tmp_path / "images/vis.yaml").read_bytes() == before
 
 
-def test_a_directory_of_something_else_is_left_alone(tmp_path):
+def test_a_directory_with_other_contents_is_refused(tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()
     (folder / "holiday.png").touch()

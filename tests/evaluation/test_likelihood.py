@@ -96,7 +96,7 @@ def test_the_trace_of_a_network(network):
     assert trace.abs().min() > 1e-3
 
 
-def test_more_probes_scatter_less():
+def test_more_probes_reduce_the_variance():
     target = points(4)
     sde = ReflectedVE(0.1, 5.0)
     x = target.sample(1, sde.sigma_min, seeded()).repeat(300, 1)
@@ -117,7 +117,7 @@ def test_a_likelihood_does_not_depend_on_its_batch():
     torch.testing.assert_close(torch.cat([of(slice(0, 1)), of(slice(1, 5))]), of(slice(0, 5)), atol=1e-5, rtol=1e-5)
 
 
-def test_what_cannot_be_asked_is_refused():
+def test_bad_options_are_refused():
     x = torch.rand(2, 2)
     for options, message in [
         ({"divergence": "excat"}, "divergence=excat: known are"),
@@ -171,7 +171,7 @@ def test_the_density_of_a_trained_model_integrates_to_one(vanishes):
 
 
 @pytest.mark.parametrize("sigma", [0.01, 0.2, 0.4, 1.0])
-def test_the_negentropy_of_the_kernel(sigma):
+def test_the_divergence_of_the_kernel_from_uniform(sigma):
     for start in (0.0, 0.013, 0.5, 0.9):
         x0 = torch.tensor([start], dtype=torch.float64)
 

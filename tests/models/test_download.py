@@ -99,7 +99,7 @@ def member(name, size=1, **attributes):
         (lambda f: claiming(f, member("x", 2**31, type=tarfile.XHDTYPE)), "a header in it has 2,147,483,648 bytes"),
     ],
 )
-def test_what_is_no_good_archive_is_refused_and_leaves_nothing(mirror, tmp_path, spoil, message):
+def test_a_bad_archive_is_refused_and_leaves_nothing(mirror, tmp_path, spoil, message):
     folder, url = mirror
     spoil(folder)
     with pytest.raises(UserError, match=message) as refusal:

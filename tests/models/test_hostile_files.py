@@ -320,7 +320,7 @@ def test_a_number_that_is_too_long_to_write():
         parse_config(text, Path("config.yaml"))
 
 
-def test_what_is_logged_of_a_file_moves_no_cursor(tmp_path, capsys):
+def test_log_lines_about_a_file_have_no_control_characters(tmp_path, capsys):
     logging_config = yaml.safe_load((ROOT / "configs/hydra/job_logging/lines.yaml").read_text())
     logging_config["handlers"]["file"]["filename"] = str(tmp_path / "logs")
     logging_config["loggers"], logging_config["root"] = {"of the test": logging_config.pop("root")}, {}

@@ -108,7 +108,7 @@ def test_a_published_directory_of_any_network_gives_the_published_score(network,
         ("conditional", False),
     ],
 )
-def test_variants_that_we_do_not_have_are_named(run, key, value):
+def test_unsupported_variants_are_named(run, key, value):
     cfg = OmegaConf.load(run / ".hydra/config.yaml")
     cfg.model[key] = value
     OmegaConf.save(cfg, run / ".hydra/config.yaml")
@@ -136,7 +136,7 @@ def saved_on_a_gpu_by_numpy_1(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("network", SMALL)
-def test_what_a_published_step_leaves_is_read(network, tmp_path, saved_on_a_gpu_by_numpy_1):
+def test_the_state_after_a_published_step_is_read(network, tmp_path, saved_on_a_gpu_by_numpy_1):
     (tmp_path / ".hydra").mkdir()
     (tmp_path / "checkpoints").mkdir()
     shutil.copyfile(GOLDEN / f"{network}.yaml", tmp_path / ".hydra/config.yaml")

@@ -36,14 +36,14 @@ def test_component_shares(method, kind):
         return target.score(x, sigma)
 
     out = SAMPLERS[method](score_fn, start(target), torch.Generator().manual_seed(1))
-    errors, spread = target.standard_errors(out.samples).abs().max().item(), target.dequantize(out.samples)
-    print(f"| {kind} | {method} | {out.nfe} | {errors:.1f} | {spread:.4f} |")
+    errors, deviation = target.standard_errors(out.samples).abs().max().item(), target.dequantize(out.samples)
+    print(f"| {kind} | {method} | {out.nfe} | {errors:.1f} | {deviation:.4f} |")
     assert errors < 4
     assert out.samples.min() >= 0 and out.samples.max() <= 1
     assert out.nfe == len(calls)
     # What is left is the noise of sigma_min; an Euler step of variance v from sigma leaves v (1 + v / sigma^2) behind.
     growth = 1.5 if method.startswith("pc, 400") or "langevin" in method else 1.0
-    assert spread == pytest.approx(0.01, rel=0.05 * growth)
+    assert deviation == pytest.approx(0.01, rel=0.05 * growth)
 
 
 @pytest.mark.slow(25)
@@ -96,9 +96,9 @@ def test_multistep_is_exact_for_a_point_far_from_the_faces():
     np.testing.assert_allclose(end, 0.5 + (x_init - 0.5) / 5, atol=1e-12)
 
 
-@pytest.mark.parametrize(("predictor", "spread"), [("ancestral", 0.0100), ("euler_maruyama", 0.0220)])
+@pytest.mark.parametrize(("predictor", "deviation"), [("ancestral", 0.0100), ("euler_maruyama", 0.0220)])
 @pytest.mark.parametrize("point", [0.0, 0.5, 1.0])
-def test_ancestral_steps_are_exact_for_a_point(predictor, spread, point):
+def test_ancestral_steps_are_exact_for_a_point(predictor, deviation, point):
     """Two steps from a noise of 0.05; on a face, too, where Euler steps leave 2.2 times the noise."""
     sde, generator = ReflectedVE(0.01, 0.05), torch.Generator().manual_seed(0)
     x0 = torch.full((20_000, 1), point)
@@ -106,7 +106,7 @@ def test_ancestral_steps_are_exact_for_a_point(predictor, spread, point):
     x_init = heat_kernel.sample(x0, 0.05, generator)
     sampler = PredictorCorrector(sde, steps=2, predictor=predictor)
     x = sampler(score_fn, x_init, generator).samples
-    assert (x - x0).square().mean().sqrt().item() == pytest.approx(spread, rel=0.03)
+    assert (x - x0).square().mean().sqrt().item() == pytest.approx(deviation, rel=0.03)
 
 
 def test_clipping_is_not_the_reflected_process():

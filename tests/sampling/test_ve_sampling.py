@@ -79,7 +79,7 @@ def test_the_percentile_is_of_each_image():
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("boundary", ["clip", "dynamic"])
-def test_an_estimate_outside_is_held_by_every_sampler(method, boundary):
+def test_every_sampler_keeps_the_estimate_in_the_domain(method, boundary):
     """A score that heads for 2: with its estimate held, samples end within the noise of sigma_min of 1."""
     x_init = SDE.prior_sample((50, 3), torch.Generator().manual_seed(0))
 

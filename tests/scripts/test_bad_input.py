@@ -385,10 +385,10 @@ def test_a_damaged_file_of_data(run, place):
     for name, data in (("cut.png", b"\x89PNG\r\n\x1a\n cut"), ("page.jpg", b"<html>")):
         (place / f"images/{name}").write_bytes(data)
     train_on = [*TINY, "data=folder", "data.root=images", "data.image_size=8", "model.model_channels=8"]
-    looked = run("run_train.py", *train_on, "training.n_iters=0", "hydra.run.dir=looked", "dataroot=packs")
-    assert looked.returncode == 0, said(looked)
-    assert all(f"{name} cannot be read and is left out" in said(looked) for name in ("cut.png", "page.jpg"))
-    for folder in ("looked", "packs"):
+    summarized = run("run_train.py", *train_on, "training.n_iters=0", "hydra.run.dir=summarized", "dataroot=data")
+    assert summarized.returncode == 0, said(summarized)
+    assert all(f"{name} cannot be read and is left out" in said(summarized) for name in ("cut.png", "page.jpg"))
+    for folder in ("summarized", "data"):
         shutil.rmtree(place / folder)
 
 

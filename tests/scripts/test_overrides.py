@@ -52,13 +52,13 @@ def test_an_absolute_path_reaches_hydra_as_it_is(name):
         assert read == {key.lstrip("+"): f"/{name}"}
 
 
-def test_a_name_that_is_there_is_meant(here):
+def test_the_name_of_an_existing_file_is_unchanged(here):
     for name in NAMES:
         (here / name).mkdir()
         assert hydra_reads(*quote_paths([f"load_dir={name}"])) == {"load_dir": name}
 
 
-def test_otherwise_the_home_quotes_and_null_are_meant(here):
+def test_the_home_quotes_and_null_are_replaced(here):
     home = str(here.parent / "home")
     for typed, meant in {
         "~": home, "~/a b": f"{home}/a b", '"~/x, y"': f"{home}/x, y", "'a,b'": "a,b", '"q" and "r"': '"q" and "r"',
@@ -139,11 +139,11 @@ def test_an_awkward_run_is_resumed_drawn_from_and_measured(script, tmp_path):
 
 
 @pytest.mark.slow(8)
-def test_a_run_of_moved_images_goes_on_and_other_keys_are_named(script, tmp_path):
+def test_a_run_of_moved_images_resumes_and_other_keys_are_named(script, tmp_path):
     (tmp_path / "pics").mkdir()
     for i in range(12):
         Image.fromarray(np.full((8, 8, 3), 20 * i, np.uint8)).save(tmp_path / f"pics/{i:02d}.png")
-    folder = ["data=folder", f"data.root={tmp_path}/pics", "data.image_size=8", f"dataroot={tmp_path}/packs"]
+    folder = ["data=folder", f"data.root={tmp_path}/pics", "data.image_size=8", f"dataroot={tmp_path}/data"]
     train(tiny_config(*folder, "training.snapshot_sampling=false"), tmp_path / "1e3", CPU)
     shutil.move(tmp_path / "pics", tmp_path / "my [new] pics")
     for typed in ("data.root=my [new] pics", "+data.root=my [new] pics"):

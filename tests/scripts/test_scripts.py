@@ -116,7 +116,7 @@ def test_two_runs_started_together_share_no_directory_unless_told_to(fresh_scrip
 
 @pytest.mark.slow(70)
 @pytest.mark.parametrize("ngpus", [1, 2])
-def test_a_run_killed_at_any_moment_ends_as_an_undisturbed_one(script, tmp_path, pytestconfig, ngpus):
+def test_a_run_killed_at_any_moment_equals_an_uninterrupted_one(script, tmp_path, pytestconfig, ngpus):
     """kill -9 at random moments; with a checkpoint every other step, many of them in the middle of one."""
     kills, moments = pytestconfig.getoption("kills"), random.Random(ngpus)
     long = [*TINY, f"ngpus={ngpus}", f"training.n_iters={100 + 40 * kills}", "training.snapshot_freq=50"]
@@ -234,7 +234,7 @@ def test_a_failing_job_fails_a_multirun_and_the_others_finish(script, tmp_path):
 
 
 @pytest.mark.parametrize("argument", ["-m", "--multirun", "hydra.mode=MULTIRUN", "hydra.run.dir=elsewhere"])
-def test_what_does_not_go_with_resume_is_named(tmp_path, argument):
+def test_arguments_that_conflict_with_resume_are_named(tmp_path, argument):
     (tmp_path / ".hydra").mkdir()
     (tmp_path / ".hydra/config.yaml").touch()
     with pytest.raises(InputError, match=f"^{argument} does not go with resume="):

@@ -49,7 +49,7 @@ def start_again(job):
     slurm("scontrol", "update", f"jobid={job}", "StartTime=now")
 
 
-def test_a_job_whose_time_is_up_and_that_is_preempted_ends_as_an_undisturbed_one(tmp_path):
+def test_a_job_at_its_time_limit_and_preempted_equals_an_uninterrupted_one(tmp_path):
     run, options = tmp_path / "sweep/0", ["ngpus=2", "training.n_iters=400"]
     launcher = submitted(tmp_path, *options, "training.log_freq=1")
     wait_for_steps(run, 5, launcher)

@@ -121,14 +121,14 @@ def test_a_launcher_starts_a_sweep_and_one_that_fails_stops_no_other(tmp_path, t
     assert "optim.optimizer=SGD: known are" in result.stderr
     deadline = time.monotonic() + 60
     while not (tmp_path / "sweep/1" / NEWEST).exists() and time.monotonic() < deadline:
-        time.sleep(0.1)  # the other job goes on by itself
+        time.sleep(0.1)  # the other job continues by itself
     assert_same(read(tmp_path / "sweep/1" / NEWEST), read(together / NEWEST))
     assert not (tmp_path / "sweep/0" / NEWEST).exists()
     assert "ERROR optim.optimizer=SGD: known are" in (tmp_path / "sweep/0/logs").read_text()
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR2, 140)])
-def test_a_signal_saves_and_says_interrupted(tmp_path, signum, code):
+def test_a_signal_saves_and_reports_the_interruption(tmp_path, signum, code):
     process = started(tmp_path, *LONG)
     process.send_signal(signum)
     said = process.communicate(timeout=60)[1]
@@ -140,7 +140,7 @@ def test_a_signal_saves_and_says_interrupted(tmp_path, signum, code):
 
 
 @pytest.mark.slow(50)
-def test_processes_stopped_by_a_signal_go_on_as_if_undisturbed(tmp_path):
+def test_processes_stopped_by_a_signal_resume_exactly(tmp_path):
     process = started(tmp_path, *LONG, "ngpus=2")
     workers = children(process.pid)
     process.send_signal(signal.SIGTERM)
@@ -157,7 +157,7 @@ def test_processes_stopped_by_a_signal_go_on_as_if_undisturbed(tmp_path):
 
 @pytest.mark.slow(36)
 @pytest.mark.parametrize("victim", ["supervisor", 0, 1])
-def test_none_outlives_a_killed_one(tmp_path, victim):
+def test_no_process_outlives_a_killed_one(tmp_path, victim):
     process = started(tmp_path, *LONG, "ngpus=2")
     workers = children(process.pid)
     assert len(workers) == 2
@@ -217,7 +217,7 @@ def run_two(work, folder, step_timeout=600):
     run_distributed(work, OmegaConf.create({"debug": False, "device": "cpu", "ngpus": 2}), folder, 60, step_timeout)
 
 
-def test_what_processes_exchange(tmp_path):
+def test_collective_operations(tmp_path):
     run_two(_exchange, tmp_path)
     assert json.loads((tmp_path / "shares.json").read_text()) == [[0, 1, 4], [1, 1, 5]]
 
@@ -241,14 +241,14 @@ def test_a_process_that_fails_ends_all_with_its_message(tmp_path, capfd, monkeyp
     assert ("Traceback" in said and act.__name__ in said) == traceback
 
 
-def test_processes_that_do_not_come_are_named():
+def test_processes_that_do_not_start_are_named():
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     store.set("arrived/2", "")
     with pytest.raises(TrainingError, match=r"processes 1, 3 of 4 did not start within startup_timeout=0.2"):
         Distributed(CPU, 0, 4, store, startup_timeout=0.2)
 
 
-def test_a_batch_that_does_not_reach_for_all_is_refused():
+def test_a_batch_smaller_than_the_number_of_processes_is_refused():
     cfg = tiny_config("training.batch_size=5", "training.grad_accum_steps=2")
     check_train(cfg, processes=2)
     with pytest.raises(InputError, match=r"training.batch_size=5: less than an image for each of 3 processes x"):
@@ -277,7 +277,7 @@ SRUN = {"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1"}
         ({"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "8"}, None),  # the batch script, outside srun
     ],
 )
-def test_the_place_that_a_launcher_gives(monkeypatch, variables, env):
+def test_rank_and_world_size_of_each_launcher(monkeypatch, variables, env):
     for name in [*os.environ]:
         if name.startswith(("SLURM_", "SUBMITIT_")) or name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
             monkeypatch.delenv(name)
@@ -288,7 +288,7 @@ def test_the_place_that_a_launcher_gives(monkeypatch, variables, env):
 
 
 @pytest.mark.parametrize(("tasks_here", "threads"), [("2", 4), ("8", 1)])
-def test_a_process_takes_the_cores_that_the_others_on_its_machine_leave(monkeypatch, tmp_path, tasks_here, threads):
+def test_processes_of_a_machine_share_its_cores(monkeypatch, tmp_path, tasks_here, threads):
     """Eight processes on four machines of eight cores each do not take one core each."""
     for name, value in {"RANK": "0", "WORLD_SIZE": "8", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": tasks_here}.items():
         monkeypatch.setenv(name, value)
@@ -319,7 +319,7 @@ def _calls(store, server="process 0"):
     return [RollCall(store.clone(), rank, 3, server) for rank in range(3)]
 
 
-def test_a_process_that_is_lost_is_named(monkeypatch):
+def test_a_lost_process_is_named(monkeypatch):
     monkeypatch.setattr("utils.roll_call.ANSWER_TIME", 2.0)
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     first, second, third = _calls(store)
@@ -395,7 +395,7 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch):
     assert local_device(detect_launcher(), CPU) == CPU
 
 
-def test_a_store_that_is_not_there_is_waited_for(monkeypatch, tmp_path):
+def test_the_rendezvous_waits_for_the_store_of_its_attempt(monkeypatch, tmp_path):
     """What an attempt that was killed left behind leads nowhere."""
     (tmp_path / ".rendezvous").write_text('["42/0", "127.0.0.1", 1]')
     with pytest.raises(TrainingError, match=r"process 0 did not start within startup_timeout=0.5 seconds"):

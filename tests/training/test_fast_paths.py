@@ -75,7 +75,7 @@ def test_recomputed_activations_give_the_same_gradient_with_less_memory(network)
     assert smaller < 0.75 * peak
 
 
-def test_moments_come_in_the_memory_format_of_their_parameter():
+def test_moments_get_the_memory_format_of_their_parameter():
     """A checkpoint may be older than channels_last; a fused kernel would take its moments for those of others."""
     cfg = tiny_config()
     parameters = [nn.Parameter(torch.randn(4, 3, 3, 3)) for _ in range(2)]
@@ -102,7 +102,7 @@ SWITCHES = {
 
 @pytest.mark.slow(45)
 @pytest.mark.parametrize("switch", SWITCHES)
-def test_a_run_with_it_resumes_exactly(switch, tmp_path, monkeypatch):
+def test_a_run_with_each_switch_resumes_exactly(switch, tmp_path, monkeypatch):
     """And with compile=true nothing is compiled after the first evaluation and drawing, whatever the batch."""
     counters.clear()
     graphs, honest_write = [], MetricWriter.write
@@ -133,7 +133,7 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_a_step_waits_for_nothing(tmp_path, monkeypatch):
+def test_a_step_does_not_wait_for_the_device(tmp_path, monkeypatch):
     monkeypatch.setattr(heat_kernel, "score", lambda x, x0, sigma: x0 - x)  # a CPU chooses rows by their sigma
     counts = []
     for steps in (2, 7):
@@ -145,7 +145,7 @@ def test_a_step_waits_for_nothing(tmp_path, monkeypatch):
     assert counts[0] == counts[1] > 0  # those of the start and of the end
 
 
-def test_without_a_compiler_one_line_says_so(script, tmp_path, monkeypatch):
+def test_a_missing_compiler_is_one_line(script, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     result = script("run_train.py", *TINY, "compile=true")

@@ -57,7 +57,7 @@ def kept(run_dir: Path) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_a_copied_run_goes_on_from_its_last_kept_checkpoint(tmp_path, caplog, precision):
+def test_a_copied_run_resumes_from_its_last_kept_checkpoint(tmp_path, caplog, precision):
     options = ["training.snapshot_freq=2", f"precision={precision}", "model.dropout=0.1"]
     whole = trained(tmp_path / "whole", "training.n_iters=6", *options)
     original = trained(tmp_path / "original", "training.n_iters=4", *options)
@@ -96,7 +96,7 @@ def test_a_run_with_a_name_for_its_process_is_still_ours():
     assert published["data"]["dataset"] == "CIFAR10" and from_published(published)["data"] == cfg["data"]
 
 
-def test_a_damaged_kept_checkpoint_is_no_obstacle_and_stays(tmp_path, caplog):
+def test_a_damaged_kept_checkpoint_is_skipped_and_kept(tmp_path, caplog):
     for name in ("whole", "damaged", "copied"):
         trained(tmp_path / name, "training.n_iters=4", "training.snapshot_freq=2")
     for name in ("damaged", "copied"):
@@ -114,7 +114,7 @@ def test_a_damaged_kept_checkpoint_is_no_obstacle_and_stays(tmp_path, caplog):
         assert kept(tmp_path / name) == steps
 
 
-def test_checkpoints_are_not_written_over_by_a_run_that_goes_back(tmp_path):
+def test_checkpoints_are_not_overwritten_by_a_run_that_goes_back(tmp_path):
     """Its own of before come again bit for bit; with other options they are other checkpoints."""
     options = ["training.n_iters=6", "training.snapshot_freq=2", "optim.warmup=0", "training.snapshot_sampling=true"]
     options += ["sampling.method=multistep", "sampling.steps=2", "eval.batch_size=4"]
@@ -134,7 +134,7 @@ def test_checkpoints_are_not_written_over_by_a_run_that_goes_back(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["checkpoints/checkpoint_1.pth", "checkpoints-meta/checkpoint.pth", "metrics.jsonl"])
-def test_a_new_run_does_not_begin_where_something_else_is(tmp_path, name):
+def test_a_new_run_does_not_start_in_a_used_directory(tmp_path, name):
     path = tmp_path / "run" / name
     path.parent.mkdir(parents=True)
     path.write_bytes(b"of somebody else")
@@ -163,7 +163,7 @@ def pictures(monkeypatch):
 PICTURES = ["data.dataset=pictures", "data.num_classes=3", "training.n_iters=2"]
 
 
-def test_a_run_remembers_its_data(tmp_path, pictures):
+def test_a_run_records_its_data(tmp_path, pictures):
     run = trained(tmp_path, *PICTURES)
     assert json.loads((run / "data.json").read_text()) == {
         "num_classes": 3,
@@ -184,7 +184,7 @@ CHANGES = [
 ]
 
 
-def test_other_data_are_refused_by_name_unless_they_are_wanted(tmp_path, caplog, pictures):
+def test_changed_data_are_refused_unless_allowed(tmp_path, caplog, pictures):
     run = trained(tmp_path, *PICTURES)
     before, as_they_were = contents(run), dict(pictures)
     for change, message in CHANGES:
@@ -200,7 +200,7 @@ def test_other_data_are_refused_by_name_unless_they_are_wanted(tmp_path, caplog,
     assert read(run / "checkpoints-meta/checkpoint.pth")["step"] == 4
 
 
-def test_a_built_in_data_set_that_is_another_is_refused(tmp_path, monkeypatch):
+def test_a_changed_built_in_data_set_is_refused(tmp_path, monkeypatch):
     run = trained(tmp_path)
     digits = datasets.registry.DATASETS["digits"]
 
@@ -220,7 +220,7 @@ def test_a_folder_that_has_grown_is_refused(tmp_path):
 
     (tmp_path / "pictures").mkdir()
     paint(0, 20)
-    folder = ["data=folder", f"data.root={tmp_path}/pictures", "data.image_size=8", f"dataroot={tmp_path}/packs"]
+    folder = ["data=folder", f"data.root={tmp_path}/pictures", "data.image_size=8", f"dataroot={tmp_path}/data"]
     run = trained(tmp_path / "run", *folder)
     paint(20, 40)
     with pytest.raises(InputError, match="it had 18 images to train on, now 36; it had 2 images held out, now 4"):
@@ -229,7 +229,7 @@ def test_a_folder_that_has_grown_is_refused(tmp_path):
     assert json.loads((run / "data.json").read_text())["training"]["images"] == 36
 
 
-def test_a_run_of_before_the_record_resumes_and_has_one_then(tmp_path, pictures, caplog):
+def test_a_run_without_a_record_resumes_and_writes_one(tmp_path, pictures, caplog):
     run = trained(tmp_path, *PICTURES)
     (run / "data.json").unlink()
     pictures["training"] = 40
@@ -291,7 +291,7 @@ def test_a_full_disk_leaves_no_temporary_file(tmp_path):
     assert contents(tmp_path) == {}
 
 
-def test_a_file_takes_the_place_of_another_when_it_is_whole(tmp_path):
+def test_a_file_is_replaced_atomically(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
     with suppress(KeyboardInterrupt), replacing(path) as temporary:
