@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def _run(script: str, args: list[str], cwd: str, env: dict[str, str], said: list[str], limit: int) -> None:
-    """Run ``python SCRIPT ARGS`` in ``cwd``; what it says goes to two files. After ``limit`` seconds it is killed."""
+    """Run ``python SCRIPT ARGS`` in ``cwd`` with its output in two files; kill it after ``limit`` seconds."""
     signal.alarm(limit)
     os.environ.clear()
     os.environ.update(env)

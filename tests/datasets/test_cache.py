@@ -27,7 +27,7 @@ RNG = np.random.default_rng(0)
 
 
 def save(path, height=8, width=8, channels=3):
-    """A random image in a file without loss, and its pixels (H, W, C)."""
+    """Write a random image without loss; return its pixels (H, W, C)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = RNG.integers(256, size=(height, width, channels), dtype=np.uint8)
     Image.fromarray(pixels.squeeze()).save(path)
@@ -298,7 +298,7 @@ def run_script(tmp_path, *arguments):
 
 @pytest.mark.slow(15)
 def test_imagenet32_of_the_arrays_of_image_net_org(tmp_path):
-    """A zip archive and a folder, as they are given out; the script run as a user runs it."""
+    """Run the script as a user does, on a zip archive and a folder as image-net.org distributes them."""
     parts = [arrays(tmp_path / f"given/train_data_batch_{i}.npz", 4, first) for i, first in ((1, 1), (2, 997))]
     with zipfile.ZipFile(tmp_path / "Imagenet32_val.zip", "w") as archive:
         valid = arrays(tmp_path / "val_data.npz", 5)

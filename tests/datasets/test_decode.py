@@ -102,7 +102,7 @@ def test_alpha_of_other_modes(tmp_path):
 
 
 def png(width, height, depth, colour, rows, **chunks):
-    """A PNG of a kind that Pillow does not write."""
+    """Encode a PNG of a kind that Pillow does not write."""
 
     def chunk(name, body):
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
@@ -135,7 +135,7 @@ def test_four_channels_are_colours_and_alpha(tmp_path):
 
 
 def test_a_tga_whose_fourth_byte_is_no_alpha_is_opaque(tmp_path):
-    """As many programs write them; Pillow itself says 8 bits of alpha in its header."""
+    """Many programs write such files; Pillow itself writes 8 bits of alpha into the header."""
     path = tmp_path / "x.tga"
     Image.fromarray(np.dstack([DRAWING[..., :3], np.zeros((8, 8), np.uint8)])).save(path)
     data = bytearray(path.read_bytes())
@@ -150,7 +150,7 @@ EXPECTED = [0, 3, 117, 255]
 
 
 def tiff(path, array, photometric=1, sample_format=1, order="<", bits=None):
-    """A TIFF, as scientific programs write it: without compression, in either order of bytes."""
+    """Write a TIFF as scientific programs do: uncompressed, in either byte order."""
     body = array.astype(array.dtype.newbyteorder(order)).tobytes() if bits is None else array
     height, width = (1, 4) if bits is not None else array.shape[:2]
     bands = array.shape[2] if bits is None and array.ndim == 3 else 1
@@ -388,7 +388,7 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n0 0 8 8 
 
 
 def wrapped_in_iptc(data):
-    """What Pillow's IPTC decoder opens by any other decoder."""
+    """Make an IPTC file, whose contents Pillow opens by any other decoder."""
 
     def record(number, dataset, body):
         return struct.pack(">BBBH", 0x1C, number, dataset, len(body)) + body
@@ -439,7 +439,7 @@ def test_a_file_that_is_not_regular_is_not_opened(tmp_path):
 
 
 def test_other_files_are_no_images_by_their_name(tmp_path):
-    """Formats without a mark of their own are tried only where the name says so."""
+    """Formats without a magic number are only tried on files with their suffix."""
     buffer = io.BytesIO()
     Image.fromarray(MARKED).save(buffer, "TGA")
     for suffix, known in ((".tga", True), (".png", False), (".jpg", False)):

@@ -35,7 +35,7 @@ CPU = Distributed(torch.device("cpu"))
 
 
 def save(path, value=0):
-    """An image all of whose pixels have one value, by which it is known again."""
+    """Write an image whose pixels all have one value, by which it is recognised."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.full((8, 8, 3), value, np.uint8)).save(path)
 
@@ -109,7 +109,7 @@ def test_a_class_that_is_called_like_a_split_is_refused(tmp_path, caplog):
 
 
 def test_splits_one_folder_below_are_not_mixed_silently(tmp_path, caplog):
-    """As an archive leaves them, or with a split in each class."""
+    """The splits are in one folder, as in an archive, or in each class folder."""
     fill(tmp_path / "pics/archive", ["Train/0.png", "Test/0.png"])
     with pytest.raises(InputError, match=r"pics has its splits one folder below: say data.root=.*/pics/archive$"):
         load(tmp_path)
@@ -260,7 +260,7 @@ def test_classes_whose_names_the_command_line_reads_as_values(caplog):
 
 
 def test_a_run_from_before_names_were_recorded_keeps_its_numbers(tmp_path):
-    """Its classes are in the plain order of their names, "10" before "9", resumed or started again."""
+    """The classes are in the plain order of their names, "10" before "9", resumed or started again."""
     from training.data import load_splits
     from training.run_dir import resumed_config
 
@@ -356,7 +356,7 @@ def test_pipes_sockets_and_devices_are_never_opened(tmp_path, caplog):
 
 
 def test_a_folder_that_cannot_be_read_is_left_out(caplog):
-    """As a user who is not root, in a folder that anyone can reach."""
+    """Run as a user who is not root, in a folder that anyone can reach."""
     top = Path(tempfile.mkdtemp())
     try:
         fill(top / "pics", ["a/0.png", "a/1.png", "b/0.png", "lost+found/0.png", "c/0.png"])
@@ -386,7 +386,7 @@ def test_a_folder_that_cannot_be_read_is_left_out(caplog):
 
 
 def test_a_link_into_a_folder_that_cannot_be_listed_is_followed():
-    """As a user who is not root: the folder can be passed through, and its images can be read."""
+    """Run as a user who is not root: the folder can be entered but not listed, and its images can be read."""
     top = Path(tempfile.mkdtemp())
     try:
         fill(top / "pics", ["0.png", "closed/1.png"])
@@ -450,7 +450,7 @@ def test_files_of_other_kinds_are_counted(tmp_path, caplog):
 
 
 def test_what_the_scripts_wrote_is_never_trained_on(tmp_path, script, caplog):
-    """With data.root=. all of it lies below."""
+    """With data.root=. all output is below the folder of images."""
     fill(tmp_path, [f"mine/{name}" for name in numbered(20)])
     arguments = [*TINY, "data=folder", "data.root=.", "data.image_size=8", "data.num_channels=3", "dataroot=datasets"]
     once = script("run_train.py", *arguments, "training.n_iters=2", "training.snapshot_freq=1")

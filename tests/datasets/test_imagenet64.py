@@ -28,7 +28,7 @@ def save(path, height=70, width=90, **options):
 
 
 def imagenet(root, flat=False, each=3):
-    """train with some images of each class, val with two of each: val image k is of class k mod 3."""
+    """Make train with some images of each class, and val with two of each: val image k is of class k mod 3."""
     for wnid in reversed(IDS):
         for k in range(each):
             save(root / f"train/{wnid}/{wnid}_{k}.JPEG")
@@ -152,7 +152,7 @@ def run(*arguments):
 
 
 def many(root, count=2500):
-    """As many images as take some seconds, in one class, image k all in the colour of k."""
+    """Make a class of images that take some seconds, image k in a colour that encodes k."""
     for k, path in enumerate(
         [*(root / f"train/{IDS[0]}/{k:05}.JPEG" for k in range(count)), root / f"val/{IDS[0]}/0.JPEG"]
     ):
@@ -167,7 +167,7 @@ def colour(k):
 
 @pytest.mark.slow(28)
 def test_compilation_resumes_after_a_kill_and_an_interrupt(tmp_path):
-    """The script run as a user runs it, from its folder, by two workers."""
+    """Start the script as a user does, from its folder, with two workers."""
     root, out = many(tmp_path / "imagenet"), tmp_path / "out"
     for count, signum, code in ((300, signal.SIGKILL, -9), (700, signal.SIGINT, 130)):
         process = subprocess.Popen(

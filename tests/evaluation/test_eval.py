@@ -70,7 +70,7 @@ def evaluate(cfg, folder):
 
 
 def sample_metrics(features, logits, known, chosen, seed=0):
-    """Results of metrics of samples, {name: Result}."""
+    """Compute metrics of samples; return {name: Result}."""
     samples = SimpleNamespace(check_numbers=lambda *_: None, reference=known)
     inputs = SimpleNamespace(cfg=SimpleNamespace(seed=seed), samples=samples)
     results = {}
@@ -184,7 +184,7 @@ def test_numbers_do_not_depend_on_batches_or_processes(script, run_dir, tmp_path
 
 
 def test_a_zero_score_has_the_bits_of_a_uniform_density(tmp_path):
-    """With all weights 0 the score is 0 and the flow stands still."""
+    """If all weights are 0, the score is 0 and the flow is constant."""
     run = tmp_path / "run"
     train(tiny_config("training.snapshot_sampling=false", "data.dequantize=true"), run, Distributed(CPU))
     path = run / "checkpoints/checkpoint_1.pth"
@@ -493,13 +493,13 @@ def test_statistics_that_are_no_file_are_named(tmp_path):
 
 
 def folder(path):
-    """A new folder."""
+    """Create a new folder."""
     path.mkdir()
     return path
 
 
 def saved(shape):
-    """An .npy file of 64 bytes that says it has another shape."""
+    """Write an .npy file of 64 bytes whose header states another shape."""
     file = io.BytesIO()
     np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
     return file.getvalue() + bytes(64)
@@ -620,7 +620,7 @@ def test_a_directory_with_other_contents_is_refused(run_dir, tmp_path):
 
 
 def test_the_path_of_the_images_is_only_taken_from_the_command_line(run_dir, tmp_path):
-    """And nowhere else: the path in the configuration of a run is not followed."""
+    """The path in the configuration of a run is not used."""
     shutil.copytree(run_dir, tmp_path / "run")
     path = tmp_path / "run/.hydra/config.yaml"
     text = path.read_text().replace("dataset: digits", f"dataset: folder\n  root: {tmp_path / 'private'}")

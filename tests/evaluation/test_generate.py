@@ -90,7 +90,7 @@ def change_config(run, changes):
 
 
 def published_denoiser(path, **changes):
-    """A directory as the published denoiser comes: one file without a number, the weights alone."""
+    """Make a directory like that of the published denoiser: one file without a number, with the weights only."""
     shutil.copytree(RUN / ".hydra", path / ".hydra")
     change_config(path, {"model.scale_by_sigma": False})
     model = torch.load(RUN / "checkpoints/checkpoint_1.pth", weights_only=True)["model"]
@@ -167,7 +167,7 @@ def open_images(folder, cfg):
 
 
 def draw_into(out_dir, cfg, rounds):
-    """Do what run_vis.py does; return the numbers of the batches that it drew."""
+    """Draw images as run_vis.py does; return the numbers of the batches drawn."""
     out_dir.mkdir(exist_ok=True)
     before = {path: path.stat().st_mtime_ns for path in out_dir.glob("images/samples_*.npz")}
     cfg.eval.rounds = rounds

@@ -17,7 +17,7 @@ SDE = ReflectedVE(0.01, 5.0)
 
 
 def sampler(*overrides):
-    """A sampler as run_vis.py makes it."""
+    """Create a sampler as run_vis.py does."""
     return create_sampler(composed("load_dir=x", *overrides, name="vis").sampling, SDE)
 
 
@@ -73,7 +73,7 @@ def test_noise_levels_of_few_steps():
 
 @pytest.mark.parametrize("method", ["pc", "ode", "heun", "multistep"])
 def test_a_trajectory_leads_from_the_start_to_the_samples(method):
-    """The moments of the flow are its solutions when it ends there; and asking for them changes no sample."""
+    """The states of a trajectory are solutions of the flow that ends there; recording them changes no sample."""
     x_init = SDE.prior_sample((10, 2), torch.Generator().manual_seed(0))
     plain, traced = (
         sampler(f"sampling.method={method}", "sampling.steps=8", f"sampling.trajectory={k}")(
@@ -283,7 +283,7 @@ def test_a_trajectory_is_a_strip_and_an_animation(tmp_path):
 
 
 def test_the_example_in_two_dimensions_draws_its_picture(tmp_path, monkeypatch):
-    """The script of docs/, with less training and fewer points."""
+    """Run the example with less training and fewer points."""
     text = (ROOT / "examples/density_2d.py").read_text()
     assert text.count("4000") == 2 and text.count("200_000") == 2
     (tmp_path / "docs").mkdir()

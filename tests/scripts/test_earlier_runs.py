@@ -28,7 +28,7 @@ MEASURE = [
 
 @pytest.fixture
 def place(tmp_path):
-    """A folder with the run as it was after 3 steps."""
+    """Make a folder with the run as it was after 3 steps."""
     shutil.copytree(EARLIER / "run", tmp_path / "run")
     (tmp_path / "run/checkpoints-meta").mkdir()
     shutil.copy(EARLIER / "run/checkpoints/checkpoint_1.pth", tmp_path / "run/checkpoints-meta/checkpoint.pth")

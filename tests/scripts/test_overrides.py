@@ -31,13 +31,13 @@ NAMES = ["1", "1e3", "null", "true", "~", "~x", "a b", "a=b", "a,b", "(", "[x]",
 
 
 def hydra_reads(*arguments):
-    """{key: value} that Hydra reads from arguments."""
+    """Return {key: value} as Hydra reads the arguments."""
     return {o.key_or_group: o.value() for o in OverridesParser.create().parse_overrides(list(arguments))}
 
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """An empty folder to be in, and a home."""
+    """Change to an empty folder, and set a home directory."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")

@@ -35,13 +35,13 @@ def slurm(*command):
 
 
 def job_of(sweep):
-    """The number of the job that the sweep has made."""
+    """Return the number of the job that the sweep submitted."""
     (folder,) = (path for path in (sweep / ".submitit").iterdir() if re.fullmatch(r"\d+", path.name))
     return folder.name
 
 
 def start_again(job):
-    """Without the minutes that Slurm lets a requeued job wait."""
+    """Start a requeued job at once, without the minutes that Slurm lets it wait."""
     deadline = time.monotonic() + 40
     while "JobState=PENDING" not in slurm("scontrol", "show", "job", job):
         assert time.monotonic() < deadline, slurm("scontrol", "show", "job", job)
@@ -75,7 +75,7 @@ def test_a_job_at_its_time_limit_and_preempted_equals_an_uninterrupted_one(tmp_p
 
 
 def test_jobs_that_fail_are_failed_for_slurm_and_the_other_finishes(tmp_path):
-    """A bad configuration, a loss that is not finite, and a run as it should be."""
+    """Submit a bad configuration, a loss that is not finite, and a good run."""
     options = ["optim.lr=-1,1e30,1e-4", "optim.warmup=0", "optim.grad_clip=-1"]
     launcher = submitted(tmp_path, *options, "training.snapshot_sampling=false")
     said = launcher.communicate(timeout=120)[1]

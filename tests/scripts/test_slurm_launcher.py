@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 
 @pytest.fixture
 def launcher(tmp_path):
-    """One whose runs are in ``tmp_path``/NUMBER."""
+    """Create a launcher whose runs are in ``tmp_path``/NUMBER."""
     made = SlurmLauncher(submitit_folder=str(tmp_path / ".submitit/%j"), max_num_timeout=0)
     made.config = OmegaConf.create(
         {"hydra": {"job": {}, "sweep": {"dir": str(tmp_path), "subdir": "${hydra.job.num}"}}}
@@ -27,7 +27,7 @@ def launcher(tmp_path):
 
 @pytest.fixture
 def submitted(tmp_path):
-    """Job 42 of two tasks, which is run 0."""
+    """Create job 42 of two tasks, which is run 0."""
     folder = tmp_path / ".submitit/42"
     folder.mkdir(parents=True)
     paths = SimpleNamespace(folder=folder, stderr=folder / "42_0_log.err")

@@ -36,7 +36,7 @@ LONG = [*TINY, "training.n_iters=1000000", "training.snapshot_sampling=false"]
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
-    """A run of SHARED by two processes started here."""
+    """Train a run of SHARED in two processes started here."""
     folder = tmp_path_factory.mktemp("together")
     command = [sys.executable, ROOT / "run_train.py", *SHARED, "ngpus=2", "hydra.run.dir=run"]
     result = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
@@ -46,7 +46,7 @@ def together(tmp_path_factory):
 
 
 def started(folder, *arguments):
-    """A process of run_train.py in ``folder``/run that has made some steps."""
+    """Start a process of run_train.py in ``folder``/run and wait for some steps."""
     command = [sys.executable, ROOT / "run_train.py", *arguments, "hydra.run.dir=run"]
     process = subprocess.Popen(command, cwd=folder, env=environment(), stderr=subprocess.PIPE, text=True)
     wait_for_steps(folder / "run", 3, process)
@@ -54,7 +54,7 @@ def started(folder, *arguments):
 
 
 def children(pid):
-    """Those of a process that train, in the order in which they were started."""
+    """Return the training processes below a process, in the order in which they were started."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -76,7 +76,7 @@ def ended(pids, seconds=30):
 
 @pytest.mark.slow(20)
 def test_processes_and_parts_change_no_number(together, tmp_path):
-    """One, two processes, and three parts of a batch, one after the other: 20 steps that learn."""
+    """Compare 20 steps of one process, of two, and of three micro-batches."""
     train(tiny_config(*SHARED), tmp_path / "one", Distributed(CPU))
     train(tiny_config(*SHARED, "training.grad_accum_steps=3"), tmp_path / "parts", Distributed(CPU))
     one, parts, two = metrics(tmp_path / "one"), metrics(tmp_path / "parts"), metrics(together)
@@ -113,7 +113,7 @@ def test_torchrun_trains_the_same_run(together, tmp_path):
 
 
 def test_a_launcher_starts_a_sweep_and_one_that_fails_stops_no_other(tmp_path, together):
-    """Two processes for each run; where the sweep is started from does not matter."""
+    """Each run has two processes; the sweep may be started from any folder."""
     command = [sys.executable, ROOT / "run_train.py", "-m", *SHARED, "hydra/launcher=submitit_local"]
     command += ["hydra.launcher.tasks_per_node=2", "optim.optimizer=SGD,Adam", "hydra.sweep.dir=sweep"]
     result = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
@@ -304,7 +304,7 @@ def test_processes_of_a_machine_share_its_cores(monkeypatch, tmp_path, tasks_her
 
 
 def stand_at(monkeypatch, rank, size):
-    """The environment that torchrun gives a process."""
+    """Set the environment variables that torchrun gives a process."""
     for key, value in {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size}.items():
         monkeypatch.setenv(key, str(value))
 
@@ -338,7 +338,7 @@ def test_all_processes_answer_when_none_is_lost():
 
 
 def test_a_process_that_fails_under_a_launcher_tells_the_others_and_the_log(monkeypatch, tmp_path, caplog):
-    """A fault of the program comes with its traceback; bad input is passed on as it is."""
+    """A programming error has its traceback; the message of bad input is unchanged."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     store.set("present/1", "")  # as the other one answers
     monkeypatch.setattr("cli.launch._launcher_store", lambda: store)
@@ -396,7 +396,7 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch):
 
 
 def test_the_rendezvous_waits_for_the_store_of_its_attempt(monkeypatch, tmp_path):
-    """What an attempt that was killed left behind leads nowhere."""
+    """The rendezvous file of a killed attempt is ignored."""
     (tmp_path / ".rendezvous").write_text('["42/0", "127.0.0.1", 1]')
     with pytest.raises(TrainingError, match=r"process 0 did not start within startup_timeout=0.5 seconds"):
         file_rendezvous(DistributedEnv("srun", 1, 2, 1, 2, "42", "42/1"), tmp_path / ".rendezvous", timeout=0.5)

@@ -29,7 +29,7 @@ def gradients(net, *inputs):
 
 
 def far(tensors, references):
-    """The largest relative distance between two lists of tensors."""
+    """Compute the largest relative distance between two lists of tensors."""
     return max(((a - b).norm() / b.norm()).item() for a, b in zip(tensors, references, strict=True))
 
 
@@ -76,7 +76,7 @@ def test_recomputed_activations_give_the_same_gradient_with_less_memory(network)
 
 
 def test_moments_get_the_memory_format_of_their_parameter():
-    """A checkpoint may be older than channels_last; a fused kernel would take its moments for those of others."""
+    """A checkpoint may be older than channels_last, and a fused kernel pairs elements by position in memory."""
     cfg = tiny_config()
     parameters = [nn.Parameter(torch.randn(4, 3, 3, 3)) for _ in range(2)]
     parameters[1].data = parameters[0].data.to(memory_format=torch.channels_last)
@@ -103,7 +103,7 @@ SWITCHES = {
 @pytest.mark.slow(45)
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_a_run_with_each_switch_resumes_exactly(switch, tmp_path, monkeypatch):
-    """And with compile=true nothing is compiled after the first evaluation and drawing, whatever the batch."""
+    """With compile=true nothing is compiled after the first evaluation and drawing, for any batch size."""
     counters.clear()
     graphs, honest_write = [], MetricWriter.write
     monkeypatch.setattr(
@@ -120,7 +120,7 @@ def test_a_run_with_each_switch_resumes_exactly(switch, tmp_path, monkeypatch):
 
 
 class Waits(TorchDispatchMode):
-    """Counts the operations for which a GPU would be waited for: their result, or its size, is a number of the host."""
+    """Counts the operations that wait for a GPU, because their result or its size is needed on the host."""
 
     NAMES = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "unique", "is_nonzero")
 

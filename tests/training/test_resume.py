@@ -36,23 +36,23 @@ QUICK = ["training.snapshot_sampling=false", "logger=none"]
 
 @pytest.fixture(autouse=True)
 def no_picture_of_losses(monkeypatch):
-    """Which takes longer than the steps of these runs."""
+    """Plotting takes longer than the steps of these runs."""
     monkeypatch.setattr(training.metric_writer, "draw_losses", lambda *_: None)
 
 
 def trained(run_dir: Path, *overrides: str) -> Path:
-    """A run without samples."""
+    """Train a run without samples."""
     train(tiny_config(*QUICK, *overrides), run_dir, CPU)
     return run_dir
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
-    """All files, but for the empty one that says who has the directory."""
+    """Return all files except the empty lock file."""
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
 
 
 def kept(run_dir: Path) -> dict[str, int]:
-    """The checkpoints to keep, and their steps."""
+    """Return the kept checkpoints and their steps."""
     return {path.name[11:-4]: read(path)["step"] for path in sorted((run_dir / "checkpoints").glob("*.pth"))}
 
 
@@ -115,7 +115,7 @@ def test_a_damaged_kept_checkpoint_is_skipped_and_kept(tmp_path, caplog):
 
 
 def test_checkpoints_are_not_overwritten_by_a_run_that_goes_back(tmp_path):
-    """Its own of before come again bit for bit; with other options they are other checkpoints."""
+    """With the same options the same checkpoints are written again; with other options they get other numbers."""
     options = ["training.n_iters=6", "training.snapshot_freq=2", "optim.warmup=0", "training.snapshot_sampling=true"]
     options += ["sampling.method=multistep", "sampling.steps=2", "eval.batch_size=4"]
     run = trained(tmp_path, *options)
@@ -269,7 +269,7 @@ def test_what_is_not_a_run_or_cannot_be_read_is_one_line(tmp_path, monkeypatch):
 
 @contextmanager
 def full_disk(size: int):
-    """Files cannot grow beyond ``size`` bytes."""
+    """Limit the size of files to ``size`` bytes."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     assert signal.getsignal(signal.SIGXFSZ) is signal.SIG_IGN
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))

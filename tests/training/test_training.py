@@ -199,7 +199,7 @@ def test_another_run_in_the_same_directory_is_refused_and_changes_nothing(tmp_pa
 
 
 def test_arguments_of_the_loss_in_training_and_evaluation(tmp_path, monkeypatch):
-    """Training: the weights that learn, training images, some labels dropped. Evaluation: EMA, held out, all labels."""
+    """Training: weights, training images, dropped labels. Evaluation: EMA weights, held-out images, all labels."""
     import training.loop
     import training.snapshots
 
@@ -291,7 +291,7 @@ def test_restoring_copies_frozen_weights_to_the_average(tmp_path):
 
 @pytest.mark.parametrize("bad_step", [1, 2, 3])
 def test_a_non_finite_loss_stops_the_run_and_keeps_the_checkpoint(tmp_path, monkeypatch, bad_step):
-    """Logged every 50 steps only: the loss of an unlogged step counts as well."""
+    """Metrics are logged every 50 steps, but the loss of every step is checked."""
     import training.loop
 
     common = ["training.snapshot_freq=1", "training.n_iters=1", "training.log_freq=50", "training.eval_freq=50"]
@@ -367,7 +367,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, caplog, dam
 
 
 def test_a_damaged_checkpoint_never_replaces_an_intact_one(tmp_path):
-    """A kill between the two moves of a save finds one that is whole."""
+    """After a kill between the two renames of a save, an intact checkpoint is found."""
     train(tiny_config("training.n_iters=2", "training.snapshot_freq_for_preemption=1"), tmp_path, CPU)
     checkpoints, state = checkpoint.Checkpoints(tmp_path), create_state(tiny_config(), CPU.device)
     previous = checkpoints.previous_path.read_bytes()

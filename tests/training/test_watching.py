@@ -31,7 +31,7 @@ CPU = Distributed(torch.device("cpu"))
 
 
 def events(run_dir):
-    """{name: {step: value}} of all that TensorBoard shows, and the steps of the pictures."""
+    """Read {name: {step: value}} of all scalars in TensorBoard, and the steps of the images."""
     shown = EventAccumulator(str(run_dir / "tensorboard"), size_guidance={"scalars": 0, "images": 0}).Reload()
     scalars = {tag: [(e.step, e.value) for e in shown.Scalars(tag)] for tag in shown.Tags()["scalars"]}
     assert all(len(dict(pairs)) == len(pairs) for pairs in scalars.values()), "a step is shown twice"
