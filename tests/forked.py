@@ -1,4 +1,4 @@
-"""Runs the entry scripts many times, each in a process of its own that is forked from one with everything imported.
+"""Run the entry scripts many times, each in a process that is forked from one with everything imported.
 
 As a user's call but for the seconds that the imports take: ``python tests/forked.py`` reads requests from standard
 input, a JSON object a line, and answers with the exit status of each.

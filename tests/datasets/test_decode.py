@@ -1,4 +1,4 @@
-"""Image files of all kinds, each made by the writer that others use, and the pixels that become of them."""
+"""Decoding of image files of all formats and modes, written as common programs write them."""
 
 import io
 import os

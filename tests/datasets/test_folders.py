@@ -1,4 +1,4 @@
-"""Folders as people have them: splits, classes, links, and what else lies in them."""
+"""The data set ``folder``: splits, classes, links, and other files among the images."""
 
 import hashlib
 import json
@@ -218,7 +218,7 @@ def test_the_run_records_the_names_of_its_classes_and_labels_go_by_them(tmp_path
     for layout, out in (("safetensors", "one.safetensors"), ("published", "theirs")):
         export(tmp_path / "run", tmp_path / out, layout)
         assert load_pretrained(tmp_path / out)[1].data.class_names == names
-    # the same command goes on with the same names, also when the folders would now give others
+    # The same command resumes with the recorded names, also when the folders have changed.
     fill(tmp_path / "pics", ["100/0.png"])
     shutil.rmtree(tmp_path / "pics/0")
     with pytest.raises(InputError, match=r"pics/100/0.png is of class 100, but data.class_names has 0, 1, 2, 9, 10, c"):

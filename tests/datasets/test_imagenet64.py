@@ -1,4 +1,4 @@
-"""ImageNet made small: layouts, classes, odd files, and what is left after a kill."""
+"""Preparation of ImageNet at 64x64 from small folders: layouts, classes, odd files, and resuming after a kill."""
 
 import json
 import os
@@ -120,7 +120,7 @@ def test_odd_files_are_read_and_damaged_ones_listed(tmp_path, capsys):
     save(folder / "d_thin.JPEG", 1, 100, format="PNG")
     gradient = np.tile(np.linspace(0, 255, 64).astype(np.uint8)[None, :, None], (64, 1, 3))
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown turned by a quarter, clockwise
+    exif[0x0112] = 6  # to be shown rotated by 90 degrees clockwise
     Image.fromarray(gradient).save(folder / "e_turned.JPEG", "JPEG", quality=100, exif=exif)
     whole = (folder / f"{IDS[0]}_0.JPEG").read_bytes()
     (folder / "f_cut.JPEG").write_bytes(whole[: len(whole) // 2])
@@ -135,11 +135,11 @@ def test_odd_files_are_read_and_damaged_ones_listed(tmp_path, capsys):
     ]
     assert f"3 of 17 files left out, listed in {made / 'unreadable.txt'}" in capsys.readouterr().err
     assert [int(name[9:17]) for name, _ in labels(made)] == [0, 1, 2, 3, 4, *range(8, 17)]  # sorted: odd ones first
-    cmyk, grey, _, thin, turned = (np.asarray(Image.open(made / f"00000/img{k:08}.png")).astype(int) for k in range(5))
+    cmyk, grey, _, thin, rotated = (np.asarray(Image.open(made / f"00000/img{k:08}.png")).astype(int) for k in range(5))
     assert np.abs(cmyk - [0, 255, 255]).max() <= 3
     assert np.abs(grey - 77).max() <= 1
     assert (thin == thin[0, 0]).all()
-    assert np.abs(turned - gradient.transpose(1, 0, 2)).max() <= 3  # left is now above
+    assert np.abs(rotated - gradient.transpose(1, 0, 2)).max() <= 3  # left is now above
 
 
 SCRIPT = [sys.executable, "compile_imagenet64.py"]

@@ -1,4 +1,4 @@
-"""run_eval.py: the numbers, their protocol, going on after an interruption, and what it refuses."""
+"""run_eval.py: the metrics, their protocol, resuming after an interruption, and refusals of bad input."""
 
 import hashlib
 import io

@@ -1,4 +1,4 @@
-"""Many images from a network: seeds, batches, processes, the denoiser, and the directory they go to."""
+"""Generation of many images by a network: seeds, batches, processes, the denoiser, and the output directory."""
 
 import shutil
 import subprocess

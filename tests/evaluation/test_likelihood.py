@@ -166,7 +166,7 @@ def test_the_density_of_a_trained_model_integrates_to_one(vanishes):
     assert density.max() > 2 and density.min() < 0.2  # it has learnt the ring
     if vanishes:
         assert density.mean() == pytest.approx(1.0, abs=0.01)
-    else:  # docs/method.md says so
+    else:  # see docs/method.md
         assert 0.8 < density.mean() < 0.99
 
 

@@ -1,4 +1,4 @@
-"""Files that claim more than they hold: refused at once, in one line, before they take time or memory."""
+"""Files that claim more than they contain: refused in one line, before they take time or memory."""
 
 import io
 import logging.config

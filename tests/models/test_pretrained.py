@@ -1,4 +1,4 @@
-"""Published model directories, runs of ours, and what is exported from them."""
+"""Loading of published model directories and of runs of this code, and their exports."""
 
 import collections
 import datetime

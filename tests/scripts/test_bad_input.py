@@ -1,4 +1,4 @@
-"""What a user can type or download that is wrong: each ends in one line that says what, and leaves nothing behind."""
+"""Bad options and files: each gives a one-line error that names the fault, and leaves no files behind."""
 
 import os
 import pickle

@@ -1,4 +1,4 @@
-"""Paths on the command line, whatever is in them, and what is said of an argument that cannot be read."""
+"""Paths with special characters on the command line, and errors about arguments that cannot be parsed."""
 
 import os
 import shlex

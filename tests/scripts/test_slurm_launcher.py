@@ -1,4 +1,4 @@
-"""What the Slurm launcher makes of what Slurm and the tasks of a job say; test_slurm.py submits real jobs."""
+"""The Slurm launcher with faked answers of squeue and results of tasks; test_slurm.py submits real jobs."""
 
 import os
 import pickle

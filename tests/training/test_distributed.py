@@ -1,4 +1,4 @@
-"""Several processes that train one network: the same numbers, one writer, and an end for all when one ends."""
+"""Training in several processes: the same numbers, one writer, and the end of all processes when one fails."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Going on with a run: from which checkpoint, on which data, and over nothing that is there."""
+"""Resuming a run: the choice of the checkpoint, the check of the data, and no overwritten files."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What a run shows while it goes: metrics, pictures, TensorBoard, Weights & Biases, and what it says at its start."""
+"""Output of a run: metrics, images, TensorBoard, Weights & Biases, and the summary at its start."""
 
 import importlib.util
 import json
