@@ -57,7 +57,7 @@ class ImageDataset:
 
     @property
     def is_image(self) -> bool:
-        """Whether a sample has the three axes of an image."""
+        """True if a sample has the three axes of an image."""
         return len(self.shape) == 3
 
 

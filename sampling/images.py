@@ -66,10 +66,10 @@ def save_each(pixels: np.ndarray, folder: Path, first: int) -> None:
 
 
 def save_trajectory(moments: np.ndarray, path: Path) -> None:
-    """Write how N images came about as a grid PATH.png, one row an image, and as an animation PATH.gif.
+    """Write the trajectories of N images as a grid PATH.png, one row an image, and as an animation PATH.gif.
 
     Args:
-        moments: the images at K moments, uint8 (K, N, H, W, C).
+        moments: images at K moments, uint8 (K, N, H, W, C).
         path: name of both files without its suffix.
     """
     by_image = moments.swapaxes(0, 1).reshape(-1, *moments.shape[2:])
