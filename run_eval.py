@@ -3,7 +3,7 @@
 from utils.signals import enable_keyboard_interrupt, exit_on_interrupt
 
 if __name__ == "__main__":
-    exit_on_interrupt()  # before the imports, which take a moment
+    exit_on_interrupt()  # before the slow imports
 
 from pathlib import Path
 
@@ -19,9 +19,9 @@ from cli.options import option_keys
 def main(cfg: DictConfig) -> None:
     """Write ``results.json``, and the numbers of each image, to the output directory.
 
-    The same command with the same ``hydra.run.dir`` goes on where it was interrupted.
+    The same command with the same ``hydra.run.dir`` resumes an interrupted evaluation.
     """
-    check_eval(cfg)  # before the imports, which take a moment
+    check_eval(cfg)  # before the slow imports
 
     from cli.launch import run_distributed
     from evaluation.evaluate import evaluate

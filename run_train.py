@@ -3,7 +3,7 @@
 from utils.signals import enable_keyboard_interrupt, exit_on_interrupt
 
 if __name__ == "__main__":
-    exit_on_interrupt()  # before the imports, which take a moment
+    exit_on_interrupt()  # before the slow imports
 
 from pathlib import Path
 from shlex import quote
@@ -13,21 +13,21 @@ from omegaconf import DictConfig, open_dict
 
 from cli.entry_point import entry_point
 from cli.options import option_keys
-from cli.overrides import is_multirun, meant_path, read_override
+from cli.overrides import is_multirun, parse_path, read_override
 from training.options import check_train
 from utils.distributed_env import detect_launcher
 from utils.errors import InputError
 
 
 def check_resume(arguments: list[str]) -> None:
-    """Check what the command line says of ``resume``, before Hydra makes a directory of that name.
+    """Check the argument ``resume`` of the command line, before Hydra makes a directory of that name.
 
     Raises:
-        InputError: if it is not a run, or does not go with another argument.
+        InputError: if it is not a run directory, or cannot be combined with another argument.
     """
     read = [(argument, *read_override(argument)[1:]) for argument in arguments]
     for _, key, value in read:
-        run_dir = meant_path(value) if key == "resume" else None
+        run_dir = parse_path(value) if key == "resume" else None
         if run_dir is None:
             continue
         try:
@@ -49,7 +49,7 @@ def check_experiment(cfg: DictConfig) -> None:
     if experiment is None:
         return
 
-    from models.create import NETWORKS, model_options, takes_classes  # after what is checked without torch
+    from models.create import NETWORKS, model_options, takes_classes  # imports torch
 
     own = model_options(name) if name in NETWORKS else cfg.model
     foreign = [str(key) for key in cfg.model if key not in own and f"model.{key}" not in typed]
@@ -67,15 +67,15 @@ def check_experiment(cfg: DictConfig) -> None:
 
 @entry_point("train", option_keys("train"), check_resume)
 def main(cfg: DictConfig) -> None:
-    """Train in Hydra's output directory, or go on in the directory ``resume``."""
+    """Train in Hydra's output directory, or resume the run in the directory ``resume``."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     with open_dict(cfg):
-        resume = cfg.pop("resume")  # says how this process was started, not what the run is
+        resume = cfg.pop("resume")  # is about this start, not part of the run's configuration
     env = detect_launcher()
     processes = cfg.ngpus if env is None else env.world_size
     if resume is None:
         check_experiment(cfg)
-        check_train(cfg, processes)  # before the imports, which take a moment
+        check_train(cfg, processes)  # before the slow imports
 
     from cli.launch import run_distributed
     from training.data import prepare_dataset
@@ -89,7 +89,7 @@ def main(cfg: DictConfig) -> None:
         cfg = resumed_config(cfg, run_dir, overrides)
         check_train(cfg, processes)
     if env is None and len(choose_devices(cfg.device, cfg.ngpus)) > 1:
-        prepare_dataset(cfg)  # which may take longer than processes wait for each other
+        prepare_dataset(cfg)  # may take longer than processes wait for each other
     run_distributed(train, cfg, run_dir, cfg.training.startup_timeout, cfg.training.step_timeout)
 
 

@@ -3,7 +3,7 @@
 from utils.signals import enable_keyboard_interrupt, exit_on_interrupt
 
 if __name__ == "__main__":
-    exit_on_interrupt()  # before the imports, which take a moment
+    exit_on_interrupt()  # before the slow imports
 
 from pathlib import Path
 
@@ -19,9 +19,9 @@ from cli.options import option_keys
 def main(cfg: DictConfig) -> None:
     """Write ``images/samples_R.png`` and ``.npz`` (samples, labels) for each batch R to the output directory.
 
-    The same command with the same ``hydra.run.dir`` draws the batches that are not there yet.
+    The same command with the same ``hydra.run.dir`` draws the batches that are still missing.
     """
-    check_vis(cfg)  # before the imports, which take a moment
+    check_vis(cfg)  # before the slow imports
 
     from cli.launch import run_distributed
     from evaluation.images_dir import generate_images

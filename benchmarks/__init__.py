@@ -1,1 +1,1 @@
-"""Benchmarks: each script answers one question, compared with a simple implementation and the limits of the machine."""
+"""Benchmarks: each script measures one cost and compares it with a simple implementation or a limit of the machine."""

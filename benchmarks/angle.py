@@ -15,7 +15,7 @@ IMAGES = 400
 
 
 class RoundedEmbedding(FourierEmbedding):
-    """Embeds the noise level with the angle in float32, in the order of operations of the published code."""
+    """Embedding of the noise level with the angle in float32, in the order of operations of the published code."""
 
     def forward(self, sigma: Tensor) -> Tensor:
         angle = torch.log(sigma)[:, None] * self.frequencies * 2 * np.pi
@@ -27,7 +27,7 @@ def largest_errors(net: ScoreModel, sigma_min: float, sigma_max: float) -> tuple
     """Compute the largest relative error of an image in float32 against float64, with exact and with rounded angles.
 
     Args:
-        net: a trained DDPM++, float32.
+        net: trained DDPM++, float32.
         sigma_min: lowest noise level.
         sigma_max: highest noise level; the levels are equidistant in their logarithm.
 

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class PeakMemory(TorchDispatchMode):
-    """Counts the bytes of all live tensors that operations within the context made; a view counts as its base."""
+    """A counter of the bytes of all live tensors made by operations within the context; a view counts as its base."""
 
     def __init__(self) -> None:
         super().__init__()

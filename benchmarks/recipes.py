@@ -1,7 +1,7 @@
 """What does a recipe of the paper cost? python -m benchmarks.recipes [TFLOP/s]
 
-Counts the operations of network and gradient, and computes the hours they take on one device at a given rate, which
-benchmarks.step measures. The default is 400 TFLOP/s, 40 % of the dense bf16 peak of an H100.
+Counts the operations of network and gradient, and computes the hours that they take on one device at a given rate,
+which benchmarks.step measures. The default is 400 TFLOP/s, 40 % of the dense bf16 peak of an H100.
 """
 
 import argparse

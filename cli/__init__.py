@@ -1,1 +1,1 @@
-"""What the command-line entry points share."""
+"""Code shared by the command-line entry points: Hydra set-up, options, launching."""

@@ -1,6 +1,6 @@
-"""What the entry scripts share: Hydra with one-line errors, and an output directory that no other process has.
+"""Set-up of an entry script: Hydra with one-line errors, and an output directory of its own for each run.
 
-Nothing heavy is imported here or at the top of a script, so that ``--help`` and a wrong option take a moment.
+Neither this module nor the top of a script imports torch, so that ``--help`` and a wrong option answer at once.
 """
 
 import contextlib
@@ -36,15 +36,15 @@ log = logging.getLogger(__name__)
 
 
 def set_up() -> None:
-    """Prepare this process for Hydra on our configurations; the jobs of a launcher do so, too.
+    """Prepare this process, or a job of a launcher, for Hydra with the configurations of this project.
 
-    Registers the resolver ``output_dir`` and the launchers, lets processes started from any folder find our modules,
-    and keeps logging silent about a full disk, which shows in what the run itself writes.
+    Registers the resolvers ``output_dir`` and ``options`` and the launchers, adds the project to PYTHONPATH for
+    processes started from any folder, and silences logging's own errors: a full disk fails the run's writes anyway.
     """
     paths = [str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
     logging.raiseExceptions = False
-    # With its cache a launcher's job, also a requeued one, has the directory that was chosen when it was submitted.
+    # The cache gives a launcher's job, also a requeued one, the directory that was chosen when it was submitted.
     OmegaConf.register_new_resolver("output_dir", _output_dir, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("options", _help, replace=True)  # in configs/hydra/help
     plugins = Plugins.instance()  # finds those of hydra-submitit-launcher before they are replaced
@@ -59,29 +59,29 @@ def _stamp() -> str:
     own = f"{datetime.now():%Y.%m.%d/%H%M%S}-{secrets.token_hex(3)}"
     if detect_launcher() is None:
         return own
-    from cli.launch import broadcast_run_id  # heavy, and needed by several processes only
+    from cli.launch import broadcast_run_id  # imports torch; only needed with several processes
 
     return broadcast_run_id(own)
 
 
 def _output_dir(root: str, resume: str | None = None) -> str:
-    """Name the directory to continue, or a new one in ``root``."""
+    """Return the run directory to resume, or a new one in ``root``."""
     return str(resume) if resume is not None else f"{root}/{_stamp()}"
 
 
 def _help(script: str) -> str:
-    """Return the options of a script if --help is asked for: Hydra looks up what it would say at every start."""
-    asked = any(argument == "-h" or (len(argument) > 2 and "--help".startswith(argument)) for argument in sys.argv[1:])
-    return help_text(script) if asked else ""
+    """Return the options of a script if --help was typed, else "": Hydra resolves its help text at every start."""
+    typed = any(argument == "-h" or (len(argument) > 2 and "--help".startswith(argument)) for argument in sys.argv[1:])
+    return help_text(script) if typed else ""
 
 
 class _Outcome:
-    """The outcome of the jobs that this process ran, which Hydra is not told: it would add lines to ours.
+    """The outcome of the jobs that this process ran; it is kept from Hydra, which would print more lines.
 
     Attributes:
         here: whether this process was started by a user, and not by a launcher.
-        failed: whether a job ended with a clean error, which was shown.
-        bug: what else a job raised.
+        failed: whether a job ended with a one-line error, which was printed.
+        bug: any other exception that a job raised.
     """
 
     here = False
@@ -92,9 +92,9 @@ class _Outcome:
 def entry_point(
     config_name: str, keys: Iterable[str], check: Callable[[list[str]], None] = lambda _: None
 ) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
-    """Make ``main(cfg)`` an entry script with the configuration configs/``config_name``.yaml.
+    """Decorate ``main(cfg)`` as an entry script with the configuration configs/``config_name``.yaml.
 
-    A UserError or OSError, and what Hydra or a launcher find wrong, show as one line without a traceback, unless
+    A UserError, an OSError and an error of Hydra or a launcher are printed as one line without a traceback, unless
     debug=true or HYDRA_FULL_ERROR=1. Any failure exits non-zero, in a multirun after the other jobs are done.
 
     Args:
@@ -110,7 +110,7 @@ def entry_point(
                 _resolve(cfg)
                 main(cfg)
             except (UserError, OSError) as error:  # an OSError names its file
-                if not _Outcome.here:  # a launcher's job says it in its log and in that of the run
+                if not _Outcome.here:  # a launcher's job writes it to its log and to that of the run
                     log.error("%s", printable(str(error)), exc_info=cfg.debug is True)
                 if cfg.debug is True:
                     _Outcome.bug = error
@@ -121,16 +121,16 @@ def entry_point(
                 env = detect_launcher()
                 if isinstance(error, InputError) and env is None:
                     print(printable(str(error)), file=sys.stderr)
-                    _leave_no_empty_directory()
+                    _remove_empty_directory()
                 elif isinstance(error, InputError) and env is not None and env.rank > 0:
-                    wait_for_process_0()  # which finds the same and says it
+                    wait_for_process_0()  # which finds the same error and reports it
                 else:
                     log.error("%s", printable(str(error)))
             except Exception as error:
                 if _is_out_of_memory(error) and cfg.debug is not True:
                     _Outcome.failed = True
-                    told = str(error).partition("\n")[0] or type(error).__name__
-                    log.error("%s", message := f"out of memory: {printable(told)}")
+                    reason = str(error).partition("\n")[0] or type(error).__name__
+                    log.error("%s", message := f"out of memory: {printable(reason)}")
                     if not _Outcome.here:
                         raise CompactHydraException(message) from error
                     return
@@ -142,7 +142,7 @@ def entry_point(
 
         def entry() -> None:
             full = os.environ.get("HYDRA_FULL_ERROR") == "1"
-            os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra leaves what it finds wrong to us
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them
             _Outcome.here = True
             typed = sys.argv[1:]
             set_up()
@@ -167,12 +167,16 @@ def entry_point(
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    told = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in told or "can't allocate memory" in told
+    message = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in message or "can't allocate memory" in message
 
 
 def _resolve(cfg: DictConfig) -> None:
-    """Replace interpolations by values."""
+    """Replace the interpolations in ``cfg`` by their values.
+
+    Raises:
+        InputError: naming the key whose interpolation fails.
+    """
     try:
         OmegaConf.resolve(cfg)
     except OmegaConfBaseException as error:
@@ -189,7 +193,7 @@ def _resolve(cfg: DictConfig) -> None:
 
 
 def _in_one_line(error: Exception, keys: Iterable[str], typed: list[str]) -> str:
-    """Say what Hydra, OmegaConf or a launcher find wrong, without their advice on other programs."""
+    """Return an error of Hydra, OmegaConf or a launcher as one line, without its pointers to web pages and objects."""
     message = str(error)
     if unknown := re.match(r"Could not override '([^']+)'", message):
         return f"{unknown[1]}: no such option{hint(unknown[1], keys)}"
@@ -198,19 +202,19 @@ def _in_one_line(error: Exception, keys: Iterable[str], typed: list[str]) -> str
         known = sorted(path.stem for path in CONFIGS.glob(f"**/{group}/*.yaml"))
         return f"{group}={name}: known are {', '.join(known)}{did_you_mean(name, known)}"
     if isinstance(error, OverrideParseException):
-        return f"{error.override}: {_unreadable(error.override or '', message.splitlines()[0], typed)}"
+        return f"{error.override}: {_explain_syntax(error.override or '', message.splitlines()[0], typed)}"
     lines = [line.strip() for line in message.splitlines() if line.strip()]
-    told = [line for line in lines if not line.startswith(("See https", "full_key", "object_type", "reference_type"))]
-    return " ".join(told) or type(error).__name__
+    kept = [line for line in lines if not line.startswith(("See https", "full_key", "object_type", "reference_type"))]
+    return " ".join(kept) or type(error).__name__
 
 
-def _unreadable(argument: str, reason: str, typed: list[str]) -> str:
-    """Say what is wrong with an argument, one of those ``typed``, that Hydra's grammar cannot read, and what to do."""
+def _explain_syntax(argument: str, reason: str, typed: list[str]) -> str:
+    """Explain why Hydra's grammar cannot read an ``argument``, one of those ``typed``, and how to write it."""
     prefix, key, value = read_override(argument)
     if key:
         whole = QuotedString(value, Quote.double).with_quotes()
-        told = "in quotes, and these in the shell's, it is taken as it stands"
-        return f"{reason}; {told}: {quote(f'{prefix}{key}={whole}')}"
+        advice = "in quotes, and these in the shell's, it is taken as it stands"
+        return f"{reason}; {advice}: {quote(f'{prefix}{key}={whole}')}"
     place = typed.index(argument) if argument in typed else 0
     if place and read_override(typed[place - 1])[1]:
         torn = itertools.takewhile(lambda other: not read_override(other)[1], typed[place:])
@@ -219,8 +223,8 @@ def _unreadable(argument: str, reason: str, typed: list[str]) -> str:
     return "not KEY=VALUE"
 
 
-def _leave_no_empty_directory() -> None:
-    """Remove the new directory of a job that was refused, if it is empty."""
+def _remove_empty_directory() -> None:
+    """Remove the output directory that Hydra made for a job with bad input, if it is empty."""
     folder, start = (Path(getattr(HydraConfig.get().runtime, name)) for name in ("output_dir", "cwd"))
     if _stamp.cache_info().currsize and _stamp() in str(folder) and folder.is_relative_to(start):
         with contextlib.suppress(OSError):  # it is not empty

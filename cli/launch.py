@@ -1,7 +1,7 @@
-"""Runs a script's work in one process or several: alone, ``ngpus=N`` here, or under torchrun, srun or submitit.
+"""Execution of a script's work in one process, in ``ngpus=N`` processes, or under torchrun, srun or submitit.
 
-``run_distributed`` is the only way in: it finds this process's place among the others, meets them through a store and
-calls the work with a ``Distributed``. The processes of ``ngpus=N`` are given the environment of torchrun.
+``run_distributed`` is the entry: it reads rank and world size from the environment, connects the processes by a store
+and calls the work with a ``Distributed``. The processes of ``ngpus=N`` get the environment variables of torchrun.
 
 Two pieces are not those of torch or submitit, for these reasons:
 
@@ -48,9 +48,9 @@ from utils.signals import StopSignals, block_sigint, unblock_sigint
 
 log = logging.getLogger(__name__)
 
-GRACE = 10.0  # seconds that the other processes have to end after the first one failed
+GRACE = 10.0  # seconds until the other processes are killed after the first one failed
 CONSEQUENCE = "consequence"  # key in the store: message of a process that ended because another one is gone
-STOPPED = "stopped"  # key in the store: number of the signal that ended the work, which is saved
+STOPPED = "stopped"  # key in the store: number of the signal that ended the work after it was saved
 
 Work = Callable[[DictConfig, Path, Distributed, StopSignals], int]
 """work(cfg, out_dir, distributed, stop): returns the number of the signal that stopped it, or 0."""
@@ -65,12 +65,12 @@ def run_distributed(
         work: function of a module, so that another process can import it.
         cfg: configuration with ``device`` and ``ngpus``.
         out_dir: output directory, on a file system that all machines share.
-        startup_timeout: seconds until all processes are there and have their data.
+        startup_timeout: seconds within which all processes must have started and loaded their data.
         step_timeout: seconds that a process waits for the others later on.
 
     Raises:
-        SystemExit: if a signal asked to stop.
-        UserError: if a process fails, and what else ``work`` raises in this process.
+        SystemExit: if a signal stopped the work.
+        UserError: if a process fails. Other exceptions of ``work`` in this process pass through.
     """
     env = detect_launcher()
     with StopSignals() as stop:
@@ -104,7 +104,7 @@ def run_under_launcher(
         store: store of all processes, if they share one already.
 
     Raises:
-        UserError: if another process or this one fails, and what else ``work`` raises.
+        UserError: if this process or another one fails.
     """
     if env.rank > 0:
         logging.getLogger().setLevel(logging.ERROR)
@@ -131,20 +131,23 @@ def run_under_launcher(
             signum = work(cfg, out_dir, distributed, stop)
             distributed.shutdown()
         except Exception as error:
-            explained = _explain(error, roll_call, env)
-            if explained is error:
+            reported = _reported_error(error, roll_call, env)
+            if reported is error:
                 raise
-            raise explained from error
+            raise reported from error
     return signum
 
 
-def _explain(error: Exception, roll_call: RollCall | None, env: DistributedEnv) -> Exception:
-    """Return what to raise instead of ``error``: itself if it is a clean error, or one with a line on what happened."""
-    clean, who = isinstance(error, UserError | OSError), f"process {env.rank} of {env.world_size}"
-    # what gloo, nccl and the store raise is a RuntimeError; anything else is a fault of this process
-    if not clean and isinstance(error, RuntimeError) and roll_call is not None and (lost := roll_call.find_lost()):
-        return TrainingError(f"{who} cannot go on: {lost}")
-    if not clean:
+def _reported_error(error: Exception, roll_call: RollCall | None, env: DistributedEnv) -> Exception:
+    """Return the exception to raise for ``error``: itself if it is shown as one line, else a TrainingError.
+
+    Its message names the process at fault, which the other processes learn through ``roll_call``.
+    """
+    in_one_line, who = isinstance(error, UserError | OSError), f"process {env.rank} of {env.world_size}"
+    # Failures of gloo, nccl and the store are RuntimeErrors; any other exception is a fault of this process.
+    if not in_one_line and isinstance(error, RuntimeError) and roll_call and (lost := roll_call.find_failed()):
+        return TrainingError(f"{who} cannot continue: {lost}")
+    if not in_one_line:
         log.error("%s:\n%s", who, "".join(traceback.format_exception(error)))
         error = TrainingError(f"{who} failed: {type(error).__name__}: {error}".splitlines()[0])
     if roll_call is not None:
@@ -153,14 +156,14 @@ def _explain(error: Exception, roll_call: RollCall | None, env: DistributedEnv) 
 
 
 def local_device(env: DistributedEnv, device: torch.device) -> torch.device:
-    """Return the device of a process: a GPU of its machine, whether it sees all of them or its own alone."""
+    """Return the device of a process: its GPU by local rank, if it sees all GPUs of the machine, or the one it sees."""
     if device.type == "cpu":
         return device
     return torch.device("cuda", env.local_rank % torch.cuda.device_count())
 
 
 def broadcast_run_id(run_id: str) -> str:
-    """Return the ``run_id`` of process 0 in every process of a launcher, or what else names their common start."""
+    """Return one identifier in all processes of a launcher: ``run_id`` of process 0, or the number of a Slurm job."""
     env = detect_launcher()
     if env is None or env.world_size == 1:
         return run_id
@@ -194,7 +197,7 @@ def file_rendezvous(env: DistributedEnv, path: Path, timeout: float) -> dist.TCP
         return store
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
-        with suppress(FileNotFoundError, ValueError, dist.DistError):  # or it is of an attempt that was killed
+        with suppress(FileNotFoundError, ValueError, dist.DistError):  # the last: the file of a killed attempt
             attempt, host, port = json.loads(path.read_text())
             if attempt == env.attempt:
                 return dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=10))
@@ -211,8 +214,8 @@ def _run_group(
         The number of the signal that stopped them, or 0.
 
     Raises:
-        UserError: if a process failed; the others are then ended.
-        KeyboardInterrupt: after an interrupt before there was something to save.
+        UserError: if a process failed; the others are then killed.
+        KeyboardInterrupt: after an interrupt that came before there was a state to save.
     """
     size = len(choose_devices(cfg.device, cfg.ngpus))
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -221,7 +224,7 @@ def _run_group(
     if HydraConfig.initialized():
         logs = plain(HydraConfig.get().job_logging, resolve=True)
     arguments = (work, cfg, out_dir, startup_timeout, step_timeout, place, logs)
-    logging.getLogger("torch.multiprocessing").setLevel(logging.ERROR)  # of ended processes there is a line of ours
+    logging.getLogger("torch.multiprocessing").setLevel(logging.ERROR)  # the end of a process is reported below
     with block_sigint():
         group = mp.start_processes(_run_as, arguments, size, join=False, start_method="spawn")
     stop.quiet = True
@@ -231,9 +234,8 @@ def _run_group(
         while not group.join(timeout=0.2, grace_period=GRACE):
             if stop.received and not forwarded:
                 forwarded = True
-                for (
-                    process
-                ) in group.processes:  # not SIGINT, which they have from the terminal: a second one interrupts
+                # Not SIGINT: they may have one from the terminal, and a second one would interrupt their saving.
+                for process in group.processes:
                     if process.is_alive():
                         os.kill(process.pid, signal.SIGTERM)
     except ProcessException as error:
@@ -266,7 +268,7 @@ def _run_as(
     place: dict[str, Any],
     logs: dict[str, Any],
 ) -> None:
-    """Run ``work`` as process ``rank`` of a group; a clean error is left to the process that started this one."""
+    """Run ``work`` as process ``rank`` of a group; the process that started this one prints a one-line error."""
     os.environ.update({key: str(value) for key, value in {**place, "RANK": rank, "LOCAL_RANK": rank}.items()})
     logging.raiseExceptions = False
     logging.config.dictConfig(logs)

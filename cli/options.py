@@ -1,7 +1,7 @@
 """The options of the three scripts: their list, their help, and docs/options.md (python -m cli.options writes it).
 
-Defaults and help lines are those of the files in configs/; types and bounds are the annotations of the parameters and
-fields that the options are for.
+Defaults and help lines are read from the files in configs/; types and bounds from the annotations of the parameters
+and fields that take the options.
 """
 
 import argparse
@@ -32,12 +32,12 @@ HYDRA_PATHS = ("hydra.run.dir", "hydra.sweep.dir")
 
 @dataclass(frozen=True)
 class Line:
-    """An option as a file in configs/ has it.
+    """A line of a file in configs/ that defines an option.
 
     Attributes:
         key: full name, "section.name".
-        default: value as it is written.
-        help: comment behind it.
+        default: default value as written in the file.
+        help: comment at the end of the line.
     """
 
     key: str
@@ -46,8 +46,7 @@ class Line:
 
 
 def files_of(script: str) -> list[Path]:
-    """Return the files in configs/ with the options of a script, ``train``, ``vis`` or ``eval``: its own, and those
-    of its groups."""
+    """Return the files in configs/ with the options of a script: its own, and those of its groups."""
     return [CONFIGS / f"{script}.yaml", *(path for group in GROUPS[script] for path in choices(group))]
 
 
@@ -73,7 +72,7 @@ def lines_of(path: Path) -> dict[str, Line]:
 
 
 def _lines(text: str, outer: list[str]) -> Iterator[Line]:
-    """Take a configuration file apart: ``key: value  # help``, in sections by two blanks."""
+    """Yield the option of each line ``key: value  # help`` of a configuration file; two blanks indent a section."""
     sections = list(outer)
     for line in text.splitlines():
         match = re.fullmatch(r"((?:  )*)(\w+):(?: +([^#\s].*?))?(?: +# (.*))?", line)
@@ -94,13 +93,13 @@ def option_keys(script: str) -> tuple[str, ...]:
 
 
 def hint(key: str, keys: Iterable[str]) -> str:
-    """Return what to say of a ``key`` that is none of ``keys``: what it is called now, or which one is nearest."""
+    """Return a hint for a ``key`` that is none of ``keys``: its present name, or the nearest of ``keys``."""
     now = present_name(key)
     return f"; it is now {now}" if now else did_you_mean(key, keys)
 
 
 def annotated_options(path: Path) -> dict[str, Option]:
-    """Return {key: option} of the parameters and fields that the options in a file of configs/ are for."""
+    """Return {key: option}, from annotations, for the parameters and fields that take the options of a file."""
     # The registries import torch.
     from datasets.registry import data_options
     from models.create import model_options
@@ -139,7 +138,7 @@ def _prefixed(section: str, options: Mapping[str, Option]) -> dict[str, Option]:
 
 @functools.cache
 def path_keys() -> frozenset[str]:
-    """Return the keys whose values are paths, but for those of data sets, networks, processes and samplers."""
+    """Return the keys whose values are paths, without those of data sets, networks, processes and samplers."""
     from_classes = {
         "": (training_options.TrainOptions, evaluation_options.EvalOptions),
         "data": (evaluation_options.EvalDataOptions,),
@@ -156,10 +155,10 @@ def path_keys() -> frozenset[str]:
 
 
 def is_path_key(key: str, value: str) -> bool:
-    """Tell whether the option ``key`` is a path.
+    """Return whether the option ``key`` is a path.
 
-    The options of data sets, networks, processes and samplers are known by their registries, which import torch: they
-    are asked only if Hydra's grammar may read a ``value`` otherwise than it stands.
+    The options of data sets, networks, processes and samplers are in their registries, which import torch: they are
+    imported only if Hydra's grammar could change the ``value``.
     """
     section = key.partition(".")[0]
     if key in path_keys() or section not in ("data", "model", "sde", "sampling"):
@@ -172,7 +171,7 @@ def is_path_key(key: str, value: str) -> bool:
 
 
 def help_text(script: str) -> str:
-    """Return the options of a script for --help: with default, help line, and what they may be."""
+    """Return the text for --help of a script: each option with its default, help line and allowed values."""
     parts = []
     if script == "train":
         recipes = (CONFIGS / "experiment").glob("**/*.yaml")
@@ -180,11 +179,11 @@ def help_text(script: str) -> str:
         parts += [f"experiment=NAME, one of {', '.join(names)}", ""]
     for title, rows in _tables(script):
         parts += [title, *(f"  {line.key}={line.default}  {line.help} ({need})" for line, need in rows), ""]
-    return "\n".join(parts).rstrip().replace("$", "$$")  # Hydra puts values in the places of $NAME
+    return "\n".join(parts).rstrip().replace("$", "$$")  # Hydra substitutes $NAME
 
 
 def _tables(script: str) -> Iterator[tuple[str, list[tuple[Line, str]]]]:
-    """Yield (title, [(line, what a value may be)]) for the options of a script, of its groups, and of each choice."""
+    """Yield (title, [(line, allowed values)]) for the options of a script, of its groups, and of each choice."""
 
     def rows(path: Path, lines: Iterable[Line]) -> list[tuple[Line, str]]:
         options = annotated_options(path)
@@ -205,7 +204,7 @@ def _tables(script: str) -> Iterator[tuple[str, list[tuple[Line, str]]]]:
 
 
 def page() -> str:
-    """Return docs/options.md."""
+    """Return the text of docs/options.md."""
     parts = [
         "# Options",
         "",

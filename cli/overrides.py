@@ -1,4 +1,4 @@
-"""Options of the command line whose value is a path: it is taken as it stands, not read by Hydra's grammar."""
+"""Command-line options whose value is a path: quoted for Hydra, so that its grammar does not change them."""
 
 import os
 import re
@@ -12,48 +12,48 @@ from hydra.errors import OverrideParseException
 from cli.options import is_path_key
 from utils.errors import InputError
 
-# Sections whose keys depend on a choice: those of a resumed run may be others than those of the command line's default.
+# Sections whose keys depend on a choice: a resumed run may have keys that the command line's default choice lacks.
 CHOSEN = ("data.", "model.", "logger.")
 
 
 def read_override(argument: str) -> tuple[str, str, str]:
-    """The parts of [+|++]KEY=VALUE: prefix, key and value; the key is empty if it is something else."""
+    """Split [+|++]KEY=VALUE into prefix, key and value; the key is empty if ``argument`` is not of this form."""
     match = re.fullmatch(r"(\+{0,2})([\w./@][\w./@-]*)=(.*)", argument, re.DOTALL)
     return (match[1], match[2], match[3]) if match else ("", "", argument)
 
 
 def is_multirun(arguments: Iterable[str]) -> bool:
-    """Whether a command line asks for several jobs, so that commas separate values."""
+    """Return whether a command line starts a multirun, in which commas separate values."""
     return any(
         argument in ("-m", "hydra.mode=MULTIRUN") or (len(argument) > 2 and "--multirun".startswith(argument))
         for argument in arguments
     )
 
 
-def meant_path(value: str) -> str | None:
-    """The path that a user means by ``value``, which is typed on the command line; None for null.
+def parse_path(value: str) -> str | None:
+    """Return the path for a ``value`` typed on the command line; None for null.
 
-    A name that exists is that name, whatever is in it. Otherwise quotes around the whole are removed, as Hydra does,
-    and ~ at the start is the home directory, which a shell does not put in the place of KEY=~/PATH.
+    The name of an existing file is returned unchanged. Otherwise quotes around the whole are removed, as Hydra does,
+    and a leading ~ is expanded, which a shell does not do in KEY=~/PATH.
     """
     if os.path.lexists(value):
         return value
     if value == "null":
         return None
     if len(value) > 1 and value[0] in "'\"" and value[-1] == value[0]:
-        with suppress(OverrideParseException):  # quotes at both ends that are not around the whole
+        with suppress(OverrideParseException):  # the two quotes are not a pair
             value = str(OverridesParser.create().parse_overrides([f"key={value}"])[0].value())
     return os.path.expanduser(value)
 
 
 def quote_paths(arguments: list[str]) -> list[str]:
-    """The ``arguments`` of a script as Hydra has to be given them, so that each path is taken as it stands.
+    """Quote the paths in the ``arguments`` of a script, so that Hydra passes each unchanged.
 
-    An interpolation, ${KEY}, stays one. With -m, commas separate paths, each of which is taken so, but for Hydra's own
-    directories; where there are quotes or parentheses besides, Hydra's grammar decides.
+    Interpolations, ${KEY}, stay interpolations. With -m, commas separate paths, each of which is quoted, except in
+    Hydra's own directories; a value with quotes or parentheses is left to Hydra's grammar.
 
     Raises:
-        InputError: for a name that no configuration can hold, since it is not UTF-8 or reads as an interpolation.
+        InputError: for a name that a configuration cannot hold, because it is not UTF-8 or reads as an interpolation.
     """
     several = is_multirun(arguments)
     resumed = any(read_override(argument)[1] == "resume" for argument in arguments)
@@ -80,5 +80,5 @@ def quote_paths(arguments: list[str]) -> list[str]:
 
 
 def _quoted(value: str) -> str:
-    path = meant_path(value)
+    path = parse_path(value)
     return "null" if path is None else QuotedString(path, Quote.double).with_quotes()

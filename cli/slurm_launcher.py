@@ -1,7 +1,7 @@
 """The launchers of hydra/launcher=slurm, submitit_slurm and submitit_local.
 
-The Slurm launcher of hydra-submitit-launcher, which ours extends, takes a job whose function raised for a success, and
-learns that a job was killed from ``sacct`` alone: after minutes, or never on a cluster without accounting.
+The Slurm launcher of hydra-submitit-launcher, which ``SlurmLauncher`` extends, counts a job whose function raised as a
+success, and learns of killed jobs only from ``sacct``: after minutes, or never on a cluster without accounting.
 """
 
 import subprocess
@@ -23,8 +23,8 @@ from cli.entry_point import set_up
 
 # submitit is imported where it is used: every script imports this module when it starts.
 
-POLL = 5.0  # seconds between questions to Slurm
-SETTLED = 3  # answers in a row that a job without a result has ended: it may be requeued, and files may arrive late
+POLL = 5.0  # seconds between calls of squeue
+SETTLED = 3  # polls in a row in which a job without a result has ended: it may be requeued, and files may arrive late
 ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"}
 ENDED |= {"TIMEOUT", "FORGOTTEN"}  # the last: Slurm forgets a job minutes after its end
 
@@ -34,11 +34,11 @@ class _Submitted:
     """A job of a sweep.
 
     Attributes:
-        job: the handle of submitit.
+        job: submitit's object for the job.
         overrides: overrides of the run.
         number: number of the run.
-        name: number of the job for Slurm, with the overrides that other jobs of the sweep do not have.
-        settled: number of times in a row that Slurm has said that it has ended.
+        name: Slurm's number of the job, with the overrides that other jobs of the sweep do not have.
+        settled: number of polls in a row in which Slurm reported that the job has ended.
         outcome: result of the job; None until it is known.
         failure: reason why there is no result, in one line.
     """
@@ -53,17 +53,17 @@ class _Submitted:
 
 
 class SlurmLauncher(submitit_launcher.SlurmLauncher):
-    """A Slurm job for each run of a sweep; one that fails is FAILED for Slurm, and its reason is one line of ours."""
+    """Launcher of a Slurm job for each run of a sweep; a failed run is FAILED for Slurm and reported in one line."""
 
     def __call__(self, *arguments: Any) -> JobReturn:
-        """Run the job, in each of its tasks; if it fails, leave the reason for ``launch`` and exit with status 1."""
+        """Run the job, in each of its tasks; if it fails, write the reason for ``launch`` and exit with status 1."""
         set_up()
         outcome = super().__call__(*arguments)
         try:
             _ = outcome.return_value  # raises what the job raised
         except Exception as error:
-            told = isinstance(error, CompactHydraException)
-            _leave_reason(str(error) if told else f"{type(error).__name__}: {error}")
+            in_one_line = isinstance(error, CompactHydraException)
+            _write_reason(str(error) if in_one_line else f"{type(error).__name__}: {error}")
             sys.exit(1)  # an exception would be shown with its traceback
         return outcome
 
@@ -71,7 +71,7 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
         """Submit the jobs and wait until all have ended.
 
         Raises:
-            CompactHydraException: if some failed, after a line for each on standard error.
+            CompactHydraException: if some failed, after a line about each on standard error.
         """
         submitted = self._submit([list(overrides) for overrides in job_overrides], initial_job_idx)
         while waiting := [one for one in submitted if one.outcome is None and one.failure is None]:
@@ -124,7 +124,7 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
         reasons = [text for kind, text in results if kind == "error"]
         if one.settled < (1 if reasons else SETTLED):
             return
-        if reasons:  # the first; what the other tasks met is that this one was gone
+        if reasons:  # the first in time; other tasks failed because this one was gone
             one.failure = reasons[0].strip().splitlines()[-1]
         else:
             one.failure = f"ended as {state}{_last_line_of_slurm(one.job.paths.stderr)}"
@@ -133,7 +133,7 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
         print("".join(char if char.isprintable() else " " for char in line), file=sys.stderr)
 
     def _log(self, one: _Submitted) -> None:
-        """Append the failure to the ``logs`` of a run, which could not write it itself."""
+        """Append the failure to the ``logs`` of a run whose process could not write it itself."""
         assert self.config is not None and self.hydra_context is not None
         config = self.hydra_context.config_loader.load_sweep_config(self.config, one.overrides)
         with open_dict(config.hydra.job):
@@ -144,8 +144,8 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
                 logs.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} ERROR {one.name}: {one.failure}\n")
 
 
-def _leave_reason(reason: str) -> None:
-    """Write the reason as the result of this task, where submitit puts that of a function that raised."""
+def _write_reason(reason: str) -> None:
+    """Write the reason of a failure to the file in which submitit stores the exception of a task."""
     from submitit import JobEnvironment
     from submitit.core import utils
 
@@ -154,16 +154,16 @@ def _leave_reason(reason: str) -> None:
 
 
 def _results(job: Any) -> list[tuple[str, Any]]:
-    """Read ("success", return value) or ("error", reason) of each task that has ended by itself, in order of time."""
+    """Read ("success", return value) or ("error", reason) of each task that was not killed, in order of their ends."""
     from submitit.core import utils
 
-    # The folder is listed, because a network file system remembers for a while that a file was not there.
+    # The folder is listed, because a network file system caches for a while that a file did not exist.
     paths = sorted(job.paths.folder.glob(f"{job.job_id}_*_result.pkl"), key=lambda path: path.stat().st_mtime)
     return [utils.pickle_load(path) for path in paths]
 
 
 def _states(jobs: list[str]) -> dict[str, str] | None:
-    """Ask Slurm for the state of each job; None if it does not answer."""
+    """Return the state of each job by squeue; None if it does not answer."""
     command = ["squeue", "--noheader", "--array", "--states=all", "--format=%i %T"]
     command.append(f"--jobs={','.join({job.split('_')[0] for job in jobs})}")
     try:
@@ -180,12 +180,12 @@ def _last_line_of_slurm(path: Path) -> str:
     if not path.exists():
         return ""
     lines = path.read_text(errors="replace").splitlines()
-    told = [line for line in lines if line.startswith(("srun: error:", "slurmstepd: error:"))]
-    return f": {told[-1]}" if told else f"; its log is {path}"
+    errors = [line for line in lines if line.startswith(("srun: error:", "slurmstepd: error:"))]
+    return f": {errors[-1]}" if errors else f"; its log is {path}"
 
 
 class LocalLauncher(submitit_launcher.LocalLauncher):
-    """Processes of this machine for each run of a sweep."""
+    """Launcher of processes on this machine for each run of a sweep."""
 
     def __call__(self, *arguments: Any) -> JobReturn:
         """Run the job, in each of its tasks."""
@@ -193,5 +193,5 @@ class LocalLauncher(submitit_launcher.LocalLauncher):
         return super().__call__(*arguments)
 
 
-# Hydra makes launchers of classes in the package hydra_plugins alone: ours take the names of those that they extend.
+# Hydra only creates launchers from classes in the package hydra_plugins: these replace the classes that they extend.
 LAUNCHERS = {f"{submitit_launcher.__name__}.{name.__name__}": name for name in (SlurmLauncher, LocalLauncher)}

@@ -1,4 +1,4 @@
-"""Data sets as arrays of samples with values in a known range, and batches of them."""
+"""Data sets as arrays of samples with values in a known range, and a loader of their batches."""
 
 from datasets.folders import scan_once
 from datasets.images import ImageDataset

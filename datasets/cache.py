@@ -1,8 +1,8 @@
 """Cache of data sets made from many files: two .npy files that are written once and read through a memory map.
 
-The cache NAME.json holds what the arrays were made of and their SHA-256. They lie beside it, pixels uint8 (N, C, H, W)
-and labels int64 (N,), under names that contain the start of this sum: so NAME.json, which is replaced in one step when
-all else is written, never names arrays of another version.
+NAME.json holds the fingerprint of the source files and the SHA-256 of the arrays. The arrays, pixels uint8 (N, C, H, W)
+and labels int64 (N,), are stored beside it under names that contain the first digits of this sum. NAME.json is replaced
+atomically after the arrays are written, so it never names arrays of another version.
 """
 
 import glob
@@ -35,29 +35,29 @@ def fingerprint(files: Iterable[Path], root: Path, *options: object) -> str:
     for path in files:
         try:
             status = os.stat(path)
-            told = f"{status.st_size}\0{status.st_mtime_ns}"
+            size_and_time = f"{status.st_size}\0{status.st_mtime_ns}"
         except PermissionError:  # it will be listed as unreadable
-            told = ""
-        digest.update(f"{path.relative_to(root)}\0{told}\n".encode(errors="surrogateescape"))
+            size_and_time = ""
+        digest.update(f"{path.relative_to(root)}\0{size_and_time}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
 def open_cached(
     path: Path, made_of: str, shape: Sequence[int], total: int, parts: Callable[[], Iterator[Part]], num_classes: int
 ) -> ImageDataset:
-    """Open the cached data set ``path``, which is made first if it is not whole or was made of something else.
+    """Open the cached data set ``path``; make it first if it is missing, incomplete, or made from other files.
 
     Args:
-        path: name of the cache, NAME.json; NAME.unreadable.txt beside it lists the files that could not be read.
-        made_of: ``fingerprint`` of the source.
+        path: path of the cache, NAME.json; NAME.unreadable.txt beside it lists the files that could not be read.
+        made_of: fingerprint of the source files, from ``fingerprint``.
         shape: shape of an image, (C, H, W).
-        total: number of images, those that cannot be read included, for the progress bar.
-        parts: function that yields the images, some at a time; only called if the cache is to be made.
+        total: number of images, including those that cannot be read, for the progress bar.
+        parts: function that yields the images in chunks; only called if the cache has to be made.
         num_classes: number of classes.
 
     Raises:
         InputError: if no image can be read.
-        UserError: if the disk does not take it.
+        UserError: if the cache cannot be written.
     """
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +74,7 @@ def open_cached(
 
 
 def _open(path: Path, made_of: str, shape: Sequence[int], num_classes: int) -> ImageDataset | None:
-    """Return the cached data set, or None if it is not whole or was made of something else."""
+    """Return the cached data set, or None if it is missing, incomplete, or made from other files."""
     try:
         record = json.loads(path.read_text())
         if record["made_of"] != made_of:
@@ -82,12 +82,12 @@ def _open(path: Path, made_of: str, shape: Sequence[int], num_classes: int) -> I
         pixels_path, labels_path = _array_paths(path, record["sha256"])
         for array_path in (pixels_path, labels_path):
             ArrayFile(array_path)  # compares the size of the file with its header
-        # In this mode the array is writable, as torch wants it, and the file stays as it is.
+        # Copy on write: torch needs a writable array, and the file must not change.
         pixels = npy.open_memmap(pixels_path, mode="c")
         labels = np.load(labels_path)
         if pixels.dtype != np.uint8 or pixels.shape != (len(labels), *shape):
             return None
-        # It stays open as long as it is used, also when another version of the cache takes its place.
+        # The open file stays readable when another version of the cache replaces it.
         file = open(pixels_path, "rb")  # noqa: SIM115
     except BROKEN:
         return None
@@ -107,13 +107,13 @@ def _array_paths(path: Path, sha256: str) -> tuple[Path, Path]:
 
 
 def _make(path: Path, made_of: str, shape: Sequence[int], total: int, parts: Iterator[Part]) -> None:
-    """Write the arrays of the cache ``path`` and at last its json; the caller has the lock."""
+    """Write the arrays of the cache ``path`` and then its JSON file; the caller has the lock."""
     temporary = path.with_name(f".{path.stem}.pixels.tmp")
     log.info("caching %d images in %s", total, path)
     try:
         with writing(path), open(temporary, "wb") as file:
             labels, unreadable, sha256 = _write_pixels(file, shape, total, parts)
-            _list(unreadable, total, path.with_suffix(".unreadable.txt"))
+            _list_unreadable(unreadable, total, path.with_suffix(".unreadable.txt"))
         if not len(labels):
             reason = f", such as {unreadable[0][0]}: {unreadable[0][1]}" if unreadable else ""
             raise InputError(f"none of the {total} images of {path.stem} can be read{reason}")
@@ -137,7 +137,7 @@ def _write_pixels(
 ) -> tuple[np.ndarray, list[tuple[str, str]], str]:
     """Write the pixels to an .npy file whose number of images is known at the end.
 
-    By writing and not through a memory map: on a full disk this is an error, and that kills the process.
+    The file is not memory-mapped: on a full disk a failed write is an error, but a memory map kills the process.
 
     Returns:
         Labels int64 (N,), the (file, reason) left out, and the SHA-256 of pixels, labels and shape.
@@ -168,8 +168,8 @@ def _write_pixels(
     return all_labels, unreadable, digest.hexdigest()
 
 
-def _list(unreadable: list[tuple[str, str]], total: int, path: Path) -> None:
-    """Write the files that were left out to ``path``, if there are any, and log the first ones."""
+def _list_unreadable(unreadable: list[tuple[str, str]], total: int, path: Path) -> None:
+    """Write a list of the files that could not be read to ``path``, if there are any, and log the first ones."""
     path.unlink(missing_ok=True)
     if not unreadable:
         return

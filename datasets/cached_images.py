@@ -1,4 +1,4 @@
-"""Image files decoded once into a cached data set."""
+"""Decoding of image files into a cached data set."""
 
 import hashlib
 import logging
@@ -15,8 +15,8 @@ from utils.errors import InputError
 
 log = logging.getLogger(__name__)
 
-DECODING = 2  # version of how files become pixels: caches of another are made anew
-DARK = 2**14  # 16-bit images that never reach a quarter of white hold fewer bits, and floats are of another range
+DECODING = 2  # version of the decoding; caches of another version are made again
+DARK = 2**14  # 16-bit values that stay below it probably have fewer bits, and floats another range
 
 
 def cache_images(
@@ -31,10 +31,10 @@ def cache_images(
     """Open the cached data set of some image files, which are decoded first if they are new or have changed.
 
     Args:
-        root: folder that the files lie below.
+        root: folder that contains the files.
         files: paths of the files.
-        labels: int64 (len(files),).
-        train: whether they are the training split, whose peculiarities are logged.
+        labels: classes of the files, int64 (len(files),).
+        train: whether they are the training split, about which ``_report`` logs.
         options: options of decoding.
         num_classes: number of classes.
         dataroot: folder of the cache.
@@ -63,7 +63,7 @@ def cache_images(
 
 
 def _report(root: Path, stats: DecodeStats, options: DecodeOptions) -> None:
-    """Log what was found in the images to train on.
+    """Log transparency and pages found in the training images, and check their range.
 
     Raises:
         InputError: if all images of 16 bits, or all of floating point, would be nearly black.
@@ -73,15 +73,16 @@ def _report(root: Path, stats: DecodeStats, options: DecodeOptions) -> None:
     if stats.paged:
         log.info("%d files have more than one page or frame: the first is taken", stats.paged)
     if stats.deep and stats.peak < DARK and options.white is None:
-        told = (
+        problem = (
             f"the {stats.deep} images of 16 bits in {root} are nearly black: no value is above {stats.peak} of {WHITE}"
         )
         if stats.deep_colour:
-            raise InputError(f"{told}; store them with 8 bits a channel, or say data.white={WHITE} if that is right")
+            raise InputError(f"{problem}; store them with 8 bits a channel, or say data.white={WHITE} if that is right")
         full = 2 ** max(8, stats.peak.bit_length()) - 1
-        raise InputError(f"{told}; say which value is white, data.white={full}, or data.white={WHITE} if that is right")
+        choice = f"data.white={full}, or data.white={WHITE} if that is right"
+        raise InputError(f"{problem}; say which value is white, {choice}")
     if stats.floating and stats.float_peak < DARK / 2**16 and options.white is None:
-        largest = str(np.float32(stats.float_peak))  # the digits that make this value again
+        largest = str(np.float32(stats.float_peak))  # the shortest digits that give this value
         which = f"say which value is white, such as data.white={largest}, or" if stats.float_peak else "say"
         raise InputError(
             f"the {stats.floating} images of floating point in {root} are nearly black: no value is above {largest} of "
@@ -90,6 +91,6 @@ def _report(root: Path, stats: DecodeStats, options: DecodeOptions) -> None:
 
 
 def cache_path(root: Path, train: bool, dataroot: str, *options: object) -> Path:
-    """Return the path of the cache of the images below ``root``, another one for each set of ``options``."""
+    """Return the path of the cache of the images below ``root``, which depends on the ``options``."""
     key = hashlib.sha256(repr((str(root.resolve()), options)).encode()).hexdigest()[:8]
     return Path(dataroot) / "cache" / f"{root.resolve().name}-{key}-{'train' if train else 'held_out'}.json"

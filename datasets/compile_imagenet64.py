@@ -2,7 +2,7 @@
 
 Makes OUT/train and OUT/valid: PNGs 00000/img00000000.png, ... (the square in the middle of each image, resized with
 antialiasing, RGB) and dataset.json, {"labels": [["00000/img00000000.png", class], ...]}. A class is the position of its
-WordNet id among the sorted ids of train. Interrupted, the same command goes on where it stopped.
+WordNet id among the sorted ids of train. After an interruption, the same command resumes where it stopped.
 
 /path/to/imagenet holds train/WNID/*.JPEG and val (or ILSVRC/Data/CLS-LOC/train and val). If val has no folder for each
 class, it takes a file with the ground truth: LOC_val_solution.csv of Kaggle, lines "NAME WNID", or
@@ -40,11 +40,11 @@ IN_A_FOLDER = 1000
 
 @dataclass(frozen=True)
 class Split:
-    """Source files of a split.
+    """The source files of a split.
 
     Attributes:
-        source: folder that they lie below.
-        files: paths, sorted.
+        source: folder that contains the files.
+        files: paths of the files, sorted.
         classes: class of each file.
     """
 
@@ -96,10 +96,10 @@ def find_splits(root: Path, truth: Path | None = None) -> dict[str, Split]:
 
 
 def read_truth(path: Path, files: Sequence[Path], numbers: dict[str, int]) -> list[int]:
-    """Read the classes of validation images from any of the three kinds of files with the ground truth.
+    """Read the classes of validation images from a file with the ground truth, in any of its three formats.
 
     Args:
-        path: path of that file.
+        path: path of the file.
         files: paths of the images, sorted.
         numbers: class of each WordNet id.
 
@@ -122,11 +122,11 @@ def read_truth(path: Path, files: Sequence[Path], numbers: dict[str, int]) -> li
 
 
 def compile_imagenet(root: Path, out: Path, size: int, workers: int, truth: Path | None = None) -> None:
-    """Make ``out``/train and ``out``/valid of the ImageNet in ``root``, beginning with what an earlier call left.
+    """Make ``out``/train and ``out``/valid from the ImageNet in ``root``, or complete what an earlier call began.
 
     Raises:
-        InputError: if ``root`` is not as it should be, or ``out`` holds or is making something else.
-        UserError: if the disk does not take it.
+        InputError: if ``root`` is not ImageNet, or ``out`` has other contents or is in use.
+        UserError: if a file cannot be written.
     """
     splits = find_splits(root, truth)
     with writing(out):
@@ -168,7 +168,7 @@ def compile_split(split: Split, folder: Path, size: int, workers: int) -> None:
 
 
 def make_pngs(folder: Path, size: int, jobs: Sequence[tuple[int, Path]]) -> dict[int, str]:
-    """Make PNGs of numbered source files; return the numbers of those that cannot be read, with the reason."""
+    """Convert numbered source files to PNGs; return {number: reason} for those that cannot be read."""
     failed = {}
     for number, path in jobs:
         try:
@@ -213,7 +213,7 @@ def _find_truth(root: Path, source: Path) -> Path:
 
 
 def _by_name(path: Path, rows: list[list[str]], files: Sequence[Path]) -> list[str]:
-    """WordNet ids by the lines "NAME WNID" of a file."""
+    """Return the WordNet ids of ``files`` by the lines "NAME WNID" of a file."""
     found: dict[str, str] = {}
     for row in rows:
         if len(row) < 2:
@@ -231,18 +231,18 @@ def _by_name(path: Path, rows: list[list[str]], files: Sequence[Path]) -> list[s
 
 
 def _by_number(path: Path, order: list[int], files: Sequence[Path]) -> list[str]:
-    """WordNet ids by the numbers in the development kit's ground truth."""
+    """Return the WordNet ids of ``files`` by the numbers in the development kit's ground truth."""
     if len(order) != len(files):
         raise InputError(f"{path} has {len(order)} lines, {files[0].parent} {len(files)} images")
     meta = path.with_name("meta.mat")
     if not meta.is_file():
         raise InputError(f"{path} numbers the classes in an order that only the kit's meta.mat tells: put {meta} there")
-    from scipy.io import loadmat  # heavy import, only where used
+    from scipy.io import loadmat  # a slow import
 
     try:
         synsets = np.atleast_1d(loadmat(meta, squeeze_me=True)["synsets"])
         wnids = {int(k): str(wnid) for k, wnid in zip(synsets["ILSVRC2012_ID"], synsets["WNID"], strict=True)}
-    except Exception as error:  # loadmat raises all kinds of things on damaged files
+    except Exception as error:  # loadmat raises exceptions of many types on damaged files
         raise InputError(f"{meta} cannot be read as the meta.mat of the development kit: {error}") from error
     for number in order:
         if not 1 <= number <= 1000 or number not in wnids:
@@ -256,7 +256,7 @@ def _stem(name: str) -> str:
 
 
 def _fingerprint(split: Split, size: int) -> str:
-    """What a split is made of: names, sizes and classes of its sources, and the size of the images."""
+    """Return a digest of the names, sizes and classes of the source files of a split, and the size of the images."""
     digest = hashlib.sha256(f"{size}\n".encode())
     for name, path, number in zip(split.names(), split.files, split.classes, strict=True):
         try:
@@ -268,10 +268,10 @@ def _fingerprint(split: Split, size: int) -> str:
 
 
 def _claim(folder: Path, made_of: str) -> None:
-    """Record in ``folder``/.sources what it is made of, or compare.
+    """Record the fingerprint ``made_of`` in ``folder``/.sources, or compare it with the one recorded there.
 
     Raises:
-        InputError: if it is made of something else.
+        InputError: if the two differ, or the folder has other contents.
     """
     sources = folder / ".sources"
     if sources.exists():
@@ -286,7 +286,7 @@ def _claim(folder: Path, made_of: str) -> None:
 
 
 def _missing(folder: Path, total: int) -> list[int]:
-    """Return the numbers of the PNGs that are not there; remove what a killed run left half written."""
+    """Return the numbers of the missing PNGs; remove the temporary files of a killed run."""
     missing: list[int] = []
     for part in (folder, *folder.glob("[0-9]" * 5)):
         for path in part.glob(".*.tmp"):
@@ -300,7 +300,7 @@ def _missing(folder: Path, total: int) -> list[int]:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write a file aside and move it into place, so that it is whole or not there."""
+    """Write a file atomically."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with writing(path):
         path.parent.mkdir(exist_ok=True)
@@ -313,6 +313,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def main() -> None:
+    """Parse the command line and compile ImageNet."""
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("imagenet", type=Path, help="folder of ImageNet")
     parser.add_argument("--out", type=Path, help="folder to make (default: imagenet-64x64 beside this script)")
@@ -327,7 +328,7 @@ def main() -> None:
     try:
         compile_imagenet(options.imagenet, out, options.size, options.workers, options.val_labels)
     except KeyboardInterrupt:
-        print("interrupted: run it again to go on", file=sys.stderr)
+        print("interrupted: run it again to resume", file=sys.stderr)
         sys.exit(130)
     except (UserError, OSError) as error:  # an OSError names its file
         sys.exit(printable(str(error)))

@@ -1,4 +1,4 @@
-"""Decoding of an image file, whatever it is stored as, into pixels of 8 bits, without running anything in it."""
+"""Decoding of an image file of any format into pixels of 8 bits, without executing anything in it."""
 
 import functools
 import os
@@ -13,14 +13,14 @@ from PIL import ExifTags, Image, ImageCms, ImageColor, ImageFile, TiffImagePlugi
 
 from datasets.find import FORMATS, UNMARKED_FORMATS
 
-WHITE = 65535  # of 16 bits, unless the file or `data.white` says otherwise
+WHITE = 65535  # white value of 16-bit images, unless the file or `data.white` gives another
 PHOTOMETRIC, SAMPLE_FORMAT = 262, 339  # tags of TIFF
-PAGED = ("TIFF", "GIF", "PNG", "WEBP", "AVIF", "MPO")  # formats that can hold pages or frames
+PAGED = ("TIFF", "GIF", "PNG", "WEBP", "AVIF", "MPO")  # formats that can have pages or frames
 UNREAD_TIFF = (
     "a TIFF whose kind of values Pillow does not read: store it as 8- or 16-bit integers in grey or RGB, or as one "
     "channel of 32-bit floating point"
 )
-TURNS = {
+TRANSPOSES = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -32,18 +32,18 @@ TURNS = {
 
 
 class UnreadableError(Exception):
-    """An image file that cannot be decoded; the message says why."""
+    """An image file that cannot be decoded; the message is the reason."""
 
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    """The form that image files are decoded into.
+    """Size, channels and value range that image files are decoded to.
 
     Attributes:
-        size: height and width; None: those of each file.
-        num_channels: 1 (grey), 3 (RGB) or 4 (RGB and alpha).
+        size: height and width; None for those of each file.
+        num_channels: number of channels, 1 (grey), 3 (RGB) or 4 (RGB and alpha).
         background: colour that transparent parts are composited on, unless alpha is kept.
-        white: value of 16-bit, 32-bit and floating-point images that is white; None: what their format says.
+        white: value of white in 16-bit, 32-bit and floating-point images; None for that of their format.
     """
 
     size: int | None
@@ -54,16 +54,16 @@ class DecodeOptions:
 
 @dataclass(frozen=True)
 class DecodeStats:
-    """Statistics of some files.
+    """Statistics of decoded files.
 
     Attributes:
         transparent: number of images with parts that are not opaque.
-        paged: number of files with more pages or frames than the one that is taken.
-        deep: number of images with 16 bits a channel whose format does not say which value is white.
-        peak: largest value of those.
-        deep_colour: number of those with colours, which Pillow reads by their upper 8 bits.
-        floating: number of images of floating point.
-        float_peak: largest value of those.
+        paged: number of files with more than one page or frame, of which the first is read.
+        deep: number of images with 16 bits a channel whose format does not define which value is white.
+        peak: largest value of the images counted in ``deep``.
+        deep_colour: number of images counted in ``deep`` that have colours; Pillow reads their upper 8 bits.
+        floating: number of floating-point images.
+        float_peak: largest value of the floating-point images.
     """
 
     transparent: int = 0
@@ -88,7 +88,7 @@ class DecodeStats:
 
 
 def without_warnings() -> warnings.catch_warnings:
-    """Return a context without the warnings of decoders, which are about files that they do read."""
+    """Return a context that ignores the warnings of decoders, which are about files that they can read."""
     return warnings.catch_warnings(action="ignore")
 
 
@@ -96,25 +96,25 @@ def read_image(path: Path, size: int | None, num_channels: int = 3) -> np.ndarra
     """Read an image file as uint8 (size, size, num_channels), with a white background; see ``decode``.
 
     Raises:
-        UnreadableError: if the file is damaged, cut short, not an image, or absurdly large.
+        UnreadableError: if the file is damaged, truncated, not an image, or absurdly large.
     """
     with without_warnings():
         return decode(path, DecodeOptions(size, num_channels))[0]
 
 
 def decode(path: Path, options: DecodeOptions) -> tuple[np.ndarray, DecodeStats]:
-    """Read an image file as the square in its middle, resized with antialiasing (Lanczos), with its statistics.
+    """Read an image file as its central square, resized with antialiasing (Lanczos), with its statistics.
 
-    Without a size in ``options`` it is the whole image in its own, (H, W, num_channels). It is turned as its EXIF data
-    say and has the colours of ``options``, whatever it is stored as; of several pages or frames it is the first. The
-    format is read from the contents, not from the name.
+    Without a size in ``options`` the result is the whole image at its own size, (H, W, num_channels). The EXIF
+    orientation is applied, the colours are converted to those of ``options``, and the first of several pages or frames
+    is read. The format is determined from the contents, not from the name.
 
     Args:
         path: path of the file.
-        options: form of the result.
+        options: size, channels and value range of the result.
 
     Raises:
-        UnreadableError: if the file is damaged, cut short, not an image, absurdly large, or of values whose white is
+        UnreadableError: if the file is damaged, truncated, not an image, absurdly large, or has values whose white is
             not known.
     """
     try:
@@ -125,16 +125,16 @@ def decode(path: Path, options: DecodeOptions) -> tuple[np.ndarray, DecodeStats]
         raise
     except UnidentifiedImageError as error:  # whose message names the file
         raise UnreadableError(UNREAD_TIFF if _is_unread_tiff(path) else "cannot identify image file") from error
-    except Exception as error:  # decoders raise all kinds of things on damaged files
+    except Exception as error:  # decoders raise exceptions of many types on damaged files
         raise UnreadableError(" ".join(str(error).split()) or type(error).__name__) from error
 
 
 def _decode(path: Path, options: DecodeOptions) -> tuple[np.ndarray, DecodeStats]:
-    """Decode as ``decode`` does; raise whatever a decoder raises."""
+    """Decode an image file, see ``decode``; exceptions of the decoders pass through."""
     mode = "L" if options.num_channels == 1 else "RGB"
-    # From an open file: one that Pillow opened itself it would map into memory, and shear a TIFF that is to be turned.
+    # Given an open file: Pillow memory-maps a file that it opens itself, and then shears a TIFF that is transposed.
     with open(path, "rb") as opened, Image.open(opened, formats=_formats(path.suffix.lower())) as file:
-        rawmodes, stated = _stored_as(file)
+        rawmodes, stated = _raw_modes(file)
         file.load()
         orientation = _orientation(file)
         image, alpha = _split_alpha(file, path, rawmodes)
@@ -144,55 +144,54 @@ def _decode(path: Path, options: DecodeOptions) -> tuple[np.ndarray, DecodeStats
         if image.mode == "L" and tags.get(SAMPLE_FORMAT) in (2, (2,)):
             raise UnreadableError("its values are signed integers of 8 bits")
         if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-            image, peak = _scaled(image, file, rawmodes, stated, options.white)
+            image, peak = _scale_to_8_bits(image, file, rawmodes, stated, options.white)
         elif image.mode in ("L", "LA", "RGB", "RGBA") and any(";16" in rawmode for rawmode in rawmodes):
             peak = _upper_bits(image, options.white)
         if image.mode == "LAB":
             image = _lab_to_srgb().apply(image)
         deep = int(peak) if peak is not None and not floating else None
         deep_colour = deep is not None and image.mode != "L"
-        if image.mode != mode or file.format not in ("JPEG", "PNG"):  # of others a copy: looking for frames moves them
+        if image.mode != mode or file.format not in ("JPEG", "PNG"):  # else a copy: _has_more_frames seeks in the file
             image = image.convert(mode)
-        paged = file.format in PAGED and _has_more(file)
+        paged = file.format in PAGED and _has_more_frames(file)
     transparent = alpha is not None and alpha.getextrema()[0] != 255
     if options.num_channels == 4:
         image.putalpha(255 if alpha is None else alpha)
     elif alpha is not None and transparent:
         background = Image.new(mode, image.size, ImageColor.getcolor(options.background, mode))
         image = Image.composite(image, background, alpha)
-    if orientation in TURNS:
-        image = image.transpose(TURNS[orientation])
+    if orientation in TRANSPOSES:
+        image = image.transpose(TRANSPOSES[orientation])
     if options.size is not None:
-        image = _square(image, options.size)
+        image = _center_crop(image, options.size)
     pixels = np.asarray(image).reshape(image.height, image.width, options.num_channels)
     float_peak = peak if floating and peak is not None else 0.0
     return pixels, DecodeStats(transparent, paged, deep is not None, deep or 0, deep_colour, floating, float_peak)
 
 
 def _is_unread_tiff(path: Path) -> bool:
-    """Return whether a file is a TIFF, and not a damaged one, whose bits, kind or number of channels Pillow lacks."""
+    """Return whether a file is an intact TIFF whose bits, sample format or number of channels Pillow does not read."""
     try:
         with open(path, "rb") as opened, TiffImagePlugin.TiffImageFile(opened):
             return False
-    except SyntaxError as error:  # all that Pillow tells them by
+    except SyntaxError as error:  # Pillow distinguishes these files only by the message
         return str(error) in ("unknown pixel mode", "Invalid value for samples per pixel")
-    except Exception:  # of a damaged one
+    except Exception:  # the file is damaged
         return False
 
 
 @functools.cache
 def _formats(suffix: str) -> tuple[str, ...]:
-    """Return the decoders that may try a file with this suffix, as far as this Pillow was built with them."""
+    """Return the decoders to try on a file with this suffix, among those that this Pillow was built with."""
     Image.init()
     by_name = [name for name, suffixes in UNMARKED_FORMATS.items() if suffix in suffixes]
     return tuple(name for name in (*FORMATS, *by_name) if name in Image.OPEN)
 
 
-def _stored_as(file: ImageFile.ImageFile) -> tuple[list[str], bool]:
-    """Return how Pillow unpacks an image that is not loaded yet, and whether it says how many of its bits are used.
+def _raw_modes(file: ImageFile.ImageFile) -> tuple[list[str], bool]:
+    """Return the raw modes by which Pillow will unpack an image, and whether the file states how many bits are used.
 
-    A PGM may name a largest value below that of its bits, and a TIFF may have 12 bits; where 16 bits hold fewer, no
-    other format says so.
+    Only PGM, with a largest value below that of its bits, and TIFF of 12 bits state that 16 bits have fewer in use.
     """
     parts = [tile[3] if isinstance(tile[3], tuple) else (tile[3],) for tile in file.tile]
     rawmodes = [part for arguments in parts for part in arguments if isinstance(part, str)]
@@ -208,7 +207,7 @@ def _orientation(file: ImageFile.ImageFile) -> int | None:
 
 
 def _split_alpha(file: ImageFile.ImageFile, path: Path, rawmodes: list[str]) -> tuple[Image.Image, Image.Image | None]:
-    """Return an image without its alpha, and its alpha, 255 where opaque, if it has any."""
+    """Return an image without its alpha channel, and that channel, 255 where opaque; None if it has none."""
     if file.mode in ("P", "PA", "RGBa", "RGBA", "La", "LA") and file.has_transparency_data:
         image = file.convert("LA" if file.mode in ("La", "LA") else "RGBA")
         alpha = None if file.format == "TGA" and _alpha_is_unused(path) else image.getchannel("A")
@@ -226,25 +225,28 @@ def _split_alpha(file: ImageFile.ImageFile, path: Path, rawmodes: list[str]) -> 
 
 
 def _alpha_is_unused(path: Path) -> bool:
-    """Return whether a TGA says that the fourth byte of its pixels is no alpha, which Pillow does not heed."""
+    """Return whether the header of a TGA defines no alpha bits; Pillow ignores this field."""
     with open(path, "rb") as file:
         return not file.read(18)[17] & 0x0F
 
 
-def _scaled(
+def _scale_to_8_bits(
     image: Image.Image, file: ImageFile.ImageFile, rawmodes: list[str], stated: bool, white: float | None
 ) -> tuple[Image.Image, int | float | None]:
-    """Return an image of 16 or 32 bits or floating point in grey of 8 bits, and its largest value if that matters.
+    """Convert a grey image of 16 or 32 bits or floating point to 8 bits.
 
     Args:
-        image: of mode I;16 (in any order of bytes), I or F.
-        file: where it comes from.
-        rawmodes: how Pillow unpacked it.
-        stated: its format says which of its 16 bits are used.
-        white: the value that is white; None: 65535 of 16 bits (4095 of 12), 1 of floating point that lies in [0, 1].
+        image: image of mode I;16 (in any byte order), I or F.
+        file: file that the image was read from.
+        rawmodes: raw modes by which Pillow unpacked it, see ``_raw_modes``.
+        stated: whether the file states which of its 16 bits are used.
+        white: value of white; None for 65535 with 16 bits (4095 with 12), 1 with floating point in [0, 1].
+
+    Returns:
+        The image of mode L, and its largest value if its white was assumed; else None.
 
     Raises:
-        UnreadableError: if it is not known which value is white, or a value is above that, or below 0.
+        UnreadableError: if the value of white is not known, or a value is above white or below 0.
     """
     values = np.asarray(image)
     if "I;32N" in rawmodes:  # unsigned
@@ -254,7 +256,7 @@ def _scaled(
         raise UnreadableError("it has values that are not finite")
     sixteen = image.mode.startswith("I;16") or (file.format == "PPM" and image.mode == "I")
     if file.format == "PPM" and stated:
-        white = WHITE  # to which Pillow scaled it
+        white = WHITE  # Pillow has scaled the values to it
     elif white is None and sixteen:
         white = 4095 if "I;12" in rawmodes else WHITE
     elif white is None and image.mode == "F" and low >= 0 and high <= 1:
@@ -275,10 +277,10 @@ def _scaled(
 
 
 def _upper_bits(image: Image.Image, white: float | None) -> int:
-    """Return an upper bound of the values of an image of 16 bits a channel that Pillow read by their upper 8.
+    """Return an upper bound of the values of an image of 16 bits a channel whose upper 8 bits Pillow read.
 
     Raises:
-        UnreadableError: if they were to be scaled by another ``white`` than that of 16 bits.
+        UnreadableError: if ``white`` is not that of 16 bits, which would need the lower bits.
     """
     if white not in (None, WHITE):
         raise UnreadableError(f"colours of 16 bits are read by their upper 8: data.white={white:g} cannot be heeded")
@@ -293,15 +295,15 @@ def _lab_to_srgb() -> ImageCms.ImageCmsTransform:
     return ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
 
 
-def _has_more(file: ImageFile.ImageFile) -> bool:
-    """Return whether a file has more pages or frames than the first."""
-    with suppress(Exception):  # of a file that is damaged further on
+def _has_more_frames(file: ImageFile.ImageFile) -> bool:
+    """Return whether a file has more than one page or frame."""
+    with suppress(Exception):  # the file may be damaged after its first frame
         return bool(getattr(file, "is_animated", False))
     return False
 
 
-def _square(image: Image.Image, size: int) -> Image.Image:
-    """Return the square in the middle of an image, resized with antialiasing."""
+def _center_crop(image: Image.Image, size: int) -> Image.Image:
+    """Return the central square of an image, resized with antialiasing."""
     side = min(image.size)
     if image.width != image.height:
         left, top = ((length - side) // 2 for length in image.size)

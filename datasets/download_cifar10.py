@@ -11,6 +11,7 @@ from utils.errors import ArgumentParser, UserError, printable  # noqa: E402
 
 
 def main() -> None:
+    """Download CIFAR-10 and print the number of images."""
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--to", type=Path, default=ROOT / "datasets", help="what dataroot is for run_train.py")
     folder = parser.parse_args().to

@@ -84,7 +84,7 @@ def find_arrays(paths: list[Path]) -> dict[str, list[tuple[str, Path, str | None
 
 
 def take_arrays(split: str, arrays: list[tuple[str, Path, str | None]], folder: Path) -> None:
-    """Copy npz files to ``folder``/``split``, each checked before it has its name.
+    """Copy npz files to ``folder``/``split``; each is checked before it is renamed from a temporary file.
 
     Raises:
         InputError: if one is not an array of downsampled ImageNet.
@@ -126,6 +126,7 @@ def take_arrays(split: str, arrays: list[tuple[str, Path, str | None]], folder: 
 
 
 def main() -> None:
+    """Parse the command line, and download the PNGs or copy the given arrays."""
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="zip or npz files, or folders of them")
     parser.add_argument("--to", type=Path, default=ROOT / "datasets/ds_imagenet", help="FOLDER")
@@ -142,7 +143,7 @@ def main() -> None:
     except (UserError, OSError) as error:
         sys.exit(printable(str(error)))
     except KeyboardInterrupt:
-        sys.exit("interrupted: run it again to go on")
+        sys.exit("interrupted: run it again to resume")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Search for the image files below a folder: each once, in a fixed order, whatever else lies there."""
+"""Search for the image files below a folder, each once and in a fixed order, among links and other files."""
 
 import glob
 import logging
@@ -14,9 +14,9 @@ from utils.errors import InputError, printable
 
 log = logging.getLogger(__name__)
 
-# The decoders of Pillow that are used, and the suffixes of their files. Its others are left out: EPS runs Ghostscript,
-# IPTC opens what it holds by any decoder, WMF, EMF, BUFR, GRIB and HDF5 wait for a program, MPEG decodes nothing, FITS
-# does not say which value is white, IM is to be removed, and IMT, MCIDAS, SPIDER and XVTHUMB have no suffix.
+# The decoders of Pillow that are used, and the suffixes of their files. The others are not used: EPS runs Ghostscript,
+# IPTC opens its contents by any decoder, WMF, EMF, BUFR, GRIB and HDF5 need a handler, MPEG decodes nothing, FITS does
+# not define which value is white, IM is deprecated, and IMT, MCIDAS, SPIDER and XVTHUMB have no suffix.
 FORMATS: dict[str, tuple[str, ...]] = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
     "PNG": (".png", ".apng"),
@@ -42,7 +42,7 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "FTEX": (".ftc", ".ftu"),
     "PIXAR": (".pxr",),
 }
-# The same, of formats without a mark that tells them from any other file: tried only if the name says so.
+# Formats without a magic number, which are only tried on files with one of these suffixes.
 UNMARKED_FORMATS: dict[str, tuple[str, ...]] = {
     "TGA": (".tga", ".icb", ".vda", ".vst"),
     "PCX": (".pcx",),
@@ -60,18 +60,18 @@ SPECIAL = "pipes, sockets or devices"
 UNREADABLE = "folders that cannot be read"
 HIDDEN = "hidden images"
 OURS = "folders or files that this project wrote"
-# of the file `logs` in a directory of ours, which begins with a line like 2026-01-31 23:59:59,123 INFO
+# Start of the file `logs` in an output directory: a line like 2026-01-31 23:59:59,123 INFO
 FIRST_OF_LOGS = rb"\A\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(,\d{3})? [A-Z]+ "
 
 
 @dataclass
 class Scan:
-    """Result of a search below a folder.
+    """The result of a search below a folder.
 
     Attributes:
-        files: paths of the image files, known by their suffix, sorted.
-        left_out: paths that could have been images, by the reason why they are left out.
-        others: number of files of other kinds, by their suffix.
+        files: paths of the image files, by suffix, sorted.
+        left_out: paths of possible images that are left out, by reason.
+        others: number of files of other kinds, by suffix.
     """
 
     files: list[Path] = field(default_factory=list)
@@ -79,11 +79,11 @@ class Scan:
     others: Counter[str] = field(default_factory=Counter)
 
     def leave_out(self, what: str, path: str) -> None:
-        """Record a ``path`` that is left out because of ``what`` it is."""
+        """Record a ``path`` that is left out for the reason ``what``."""
         self.left_out.setdefault(what, []).append(path)
 
     def log(self, folder: Path) -> None:
-        """Log what was left out of ``folder``, if anything was."""
+        """Log the files that were left out of ``folder``."""
         parts = []
         for what, paths in self.left_out.items():
             names = [_shown(os.path.relpath(path, folder)) for path in sorted(paths)[:3]]
@@ -91,7 +91,7 @@ class Scan:
         if parts:
             log.warning("left out of %s: %s", folder, "; ".join(parts))
         if self.others:
-            log.info("%d files of other kinds not looked at: %s", self.others.total(), self.kinds())
+            log.info("%d files of other kinds ignored: %s", self.others.total(), self.kinds())
 
     def kinds(self) -> str:
         """Return a text with the most common suffixes of other files and the number of each."""
@@ -113,14 +113,14 @@ def find_images(folder: Path) -> list[Path]:
 def scan_folder(folder: Path, without_ours: bool = False, ours: Iterable[Path] = ()) -> Scan:
     """Search for image files, by their suffix, in ``folder`` and below.
 
-    Links are followed. What is reached twice counts once, under its real path if that lies below ``folder``; a link to
-    a folder above is not followed, nor one that leads nowhere. Only regular files count; names that begin with a dot
-    do not, and a folder that cannot be read is left out.
+    Links are followed, except to a folder above. A file that is reached twice counts once, under its real path if that
+    is below ``folder``. Only regular files count; names that begin with a dot do not, and folders that cannot be read
+    are left out.
 
     Args:
         folder: folder to search.
-        without_ours: whether to leave out what the scripts of this project wrote: runs, drawn images, evaluations.
-        ours: further folders to leave out as such.
+        without_ours: whether to leave out output of the scripts of this project: runs, drawn images, evaluations.
+        ours: further folders to leave out as output.
 
     Raises:
         InputError: if ``folder`` itself cannot be read.
@@ -129,13 +129,13 @@ def scan_folder(folder: Path, without_ours: bool = False, ours: Iterable[Path] =
 
 
 class _Search:
-    """A search of real folders first and then of the targets of links, so that no link stands in for its target."""
+    """A search of real folders first and then of the targets of links, so that files are found by their real paths."""
 
     def __init__(self, folder: Path, without_ours: bool, ours: Iterable[Path]) -> None:
         self.found = Scan()
         self.without_ours = without_ours
-        self.left = {os.path.realpath(path) for path in ours}  # real paths of folders that are left out as ours
-        self.above: set[str] = set()  # real paths of the folders above those where a search began
+        self.left = {os.path.realpath(path) for path in ours}  # real paths that are left out as output
+        self.above: set[str] = set()  # real paths of the folders above the starts of the searches
         self.folders: set[tuple[int, int]] = set()
         self.paths: list[str] = []
         self.links: list[str] = []
@@ -147,13 +147,13 @@ class _Search:
         self._walk(str(folder), at_top=True)
         while self.links:
             links, self.links = sorted((os.path.realpath(link), link) for link in self.links), []
-            for target, link in links:  # a folder above comes before those below
+            for target, link in links:  # sorted: a folder comes before its subfolders
                 self._follow(link, target)
-        self._take_file_links()
+        self._add_file_links()
         self.found.files = [Path(path) for path in sorted(self.paths)]
 
-    def _take_file_links(self) -> None:
-        """Add the images that links lead to, unless they were found already."""
+    def _add_file_links(self) -> None:
+        """Add the images that are targets of links, unless they were found already."""
         targets: set[str] = set()
         for link in sorted(self.file_links):
             target = os.path.realpath(link)
@@ -169,20 +169,20 @@ class _Search:
                 self.paths.append(link)
 
     def _follow(self, link: str, target: str) -> None:
-        """Search the folder ``target`` of a link, unless it was searched or lies above where a search began."""
+        """Search the folder ``target`` of a link, unless it was searched before or is above the start of a search."""
         if self._is_ours(target):
             self.found.leave_out(OURS, link)
         elif target in self.above or not self._walk(link):
             self.found.leave_out(AGAIN, link)
 
     def _is_ours(self, target: str) -> bool:
-        """Return whether a real path is or lies below what is left out as ours."""
+        """Return whether a real path is left out as output of this project, or is below such a path."""
         return not self.left.isdisjoint((target, *map(str, Path(target).parents)))
 
     def _walk(self, start: str, at_top: bool = False) -> bool:
-        """Search ``start`` and the real folders below; return whether it had not been searched before.
+        """Search ``start`` and the real folders below; return whether any of them was new.
 
-        With ``at_top``, ``start`` is searched even if scripts of this project wrote into it, but for what they wrote.
+        With ``at_top``, ``start`` is searched even if it is an output directory, without the output in it.
         """
         new, pending = False, [start]
         real_start = os.path.realpath(start)
@@ -197,7 +197,7 @@ class _Search:
                     continue
                 with os.scandir(folder) as listing:
                     entries = list(listing)
-                # after the listing: what lies in a folder that cannot be listed was not found in it
+                # Added after the listing: the files of a folder that cannot be listed may be found through a link.
                 self.folders.add((status.st_dev, status.st_ino))
             except OSError:
                 self.found.leave_out(UNREADABLE, folder)
@@ -207,22 +207,22 @@ class _Search:
             real = real_start + folder[len(start) :]
             names = {entry.name for entry in entries} if self.without_ours else set()
             ours: set[str] = set()
-            if real in self.left or _wrote_this(folder, names):
+            if real in self.left or _is_output_dir(folder, names):
                 if not (at_top and folder == start):
                     self.left.add(real)
                     self.found.leave_out(OURS, folder)
                     continue
-                ours = _written_here(folder, names)
+                ours = _output_names(folder, names)
             for entry in entries:
                 if entry.name in ours:
                     self.found.leave_out(OURS, entry.path)
                     self.left.add(os.path.join(real, entry.name))
                 else:
-                    self._take(entry, pending)
+                    self._add(entry, pending)
         return new
 
-    def _take(self, entry: os.DirEntry[str], pending: list[str]) -> None:
-        """Record an ``entry`` of a folder as what it is: an image, a folder still to search, a link, left out."""
+    def _add(self, entry: os.DirEntry[str], pending: list[str]) -> None:
+        """Record an ``entry`` of a folder: as an image, a folder to search, a link, another file, or left out."""
         is_image = _is_image(entry.name)
         try:
             if entry.name.startswith("."):
@@ -233,7 +233,7 @@ class _Search:
             if entry.is_dir(follow_symlinks=False):
                 pending.append(entry.path)
                 return
-            # of a regular file known from the listing, without asking for each
+            # A regular file is known from the listing, without a call of stat for each.
             mode = stat.S_IFREG if not link and entry.is_file() else os.stat(entry.path).st_mode
         except OSError:
             self.found.leave_out(DANGLING, entry.path)
@@ -251,18 +251,18 @@ class _Search:
 
 
 def _shown(path: str) -> str:
-    """Return a path as printable text, of a long one the end."""
+    """Return a path as printable text; only the end of a long one."""
     text = printable(path)
     return text if len(text) <= 200 else f"...{text[-200:]}"
 
 
 def _is_image(name: str) -> bool:
-    """Return whether a file of this name is taken for an image."""
+    """Return whether a file of this name is an image, by its suffix."""
     return os.path.splitext(name)[1].lower() in SUFFIXES
 
 
-def _wrote_this(folder: str, names: set[str]) -> bool:
-    """Return whether run_train.py, run_vis.py or run_eval.py wrote the ``folder`` with these names in it."""
+def _is_output_dir(folder: str, names: set[str]) -> bool:
+    """Return whether a ``folder`` with these names in it is an output directory of a script of this project."""
     if ".hydra" in names and names & {"checkpoints", "checkpoints-meta", "metrics.jsonl", "samples", "logs"}:
         return os.path.isfile(os.path.join(folder, ".hydra", "config.yaml"))
     if {"data.png", "logs"} <= names:  # training.n_iters=0
@@ -270,7 +270,7 @@ def _wrote_this(folder: str, names: set[str]) -> bool:
     return any(_names_a_run(os.path.join(folder, name)) for name in ("vis.yaml", "eval.yaml") if name in names)
 
 
-def _written_here(folder: str, names: set[str]) -> set[str]:
+def _output_names(folder: str, names: set[str]) -> set[str]:
     """Return those ``names`` in a ``folder`` under which the scripts of this project write images."""
     ours = names & {"checkpoints", "checkpoints-meta", "tensorboard", "wandb", "data.png", "loss.png"}
     if "samples" in names and glob.glob(os.path.join(glob.escape(folder), "samples", "iter_*")):
@@ -283,12 +283,12 @@ def _written_here(folder: str, names: set[str]) -> set[str]:
 
 
 def _names_a_run(path: str) -> bool:
-    """Return whether ``path`` is a configuration of run_vis.py or run_eval.py, which names the run it loaded."""
+    """Return whether ``path`` is a configuration of run_vis.py or run_eval.py, by its key load_dir."""
     return _has_line(path, rb"^load_dir:")
 
 
 def _has_line(path: str, pattern: bytes) -> bool:
-    """Return whether ``path`` is a regular file in whose beginning ``pattern`` is found, ^ being that of any line."""
+    """Return whether ``pattern``, multi-line, is found in the first 64 KiB of the regular file ``path``."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             return False

@@ -1,4 +1,4 @@
-"""The data set ``folder``: any folder of image files, its splits and its classes."""
+"""The data set ``folder``: the images, splits and classes of any folder of image files."""
 
 import logging
 import re
@@ -22,12 +22,12 @@ from utils.options import Name, PathName, Positive, did_you_mean
 log = logging.getLogger(__name__)
 
 PROJECT = Path(__file__).resolve().parent.parent
-TRAINING_NAMES = ("train", "training")  # of the folders of the splits, in any case
-HELD_OUT_NAMES = ("valid", "val", "validation", "test", "testing")  # the first that is there
+TRAINING_NAMES = ("train", "training")  # names of the folder of the training split, case-insensitive
+HELD_OUT_NAMES = ("valid", "val", "validation", "test", "testing")  # in order of precedence
 EVERY = 10  # without a held-out folder every tenth image is held out
-MAX_TRIED = 100  # images, in the search for one that can be read
+MAX_TRIED = 100  # most images that are tried in the search for one that can be read
 CHANNELS = {1: "grey", 3: "RGB", 4: "RGB and alpha"}
-LONGEST_NAMES = 2**17  # characters of all names of classes, which a configuration has to hold
+LONGEST_NAMES = 2**17  # most characters of all names of classes, which are stored in a configuration
 
 
 def _check_colour(value: str) -> str:
@@ -54,11 +54,11 @@ ClassNames = Annotated[
 
 @dataclass(frozen=True)
 class Split:
-    """Image files of one split.
+    """The image files of one split.
 
     Attributes:
-        base: folder that they lie below; with classes it holds a folder for each.
-        files: paths, sorted.
+        base: folder that contains the files; with classes it has a folder for each class.
+        files: paths of the files, sorted.
     """
 
     base: Path
@@ -67,13 +67,13 @@ class Split:
 
 @dataclass(frozen=True)
 class FolderContents:
-    """What was found in a folder.
+    """The splits and classes found in a folder.
 
     Attributes:
         found: result of the search for image files.
-        splits: images to train on, and those held out.
+        splits: training and held-out split.
         names: names of the classes, in the order of their labels.
-        notes: warnings about what the user may not expect.
+        notes: warnings for the user.
     """
 
     found: Scan
@@ -87,7 +87,7 @@ _scanned: ContextVar[dict[tuple[object, ...], FolderContents] | None] = ContextV
 
 @contextmanager
 def scan_once() -> Iterator[None]:
-    """Search each folder once for all data sets that are loaded inside, so that both splits are of one listing."""
+    """Search each folder only once inside the context, so that both splits come from the same listing."""
     token = _scanned.set({})
     try:
         yield
@@ -117,14 +117,14 @@ def folder(
 
     Args:
         train: whether to load the training split instead of the held-out one.
-        image_size: height and width that the images are made into.
-        num_channels: 1 (grey), 3 (RGB) or 4 (RGB and alpha).
+        image_size: height and width that the images are resized to.
+        num_channels: number of channels, 1 (grey), 3 (RGB) or 4 (RGB and alpha).
         num_classes: number of class folders.
         classes: whether the folders in a split are classes.
         dataroot: folder of the cache.
         root: folder of the images.
         background: colour that transparent parts are composited on, unless there are 4 channels.
-        white: value of 16-bit, 32-bit and floating-point images that is white; None: what their format says.
+        white: value of white in 16-bit, 32-bit and floating-point images; None for that of their format.
         class_names: names of the classes in the order of their labels, if that order is fixed already.
         plain_order: whether names are sorted character by character, as in runs that do not record their order.
 
@@ -192,7 +192,7 @@ def _scan(
 
 
 def _strictly_below(top: Path, folders: Sequence[Path]) -> list[Path]:
-    """Return those of some folders that lie below ``top``, links resolved."""
+    """Return the folders that are below ``top``, after links are resolved."""
     real = top.resolve()
     return [path for path in folders if real in path.resolve().parents]
 
@@ -200,14 +200,14 @@ def _strictly_below(top: Path, folders: Sequence[Path]) -> list[Path]:
 def _find_splits(
     top: Path, found: Scan, classes: bool, options: DecodeOptions, note: Callable[..., None]
 ) -> tuple[Split, Split]:
-    """Return the images to train on and those held out.
+    """Find the training and the held-out split in the folder ``top``.
 
     Args:
         top: folder of the images.
         found: image files below it.
         classes: whether the folders in a split are classes.
-        options: options of decoding, for a trial whether an image can be read.
-        note: function that takes a warning, as ``log.warning`` does.
+        options: options of decoding, to test whether an image can be read.
+        note: function that records a warning, called as ``log.warning``.
 
     Raises:
         InputError: if there are no images, or a folder could be a split as well as a class.
@@ -239,7 +239,7 @@ def _find_splits(
             note("%s is a folder of images like any other: there is no other split beside it", top / lone)
             to_train, held_out = [], []
     if not to_train:
-        _check_below(top, by_folder, note)
+        _check_nested_splits(top, by_folder, note)
         return _hold_out(Split(top, found.files), classes, options, note)
     training = Split(top / to_train[0], by_folder[to_train[0]])
     unused = {name: len(by_folder[name]) for name in [*held_out[1:], *beside]}
@@ -254,8 +254,8 @@ def _find_splits(
     return _hold_out(training, classes, options, note)
 
 
-def _check_below(top: Path, by_folder: dict[str, list[Path]], note: Callable[..., None]) -> None:
-    """Warn of splits that lie in a folder below ``top`` instead of in ``top`` itself, where they are looked for.
+def _check_nested_splits(top: Path, by_folder: dict[str, list[Path]], note: Callable[..., None]) -> None:
+    """Warn of folders named like splits that are one level below ``top`` and therefore not used as splits.
 
     Raises:
         InputError: if all images lie in one such folder.
@@ -270,15 +270,15 @@ def _check_below(top: Path, by_folder: dict[str, list[Path]], note: Callable[...
 
 
 def _kind(name: str) -> str:
-    """Return a folder's name in the form of ``TRAINING_NAMES`` and ``HELD_OUT_NAMES``: "Training_Set" is training."""
+    """Normalize a folder's name for ``TRAINING_NAMES`` and ``HELD_OUT_NAMES``: "Training_Set" gives "training"."""
     return name.lower().removesuffix("set").rstrip("_- ")
 
 
 def _hold_out(split: Split, classes: bool, options: DecodeOptions, note: Callable[..., None]) -> tuple[Split, Split]:
     """Divide a split: hold out every tenth image of each class, and of all classes with fewer than ten together.
 
-    Each class keeps an image to train on. If no image is held out that can be read, the last readable image of a class
-    with more than one is; if there is no such class, one image is in both splits.
+    Each class keeps an image to train on. If none of the held-out images can be read, the last readable image of a
+    class with more than one image is held out; if there is no such class, one image is in both splits.
     """
     base, files = split.base, split.files
     groups: dict[str, list[Path]] = {}
@@ -293,7 +293,7 @@ def _hold_out(split: Split, classes: bool, options: DecodeOptions, note: Callabl
             first = -(count + 1) % EVERY
             chosen.update(group[first::EVERY] if len(group) > 1 else ())
             count += len(group)
-    alone = False  # an image held out is the only one of its class
+    alone = False  # whether a held-out image is the only one of its class
     if _first_readable([path for path in files if path in chosen], options) is None:
         spare = [path for group in groups.values() if len(group) > 1 for path in group if path not in chosen]
         last = _first_readable(spare[::-1], options) or _first_readable(files[::-1], options) or files[-1]
@@ -307,7 +307,7 @@ def _hold_out(split: Split, classes: bool, options: DecodeOptions, note: Callabl
 
 
 def _first_readable(files: Sequence[Path], options: DecodeOptions) -> Path | None:
-    """Return the first of some files that can be read, if it is among the first ``MAX_TRIED``."""
+    """Return the first file that can be read, if it is among the first ``MAX_TRIED``; else None."""
     for path in files[:MAX_TRIED]:
         with suppress(UnreadableError), without_warnings():
             decode(path, options)
@@ -325,14 +325,14 @@ def _class_names(
     """Return the names of the classes in the order of their labels.
 
     Args:
-        splits: images to train on, and those held out.
-        num_classes: number of classes that the configuration states.
-        fixed: names in the order of their labels, if that was fixed before.
-        order: key that the names are sorted by otherwise.
-        note: function that takes a warning, as ``log.warning`` does.
+        splits: training and held-out split.
+        num_classes: number of classes in the configuration.
+        fixed: names in the order of their labels, if they are fixed already.
+        order: key function that sorts the names otherwise.
+        note: function that records a warning, called as ``log.warning``.
 
     Raises:
-        InputError: if there are other classes, or not so many, or a name that a configuration cannot hold.
+        InputError: if the classes or their number differ, or a name cannot be stored in a configuration.
     """
     training, held_out = splits
     base = training.base
@@ -344,8 +344,8 @@ def _class_names(
                 known = ", ".join(names[:8]) + ", ..." * (len(names) > 8)
                 raise InputError(
                     f"{path} is of class {name}, but data.class_names has {known}{did_you_mean(name, names)}; if "
-                    "a class was renamed, give data.class_names anew, in the order of the labels, and to a run that "
-                    "goes on training.allow_data_change=true"
+                    "a class was renamed, give data.class_names anew, in the order of the labels, and "
+                    "training.allow_data_change=true to a run that is resumed"
                 )
         absent = [name for name in names if name not in there]
         if absent:
@@ -357,8 +357,8 @@ def _class_names(
         for name in sorted(there.keys() - set(names)):
             raise InputError(f"{there[name]} is of a class that {base} does not have")
     if len(names) != num_classes:
-        told = ", ".join(names[:8]) + ", ..." * (len(names) > 8)
-        raise InputError(f"data.num_classes={num_classes}, but {base} has {len(names)} folders of images: {told}")
+        listed = ", ".join(names[:8]) + ", ..." * (len(names) > 8)
+        raise InputError(f"data.num_classes={num_classes}, but {base} has {len(names)} folders of images: {listed}")
     for name in names:
         if "${" in name or name == "???" or any("\ud800" <= c <= "\udfff" for c in name):
             raise InputError(
@@ -368,16 +368,16 @@ def _class_names(
 
 
 def natural_order(name: str) -> tuple[list[tuple[int, int, str]], str]:
-    """Return a sorting key of a name in which numbers count by their value."""
+    """Return a sorting key of a name, in which digits compare as numbers."""
     parts = re.findall(r"[0-9]+|[^0-9]+", name)
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts], name
 
 
 def _class_name(path: Path, base: Path) -> str:
-    """Return the name of the folder in ``base`` that ``path`` lies below.
+    """Return the name of the folder in ``base`` that contains ``path``.
 
     Raises:
-        InputError: if it lies in ``base`` itself.
+        InputError: if ``path`` is in ``base`` itself.
     """
     parts = path.parts[len(base.parts) :]
     if len(parts) < 2:

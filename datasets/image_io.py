@@ -31,9 +31,9 @@ def in_processes(
     """Apply a function to chunks of ``items`` in several processes, and yield each chunk with its result, in order.
 
     Args:
-        act: function of a chunk, defined in a module, since other processes find it by its name.
+        act: function of a chunk, defined at the top of a module so that other processes can import it.
         items: sequence that is divided into chunks.
-        workers: number of processes; with 1 the work is done in this one.
+        workers: number of processes; 1 for the present process alone.
 
     Raises:
         UserError: if one of the processes is killed.
@@ -47,7 +47,7 @@ def in_processes(
         waiting: deque[tuple[Sequence, Future[T]]] = deque()
         try:
             for chunk in chunks:
-                # The new process inherits the mask: an interrupt in a terminal reaches all, only this one reports it.
+                # A new process inherits the mask: a terminal interrupts all processes, but only this one reports it.
                 mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
                 try:
                     waiting.append((chunk, pool.submit(act, chunk)))
@@ -65,7 +65,7 @@ def in_processes(
 
 
 def _end_with_parent() -> None:
-    """End this process of a pool when the one that started it is killed, which the pool itself does not do."""
+    """Start a thread that ends this process when its parent is killed, which a pool does not do by itself."""
     parent = parent_process()
     assert parent is not None, "a process of a pool has one"
 
@@ -99,7 +99,7 @@ def read_images(
 def _read_chunk(
     options: DecodeOptions, paths: Iterable[Path]
 ) -> tuple[np.ndarray, np.ndarray, list[tuple[int, str]], DecodeStats]:
-    """Decode one chunk of files, as ``read_images`` says, with positions in the chunk."""
+    """Decode one chunk of files; see ``read_images``, but with positions in the chunk."""
     pixels, good, bad, stats = [], [], [], DecodeStats()
     with without_warnings():
         for k, path in enumerate(paths):

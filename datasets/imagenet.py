@@ -24,7 +24,7 @@ def imagenet32(
     The PNGs have no classes; the npz have the 1,000 of ImageNet.
 
     Raises:
-        InputError: if it is not there, or not what the configuration says.
+        InputError: if the files are missing, or do not match the configuration.
     """
     base = Path(dataroot) / "ds_imagenet" / ("train_32x32" if train else "valid_32x32")
     arrays, files = sorted(base.glob("*.npz")), find_images(base) if base.is_dir() else []
@@ -47,7 +47,7 @@ def imagenet64c(
     """Load ImageNet with its classes from ``dataroot``/imagenet-64x64/{train,valid} with PNGs and dataset.json.
 
     Raises:
-        InputError: if it is not there, or dataset.json is not what datasets/compile_imagenet64.py writes.
+        InputError: if dataset.json is missing or was not written by datasets/compile_imagenet64.py.
     """
     base = Path(dataroot) / "imagenet-64x64" / ("train" if train else "valid")
     listing = base / "dataset.json"
@@ -69,10 +69,10 @@ def imagenet64c(
 
 
 def read_arrays(paths: Sequence[Path]) -> Iterator[Part]:
-    """Yield the images in npz files of downsampled ImageNet, file by file, whose stored labels count from 1.
+    """Yield the images and labels in npz files of downsampled ImageNet, file by file; stored labels count from 1.
 
     Raises:
-        InputError: naming a file that is not one.
+        InputError: naming a file that is not an array of downsampled ImageNet.
     """
     for path in paths:
         try:

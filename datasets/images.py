@@ -19,14 +19,14 @@ class ImageDataset:
     """One split of a data set: images, or arrays of any other shape whose values are in [0, 1].
 
     Attributes:
-        data: (N, *shape), an image being of shape (C, H, W); uint8 with values 0 .. levels - 1, or float32 in [0, 1]
-            if ``levels`` is None.
-        labels: int64 (N,), 0 .. num_classes - 1.
+        data: samples, (N, *shape), (N, C, H, W) for images; uint8 with values 0 .. levels - 1, or float32 in [0, 1] if
+            ``levels`` is None.
+        labels: classes 0 .. num_classes - 1, int64 (N,).
         num_classes: number of classes; 1 if there are none.
         levels: number of grey levels, ``data / (levels - 1)`` being in [0, 1]; None for continuous values.
         class_names: names of the classes in the order of their labels; empty if they have none.
         fingerprint: SHA-256 of the data and labels, for a data set made from a user's files; else empty.
-        file: file that ``data`` maps, if it is not in memory.
+        file: file that ``data`` maps into memory; None for data that are not mapped.
         offset: position of the first byte of the data in ``file``.
 
     Raises:
@@ -57,13 +57,13 @@ class ImageDataset:
 
     @property
     def is_image(self) -> bool:
-        """Whether a sample has the three axes of an image."""
+        """True if a sample has the three axes of an image."""
         return len(self.shape) == 3
 
 
 def digits(train: bool, **_: object) -> ImageDataset:
     """Load scikit-learn's 1,797 handwritten digits of 8x8 pixels and 17 levels; every fifth is held out."""
-    from sklearn.datasets import load_digits  # heavy import, only where used
+    from sklearn.datasets import load_digits  # a slow import
 
     data = load_digits()
     held_out = np.arange(len(data.target)) % 5 == 4
@@ -74,7 +74,7 @@ def digits(train: bool, **_: object) -> ImageDataset:
 
 
 def fake(train: bool, image_size: int, num_channels: int, num_classes: int, **_: object) -> ImageDataset:
-    """Generate random images and labels, the same at each call, 1,024 to train on and 256 held out."""
+    """Generate random images and labels, the same at each call: 1,024 to train on, 256 held out."""
     generator = torch.Generator().manual_seed(int(train))
     n = 1024 if train else 256
     pixels = torch.randint(256, (n, num_channels, image_size, image_size), dtype=torch.uint8, generator=generator)
@@ -85,14 +85,14 @@ def cifar10(train: bool, dataroot: str, **_: object) -> ImageDataset:
     """Load CIFAR-10 from torchvision's files under ``dataroot``, which are downloaded if they are not there.
 
     Raises:
-        InputError: if they cannot be downloaded; the message says what to place where.
+        InputError: if they cannot be downloaded, naming the file to place by hand.
     """
-    from torchvision.datasets import CIFAR10  # heavy import, only where used
+    from torchvision.datasets import CIFAR10  # a slow import
 
     try:
         try:
             data = CIFAR10(dataroot, train=train)
-        except RuntimeError:  # not there, or not whole
+        except RuntimeError:  # missing or incomplete
             Path(dataroot).mkdir(parents=True, exist_ok=True)
             with in_turn(Path(dataroot) / ".cifar10.lock", "another process is downloading CIFAR-10"):
                 data = CIFAR10(dataroot, train=train, download=True)

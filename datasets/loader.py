@@ -35,11 +35,11 @@ def dequantize(data: Tensor, levels: int | None, u: Tensor | None = None) -> Ten
 
 
 class Loader:
-    """Loads batch ``k`` of an endless stream of shuffled epochs, as a pure function of (seed, k).
+    """A loader of batch ``k`` of an endless stream of shuffled epochs, as a pure function of (seed, k).
 
-    Nothing is kept from one step to the next but a cached permutation and the batch that comes next, so that a resumed
-    run sees what an undisturbed one would. A small data set lives on ``device`` as it is stored; a large one is read
-    from its file while the step before is computed, and reaches a GPU through pinned memory.
+    Its only state is a cached permutation and the prefetched next batch, so that a resumed run gets the same batches
+    as an uninterrupted one. A small data set is stored on ``device``; a large one is read from its file while the
+    previous step is computed, and copied to a GPU through pinned memory.
 
     Args:
         images: data set.
@@ -108,15 +108,15 @@ class Loader:
         return x0, self.labels[index]
 
     def _move_index(self, index: Tensor) -> Tensor:
-        """Move ``index`` to the device without waiting for a GPU, as one would for memory that is not pinned."""
+        """Move ``index`` to the device through pinned memory, so that the copy does not wait for a GPU."""
         return index if self.device.type == "cpu" else index.pin_memory().to(self.device, non_blocking=True)
 
 
 class _Stream:
-    """Reads samples from the file of a data set, those of the next step ahead of time.
+    """A reader of samples from the file of a data set, which prefetches those of the next step.
 
-    By system calls and not through the memory map: a page that is mapped counts as memory of this process, and its
-    first use costs more than the call.
+    It reads by system calls and not through the memory map: a mapped page counts as memory of this process, and its
+    first access is slower than the call.
     """
 
     def __init__(self, images: ImageDataset, file: BinaryIO, device: torch.device) -> None:

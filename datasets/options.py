@@ -11,12 +11,12 @@ from datasets.shape import data_shape
 from utils.errors import InputError
 from utils.options import Name
 
-LARGEST_SAMPLE = 3 * 512 * 512  # values; keeps what a loaded configuration asks for within the memory of a machine
+LARGEST_SAMPLE = 3 * 512 * 512  # most values of a sample, so that a loaded configuration fits into memory
 
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Options of every data set; a data set's own are the further parameters of its function."""
+    """Options of every data set; further options are the parameters of a data set's function."""
 
     dataset: Name
     classes: bool
@@ -35,7 +35,7 @@ class ImageOptions:
 
 @dataclass(frozen=True)
 class ShapeOptions:
-    """Options of any other data set."""
+    """Options of a data set whose samples are not square images."""
 
     shape: Annotated[Sequence[Annotated[int, Field(ge=1, le=2**20)]], Field(min_length=1, max_length=4)]
 

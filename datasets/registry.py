@@ -1,4 +1,4 @@
-"""The data sets by their names. A new one is a function that returns an ``ImageDataset``, and an entry here."""
+"""The registry of data sets by name: a new one is a function that returns an ``ImageDataset``, and an entry here."""
 
 from collections.abc import Callable
 from typing import Any
@@ -29,7 +29,7 @@ def data_options(dataset: str, has_shape: bool = False) -> dict[str, Option]:
 
     Args:
         dataset: name in ``DATASETS``.
-        has_shape: whether ``shape`` stands in the place of ``image_size`` and ``num_channels``.
+        has_shape: whether the section has ``shape`` instead of ``image_size`` and ``num_channels``.
 
     Raises:
         InputError: for an unknown data set.
@@ -59,21 +59,21 @@ def load_images(
     dequantize: bool = False,
     **options: Any,
 ) -> ImageDataset:
-    """Load one split of a data set, which is prepared first if that was not done yet.
+    """Load one split of a data set, which is downloaded or cached first if necessary.
 
     Args:
         dataset: name in ``DATASETS``, in upper or lower case.
         train: whether to load the training split instead of the held-out one.
-        num_classes: number of classes that the configuration states.
-        classes: whether the configuration asks for classes.
+        num_classes: number of classes in the configuration.
+        classes: whether the samples have classes.
         dataroot: folder of the data sets on disk and of the cache.
-        random_flip: whether the samples are to be mirrored, which only images can be.
-        dequantize: whether noise is to be added within the grey levels, which only quantized values have.
+        random_flip: whether the samples will be mirrored, which only images can be.
+        dequantize: whether noise will be added within the grey levels, which only quantized values have.
         options: further keys of the section ``data``, among them ``shape``, or ``image_size`` and ``num_channels``;
-            all are passed on to the function in ``DATASETS``.
+            all are passed to the function in ``DATASETS``.
 
     Raises:
-        InputError: if there is no such data set, it is not there, or it is not what the configuration says.
+        InputError: if the data set is unknown, its files are missing, or it does not match the configuration.
     """
     name = dataset.lower()
     check_name("data.dataset", name, DATASETS)

@@ -31,13 +31,13 @@ from utils.seeds import Stream, derived_seed, image_generators
 log = logging.getLogger(__name__)
 
 PILOT_IMAGES = 64
-GOLDEN = 0.6180339887498949  # multiples of it, modulo 1, are evenly spread however many there are
+GOLDEN = 0.6180339887498949  # golden ratio: its multiples modulo 1 are a low-discrepancy sequence
 
 
 def load_split(cfg: DictConfig, run: DictConfig, split: str, distributed: Distributed) -> ImageDataset:
     """Load the ``split``, train or test (held out), of the data set of a run; process 0 goes first.
 
-    Only the command line says where the images are: ``dataroot`` and ``data.root``.
+    The location of the images, ``dataroot`` and ``data.root``, is taken from the command line and not from the run.
 
     Raises:
         InputError: if they are not there.
@@ -46,12 +46,12 @@ def load_split(cfg: DictConfig, run: DictConfig, split: str, distributed: Distri
 
 
 class DatasetMetric(RowsMetric, ABC):
-    """Base of metrics of a network on the images of its data set, which make bits of each image.
+    """Base of metrics in bits per dimension, computed by a network for each image of its data set.
 
-    A subclass computes the rows ``bits`` and ``evaluations`` of some images, and maybe terms of the bits.
+    A subclass computes the rows ``bits`` and ``evaluations`` of some images, and optionally terms of the bits.
 
     Args:
-        inputs: what the metrics are made from.
+        inputs: configuration, processes and shared samples of the evaluation.
         name: name of the metric.
         num_steps: number of steps that a batch reports.
 
@@ -129,11 +129,13 @@ class DatasetMetric(RowsMetric, ABC):
 
 
 class FlowBPD(DatasetMetric):
-    """log2(levels) - log2 p(x) / D for x = (k + u) / levels, p the density of the probability flow at sigma_min.
+    """Bits per dimension by the probability flow: log2(levels) - log2 p(x) / D, p its density at sigma_min.
+
+    The images are uniformly dequantized, x = (k + u) / levels.
 
     Args:
-        inputs: what the metrics are made from.
-        divergence: estimate by sign vectors, or the exact trace.
+        inputs: configuration, processes and shared samples of the evaluation.
+        divergence: estimate by sign vectors ("hutchinson"), or the exact trace ("exact").
         num_probes: number of sign vectors.
         rtol: relative error of a step.
         atol: absolute error of a step.
@@ -181,13 +183,13 @@ class FlowBPD(DatasetMetric):
 
 
 class ElboBPD(DatasetMetric):
-    """The evidence lower bound in bits per dimension.
+    """Bits per dimension by the evidence lower bound.
 
-    For a network that was trained on dequantized images the bound is that on their density, otherwise that on the
+    For a network that was trained on dequantized images it is the bound on their density, otherwise the bound on the
     probability of the grey levels.
 
     Args:
-        inputs: what the metrics are made from.
+        inputs: configuration, processes and shared samples of the evaluation.
         num_times: number of noise levels of an image.
         importance_sampling: whether the times are drawn from a proposal that is estimated first.
     """
@@ -201,7 +203,7 @@ class ElboBPD(DatasetMetric):
         self.proposal: Tensor | None = None
 
     def prepare(self, folder: Path) -> None:
-        """Set the proposal for importance sampling: estimated once, for all processes, and kept for a resumed run."""
+        """Set the proposal for importance sampling: process 0 estimates it, and a resumed evaluation reads it."""
 
         def read_or_estimate() -> list[float]:
             path = folder / "proposal.npz"
@@ -216,7 +218,7 @@ class ElboBPD(DatasetMetric):
             self.proposal = torch.tensor(proposal, dtype=torch.float64, device=self.device)
 
     def estimate_proposal(self) -> Tensor:
-        """Estimate where the bound of the first images has its variance; return a ``proposal`` on the CPU."""
+        """Estimate a proposal for importance sampling from the first images, on the CPU; see ``time_proposal``."""
         pilot = range(min(PILOT_IMAGES, len(self.images)))
         generators = image_generators(self.seed, pilot, self.device, Stream.PILOT)
         return time_proposal(self.score_fn(pilot), self.sde, self.x0(pilot), generators).cpu()

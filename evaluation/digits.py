@@ -25,7 +25,7 @@ class DigitClassifier:
     """
 
     def __init__(self) -> None:
-        from sklearn.svm import SVC  # a slow import
+        from sklearn.svm import SVC  # imported here because it is slow
 
         real, held_out = digits(train=True), digits(train=False)
         self._svc = SVC(gamma=0.001, C=10.0).fit(real.data.flatten(1).numpy(), real.labels.numpy())

@@ -1,4 +1,4 @@
-"""A variational bound on the probability of data (docs/method.md derives it)."""
+"""The evidence lower bound on the probability of data; docs/method.md derives it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from sde import Process
 from utils.errors import InputError, UserError
 from utils.seeds import BatchGenerator
 
-LEVELS_AT_ONCE = 2**22  # elements of the table (coordinates x levels) that the data term holds in memory
+LEVELS_AT_ONCE = 2**22  # most elements of the table (coordinates x levels) that the data term has in memory
 INTERVALS = 32  # intervals of time of a proposal
 
 
@@ -56,7 +56,7 @@ def elbo(
 
     Args:
         score_fn: score_fn(x, sigma) with x (B, ...) in the domain and sigma (B,).
-        process: the process.
+        process: diffusion process.
         x0: data in [0, 1], (B, ...).
         levels: number of grey levels, if the data consist of k / (levels - 1): the bound is then on their probability,
             and each coordinate is decoded from x at sigma(0) by the posterior of its level. None for data of any
@@ -106,26 +106,26 @@ def time_proposal(
 ) -> Tensor:
     """Estimate probabilities of equal intervals of t under which the diffusion term has little variance.
 
-    They are those of ``losses.PiecewiseUniform`` for ``elbo``: proportional to the root mean square, over the samples,
-    of the integrand in an interval, which is optimal for independent times, mixed with a tenth of the uniform
+    The probabilities are for ``losses.PiecewiseUniform`` in ``elbo``: proportional to the root mean square, over the
+    samples, of the integrand in an interval, which is optimal for independent times, mixed with a tenth of the uniform
     distribution, so that no weight exceeds ten.
 
     Args:
-        score_fn: as for ``elbo``.
-        process: the process.
-        x0: a pilot batch, (B, ...).
+        score_fn: function score_fn(x, sigma), as for ``elbo``.
+        process: diffusion process.
+        x0: pilot batch of data, (B, ...).
         generator: source of the noise; the result of ``elbo`` is unbiased if it draws from another.
 
     Returns:
-        float64 (INTERVALS,).
+        The probabilities, float64 (INTERVALS,).
     """
-    found = []
+    sizes = []
     for k in range(INTERVALS):
         t = torch.full_like(x0.flatten(1)[:, 0], (k + 0.5) / INTERVALS)
         x = process.sample(x0, t, generator)
-        found.append(_rate(score_fn, process, x0, t, x).square().mean().sqrt())
-    sizes = torch.stack(found)
-    return 0.9 * sizes / sizes.sum() + 0.1 / INTERVALS
+        sizes.append(_rate(score_fn, process, x0, t, x).square().mean().sqrt())
+    weights = torch.stack(sizes)
+    return 0.9 * weights / weights.sum() + 0.1 / INTERVALS
 
 
 def _rate(score_fn: ScoreFn, process: Process, x0: Tensor, t: Tensor, x: Tensor) -> Tensor:

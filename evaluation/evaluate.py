@@ -1,4 +1,4 @@
-"""Computes the chosen metrics one after the other, each with the protocol that it was measured by."""
+"""The work of run_eval.py: the chosen metrics, computed one after the other and written to results.json."""
 
 import json
 import logging
@@ -20,17 +20,17 @@ from utils.signals import StopSignals
 
 log = logging.getLogger(__name__)
 
-FREE = ("ngpus", "debug")  # keys that may change when the work goes on: no number depends on them
+FREE = ("ngpus", "debug")  # keys that may change when an evaluation is resumed: no number depends on them
 
 
 def evaluate(cfg: DictConfig, folder: Path, distributed: Distributed, stop: StopSignals | None = None) -> int:
-    """Write results.json, and the numbers of each image, to ``folder``, or go on there.
+    """Write results.json, and the numbers of each image, to ``folder``; resume an interrupted evaluation there.
 
     Args:
         cfg: configuration of run_eval.py.
         folder: output directory, on a file system that all machines share.
-        distributed: this process among those that evaluate together.
-        stop: not used: what is done is kept, so a signal may end the process at any moment.
+        distributed: communication with the other processes of the evaluation.
+        stop: unused; finished parts are on disk, so a signal may end the process at any moment.
 
     Returns:
         0: no signal stopped it.
@@ -64,15 +64,15 @@ def evaluate(cfg: DictConfig, folder: Path, distributed: Distributed, stop: Stop
 
 
 class Evaluation:
-    """The chosen metrics, made and checked before the long work.
+    """The chosen metrics, which are created and checked before the long computation.
 
     Attributes:
         metrics: metrics by name.
-        inputs: what they are made from.
+        inputs: configuration, processes and shared samples of the evaluation.
 
     Args:
         cfg: configuration of run_eval.py.
-        distributed: this process among those that evaluate together.
+        distributed: communication with the other processes of the evaluation.
         protocol: first entries of the results; empty in all processes but the first.
 
     Raises:
@@ -89,7 +89,7 @@ class Evaluation:
         self.metrics: dict[str, Metric] = {name: METRICS[name](self.inputs, **chosen[name]) for name in chosen}
 
     def __call__(self, folder: Path) -> dict[str, Any]:
-        """Compute the metrics in all processes together; process 0 writes ``folder``/results.json after each."""
+        """Compute the metrics, with all processes; process 0 writes ``folder``/results.json after each."""
         computed: dict[int, Rows | None] = {}  # metrics may share the computation
         for metric in self.metrics.values():
             per_image = metric.per_image

@@ -1,4 +1,4 @@
-"""What images are compared by: the features and class logits of a fixed network."""
+"""Features and class logits of images by a fixed network, for the metrics of sample quality."""
 
 import hashlib
 import logging
@@ -24,9 +24,9 @@ class Features(ABC):
     """A fixed map from images to features.
 
     Attributes:
-        name: of the map.
+        name: name of the map.
         dimension: number of features of an image.
-        sha256: of what determines it.
+        sha256: SHA-256 of its weights.
     """
 
     name: str
@@ -35,21 +35,25 @@ class Features(ABC):
 
     @abstractmethod
     def __call__(self, pixels: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Features (N, d) and class logits (N, K), float32 on the CPU, of images uint8 (N, H, W, C), white is 255."""
+        """Compute features (N, d) and class logits (N, K), float32 on the CPU.
+
+        Args:
+            pixels: images, uint8 (N, H, W, C), white is 255.
+        """
 
 
 def features_of(dataset: str, weights: str | None) -> "type[DigitFeatures] | type[Inception]":
-    """Tell which map ``create_features`` makes of the same arguments."""
+    """Return the class of the map that ``create_features`` creates from the same arguments."""
     return DigitFeatures if dataset == "digits" and weights is None else Inception
 
 
 def create_features(dataset: str, weights: str | None, device: torch.device) -> Features:
-    """The map for a data set: torch-fidelity's Inception network; for ``digits``, without ``weights``, our own.
+    """Create the map for a data set: ``DigitFeatures`` for ``digits`` without ``weights``, else ``Inception``.
 
     Args:
-        dataset: its name.
-        weights: file of Inception weights, or None to use torch-fidelity's, downloaded at the first use.
-        device: where to compute.
+        dataset: name of the data set.
+        weights: file of Inception weights; None for torch-fidelity's, downloaded at the first use.
+        device: device to compute on.
 
     Raises:
         InputError: if there are no weights, or the file does not hold them.
@@ -69,9 +73,9 @@ class Inception(Features):
     dimension = 2048
 
     def __init__(self, weights: Path, device: torch.device) -> None:
-        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3  # heavy, where used
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3  # a slow import
 
-        safe = BytesIO()  # torch-fidelity would run what is in the file
+        safe = BytesIO()  # torch-fidelity would unpickle the file without restrictions
         torch.save(read_checkpoint(weights), safe)
         safe.seek(0)
         try:
@@ -107,9 +111,9 @@ class DigitFeatures(Features):
     dimension = 4 * WIDTHS[-1]
 
     def __init__(self) -> None:
-        from sklearn.linear_model import LogisticRegression  # heavy, where used
+        from sklearn.linear_model import LogisticRegression  # a slow import
 
-        rng = np.random.RandomState(self.SEED)  # whose numbers are the same in every version
+        rng = np.random.RandomState(self.SEED)  # gives the same numbers in every version of numpy
         inner, outer = self.WIDTHS
         self.filters = [torch.from_numpy(rng.standard_normal((n, m, 3, 3))) for n, m in ((inner, 1), (outer, inner))]
         self.sha256 = hashlib.sha256(b"".join(f.numpy().tobytes() for f in self.filters)).hexdigest()
@@ -131,14 +135,14 @@ class DigitFeatures(Features):
 
 
 def to_pixels(pixels: Tensor, levels: int | None) -> np.ndarray:
-    """Convert images of a data set, (N, C, H, W), to those that run_vis.py writes, uint8 (N, H, W, C)."""
+    """Convert images of a data set, (N, C, H, W), to the format that run_vis.py writes, uint8 (N, H, W, C)."""
     top = 1 if levels is None else levels - 1  # the value that is white
     scaled = pixels if levels == 256 else (pixels * (255.0 / top)).round().to(torch.uint8)
     return np.ascontiguousarray(scaled.movedim(1, -1).numpy())
 
 
 def _downloaded_weights() -> Path:
-    """The file of torch-fidelity's Inception weights in torch's cache, fetched if it is not there."""
+    """Return the file of torch-fidelity's Inception weights in torch's cache, downloaded if it is missing."""
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
     path = Path(torch.hub.get_dir()) / "checkpoints" / URL_INCEPTION_V3.rsplit("/", 1)[1]

@@ -1,4 +1,4 @@
-"""The density of a model: the exact change of variables of its probability flow (Song et al. 2021)."""
+"""The log-likelihood of a model by the change of variables of its probability flow (Song et al. 2021)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from sde import Process
 from utils.errors import InputError
 from utils.seeds import BatchGenerator
 
-TOGETHER = 2**17  # elements of the vectors that one backward pass takes together, beyond the first vector
+VECTORS_AT_ONCE = 2**17  # most elements of the vectors in one backward pass, which takes at least one vector
 DIVERGENCES = ("hutchinson", "exact")
 
 
@@ -46,12 +46,13 @@ def log_likelihood(
 ) -> Likelihood:
     """Compute the density of points under the flow that the sampler ``ode`` integrates from the prior at sigma_max.
 
-    Along the flow dy = -1/2 g^2 S dt, in unfolded coordinates, the density changes by d log p = 1/2 g^2 div S dt. It is
-    followed from the points at t = 0 to t = 1, where it is that of the prior, each point with step sizes of its own.
+    Along the flow dy = -1/2 g^2 S dt, in unfolded coordinates, the density changes by d log p = 1/2 g^2 div S dt. The
+    flow is integrated from the points at t = 0 to t = 1, where the density is the prior's; each point has its own step
+    sizes.
 
     Args:
         score_fn: score_fn(x, sigma) with x (B, ...) in the domain and sigma (B,); differentiable in x, point by point.
-        process: the process.
+        process: diffusion process.
         x: points of the domain, (B, ...).
         divergence: "exact" for the full trace, which costs as many backward passes an evaluation as a point has
             coordinates; or "hutchinson" for the mean of e^T J e over ``num_probes`` sign vectors e, one backward pass
@@ -77,16 +78,16 @@ def log_likelihood(
     else:
         vectors, scale = BatchGenerator(generator).signs_like(x, num_probes), 1.0 / num_probes
 
-    def field(done: Tensor, state: Tensor) -> Tensor:
-        """Compute d(y, log p) / dt at the time ``done`` (B,)."""
+    def derivative(t: Tensor, state: Tensor) -> Tensor:
+        """Compute d(y, log p) / dt at the times ``t`` (B,)."""
         y = state[:, :size].reshape(x.shape)
-        rate = 0.5 * process.diffusion(done).square().to(x.dtype)[:, None]
-        slope, trace = _score_and_trace(process, score_fn, y, process.sigma(done).to(x.dtype), vectors)
-        return torch.cat([-rate * slope.flatten(1), rate * scale * trace[:, None]], dim=1)
+        rate = 0.5 * process.diffusion(t).square().to(x.dtype)[:, None]
+        score, trace = _score_and_trace(process, score_fn, y, process.sigma(t).to(x.dtype), vectors)
+        return torch.cat([-rate * score.flatten(1), rate * scale * trace[:, None]], dim=1)
 
-    # log p at t = 0 is that at t = 1 less its change in between
+    # log p at t = 0 is log p at t = 1 minus its change in between
     start = torch.cat([x.flatten(1), x.new_zeros(len(x), 1)], dim=1)
-    end, evaluations = odeint(field, start, rtol, atol, on_step, parts=(size, 1))
+    end, evaluations = odeint(derivative, start, rtol, atol, on_step, parts=(size, 1))
     log_prior = process.prior_log_prob(process.project(end[:, :size].reshape(x.shape)))
     return Likelihood(log_prior - end[:, size], int(evaluations.max()), evaluations)
 
@@ -101,8 +102,8 @@ def _score_and_trace(
         x.requires_grad_()
         score = score_fn(x, sigma)
     trace = torch.zeros(len(y), dtype=y.dtype, device=y.device)
-    for some in vectors.split(max(1, TOGETHER // y.numel())):
-        v = (sign * some).expand(-1, *score.shape)
+    for chunk in vectors.split(max(1, VECTORS_AT_ONCE // y.numel())):
+        v = (sign * chunk).expand(-1, *score.shape)
         if len(v) == 1:
             products = torch.autograd.grad(score, x, v[0], retain_graph=True)[0][None]
         else:

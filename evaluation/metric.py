@@ -1,4 +1,4 @@
-"""The protocol of a metric, and what all metrics of an evaluation share."""
+"""The protocol of a metric, its result, and the inputs that all metrics of an evaluation share."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from evaluation.samples import Samples
 
 Rows = dict[str, np.ndarray]
-"""Arrays by name, each with a row for each of some images."""
+"""Arrays by name, each with one row per image."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class Result:
     """The outcome of a metric.
 
     Attributes:
-        value: number that the metric is.
+        value: value of the metric.
         error: uncertainty of the value; None if it is not known.
-        protocol: description of how the number was computed; ``error_is`` in it names the kind of error.
+        protocol: description of how the value was computed; ``error_is`` in it names the kind of error.
     """
 
     value: float
@@ -39,10 +39,10 @@ class Result:
 
 
 class PerImage(Protocol):
-    """A computation that makes some numbers of each image, the same whatever other images are computed with it.
+    """Protocol of a computation of numbers for each image, which do not depend on the other images of the batch.
 
-    The processes share the images, and what is done is kept in the output directory, so that it goes on after an
-    interruption.
+    The images are divided among the processes. Finished batches are stored in the output directory, from which an
+    interrupted computation is resumed.
 
     Attributes:
         name: name of the file NAME.npz that the numbers go to.
@@ -57,31 +57,31 @@ class PerImage(Protocol):
     num_steps: int
 
     def prepare(self, folder: Path) -> None:
-        """Compute what all images need, in all processes together, before the first batch."""
+        """Compute the inputs common to all images, with all processes, before the first batch."""
 
     def entries(self) -> dict[str, Any]:
-        """Return what results.json says of the images besides the metrics, once there are results."""
+        """Return entries of results.json about the images, besides the metrics; called after the first result."""
 
     def __call__(self, images: range, on_step: Callable[[], object]) -> Rows:
         """Compute the rows of the images with these numbers; ``on_step`` moves a progress bar."""
 
 
 class Metric(Protocol):
-    """A metric: takes the rows of all images, batch by batch and in order, and makes a result of them.
+    """Protocol of a metric, which accumulates the rows of all images, batch by batch in order, and returns a result.
 
     Its constructor takes an ``EvaluationInputs`` and its options by name, and raises InputError, naming the key or
-    file, if they cannot be used. A line in ``evaluation.registry.METRICS`` and configs/metrics/NAME.yaml make it known.
+    file, if they cannot be used. A line in ``evaluation.registry.METRICS`` and configs/metrics/NAME.yaml register it.
     """
 
     @property
     def per_image(self) -> PerImage:
-        """The computation whose rows the metric takes; metrics may share one."""
+        """Computation whose rows the metric accumulates; metrics may share one."""
 
     def update(self, batch: Rows) -> None:
-        """Take the rows of the next images."""
+        """Add the rows of the next images."""
 
     def result(self) -> dict[str, Result]:
-        """Return the result, or several by name, of all images so far."""
+        """Return the result of all images so far, or several results, by name."""
 
 
 class RowsMetric:
@@ -91,7 +91,7 @@ class RowsMetric:
         self._batches: list[Rows] = []
 
     def update(self, batch: Rows) -> None:
-        """Take the rows of the next images."""
+        """Add the rows of the next images."""
         self._batches.append(batch)
 
     def rows(self) -> Rows:
@@ -101,11 +101,11 @@ class RowsMetric:
 
 @dataclass
 class EvaluationInputs:
-    """What the metrics of an evaluation are made from.
+    """The inputs of all metrics of an evaluation.
 
     Attributes:
         cfg: configuration of run_eval.py.
-        distributed: this process among those that evaluate together.
+        distributed: communication with the other processes of the evaluation.
         hashes: SHA-256 of the files that the results depend on; metrics add theirs.
     """
 
@@ -115,7 +115,7 @@ class EvaluationInputs:
 
     @cached_property
     def samples(self) -> "Samples":
-        """The samples that metrics of sample quality share."""
+        """Samples that the metrics of sample quality share."""
         from evaluation.samples import Samples
 
         return Samples(self)

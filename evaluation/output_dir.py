@@ -1,4 +1,4 @@
-"""A directory of results: reserved by one process, of one configuration, filled part by part."""
+"""The directory of results of run_vis.py or run_eval.py: its lock, its configuration, and atomic writes."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,12 +14,12 @@ from utils.locks import exclusive
 from utils.old_keys import update_old_keys
 from utils.options import flat, plain
 
-EARLIER = ("logs", ".lock", ".rendezvous")  # files that are there before the configuration is
+EARLIER = ("logs", ".lock", ".rendezvous")  # files that are written before the configuration
 
 
 @contextmanager
 def open_output(folder: Path, cfg: DictConfig, name: str, free: Sequence[str]) -> Iterator[None]:
-    """Reserve ``folder`` for this process, if it is new or holds results of the same configuration.
+    """Lock ``folder`` for this process, if it is new or has results of the same configuration.
 
     Writes ``NAME.yaml``, the configuration.
 
@@ -27,10 +27,10 @@ def open_output(folder: Path, cfg: DictConfig, name: str, free: Sequence[str]) -
         folder: directory, made if it is not there.
         cfg: configuration that the results depend on.
         name: name of the script, run_NAME.py.
-        free: keys that may change when the work goes on.
+        free: keys that may change when the work is resumed.
 
     Raises:
-        InputError: naming the key that differs; or if the folder holds something else, or another process has it.
+        InputError: naming the key that differs; or if the folder has other files, or another process has locked it.
     """
     path = folder / f"{name}.yaml"
     if folder.exists() and not path.is_file() and any(entry.name not in EARLIER for entry in folder.iterdir()):
@@ -53,13 +53,13 @@ def open_output(folder: Path, cfg: DictConfig, name: str, free: Sequence[str]) -
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, which appears whole."""
+    """Write a text file atomically."""
     with replacing(path) as temporary:
         temporary.write_text(text)
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write an .npz file, which appears whole."""
+    """Write an .npz file atomically."""
     named: dict[str, Any] = {**arrays}  # not allow_pickle=False: numpy before 2.2 stores that as an array
     with writing(path):
         path.parent.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Numbers of each of many images, computed in parts that survive an interruption and that processes share."""
+"""Resumable batched map and parallel map over images, and their progress bar."""
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def progress_bar(distributed: Distributed, total: int, description: str, initial: int = 0) -> tqdm:
-    """Make a progress bar of this process's steps; process 0 alone shows it, on a terminal."""
+    """Create a progress bar of this process's steps, which only process 0 shows, on a terminal."""
     hidden = None if distributed.rank == 0 else True
     return tqdm(total=total, initial=initial, desc=description, unit="step", disable=hidden)
 
@@ -24,16 +24,16 @@ def progress_bar(distributed: Distributed, total: int, description: str, initial
 def parallel_map(
     function: Callable[[T], Rows], tasks: Sequence[T], distributed: Distributed
 ) -> Iterator[tuple[T, Rows]]:
-    """Yield this process's tasks, every ``world_size``-th from ``rank`` on, each with its result."""
+    """Apply ``function`` to this process's tasks, every ``world_size``-th from ``rank`` on; yield task and result."""
     for task in tasks[distributed.rank :: distributed.world_size]:
         yield task, function(task)
 
 
 def resumable_map(folder: Path, per_image: PerImage, distributed: Distributed) -> Rows | None:
-    """Compute the rows of all images of ``per_image``, which also go to ``folder``/NAME.npz.
+    """Compute the rows of all images of ``per_image`` and write them to ``folder``/NAME.npz.
 
-    Each process writes its parts to ``folder``/.NAME; parts that are there already are not computed again. Process 0
-    joins them.
+    Each process writes its batches to ``folder``/.NAME; batches that exist already are not computed again. Process 0
+    concatenates them.
 
     Returns:
         The rows in process 0; None in the others.
@@ -46,7 +46,7 @@ def resumable_map(folder: Path, per_image: PerImage, distributed: Distributed) -
         if path.exists():
             return []
         parts_dir.mkdir(parents=True, exist_ok=True)
-        # The folder is listed, because a network file system remembers for a while that a file was not there.
+        # The folder is listed, because a network file system caches for a while that a file did not exist.
         present = {entry.name for entry in parts_dir.iterdir()}
         return [k for k, task in enumerate(tasks) if f"{task.start}.npz" not in present]
 

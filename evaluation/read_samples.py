@@ -1,4 +1,4 @@
-"""Images that were drawn before, and their labels, read from files of this and other programs."""
+"""Reading of generated images and their labels from files of this and other programs."""
 
 import logging
 from pathlib import Path
@@ -15,7 +15,7 @@ IMAGES = "drawn images, an .npz or .npy file"
 
 
 def read_samples(path: Path, size: int, num_channels: int) -> np.ndarray:
-    """Images drawn before: uint8 (N, size, size, num_channels).
+    """Read generated images from files, uint8 (N, size, size, num_channels).
 
     Args:
         path: an .npz file with ``samples``, as run_vis.py writes it, or ``arr_0``, as guided-diffusion does; an .npy
@@ -23,7 +23,7 @@ def read_samples(path: Path, size: int, num_channels: int) -> np.ndarray:
             data set.
 
     Raises:
-        InputError: naming the file that is missing, damaged, or holds something else, and what that is.
+        InputError: naming the file that is missing, damaged, or has other contents, and the contents.
     """
     if not path.exists():
         raise InputError(f"metrics.samples_path={path} does not exist")
@@ -60,13 +60,13 @@ def read_samples(path: Path, size: int, num_channels: int) -> np.ndarray:
 
 
 def _find_images_in(path: Path, size: int, num_channels: int) -> tuple[ArrayFile, str]:
-    """Find the images in an array file, and check what they are before they are read.
+    """Find the images in an array file, and check their type and shape before they are read.
 
     Returns:
         The file, and the name of the array.
 
     Raises:
-        InputError: naming the file, and what it holds instead.
+        InputError: naming the file and its contents, if they are not images of this size.
     """
     stored = open_arrays(path, IMAGES)
     name = next((name for name in ("", "samples", "arr_0") if name in stored.arrays), None)
@@ -88,10 +88,11 @@ def _find_images_in(path: Path, size: int, num_channels: int) -> tuple[ArrayFile
 
 
 def read_labels(path: Path, number: int) -> np.ndarray:
-    """Read the labels beside so many images in a file, int64 (number,); -1 for each if there are none.
+    """Read the labels of ``number`` images in a file, int64 (number,); -1 for each if there are none.
 
     Args:
-        path: as for ``read_samples``; only an .npz file has labels, which guided-diffusion calls ``arr_1``.
+        path: file or folder, as for ``read_samples``; only an .npz file has labels, ``arr_1`` in guided-diffusion.
+        number: number of images in the file.
 
     Raises:
         InputError: naming the file, if its labels are not one whole number for each image.
@@ -108,7 +109,7 @@ def read_labels(path: Path, number: int) -> np.ndarray:
 
 
 def open_arrays(path: Path, what: str) -> ArrayFile:
-    """Find the arrays of a file that should be ``what``, none of which is read."""
+    """Open an array file without reading its arrays; ``what`` describes it in error messages."""
     try:
         if not path.is_file():
             raise InputError(f"{path} is neither a file nor a folder")
@@ -120,6 +121,7 @@ def open_arrays(path: Path, what: str) -> ArrayFile:
 
 
 def read_array(stored: ArrayFile, name: str) -> np.ndarray:
+    """Read the array ``name``, or raise InputError, naming the file."""
     try:
         return stored.read(name)
     except BROKEN as error:
@@ -127,6 +129,6 @@ def read_array(stored: ArrayFile, name: str) -> np.ndarray:
 
 
 def array_names(stored: ArrayFile) -> str:
-    """Name the arrays in a file, the first of them."""
+    """Return the names of the first arrays in a file, for error messages."""
     names = [name or "one without a name" for name in stored.arrays]
     return f"{', '.join(names[:8])}{', ...' * (len(names) > 8)}" if names else "none"

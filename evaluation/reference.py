@@ -23,19 +23,20 @@ from utils.errors import InputError
 
 log = logging.getLogger(__name__)
 
-KEPT = 50_000  # features of real images that are kept, for KID, precision and recall
-BATCH = 100
+KEPT = 50_000  # most real images whose features are stored, for KID, precision and recall
+BATCH = 100  # images in a batch
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What is known of the real images.
+    """Statistics of the features of the real images.
 
     Attributes:
-        mean, covariance: of the features of all, float64 (d,) and (d, d).
-        features: of at most ``KEPT`` of them, chosen at random with a fixed seed, float32 (n, d); None if only the mean
-            and covariance are known.
-        protocol: which images and features, and their hashes.
+        mean: mean of the features of all images, float64 (d,).
+        covariance: covariance of the features of all images, float64 (d, d).
+        features: features of at most ``KEPT`` images, chosen at random with a fixed seed, float32 (n, d); None if only
+            the mean and covariance are known.
+        protocol: names of the images and features, and their hashes.
     """
 
     mean: np.ndarray
@@ -45,7 +46,7 @@ class Reference:
 
 
 def reference_statistics(images: ImageDataset, dataset: str, features: Features, cache: Path) -> Reference:
-    """Statistics of the training images, from the ``cache`` folder or computed and put there, with a progress bar.
+    """Return the statistics of the training images, read from the folder ``cache`` or computed and written there.
 
     Their file is named by the hash of the images and of the features.
     """
@@ -94,7 +95,7 @@ def _read(path: Path, key: str) -> dict[str, Tensor] | None:
 
 
 def _statistics(images: ImageDataset, features: Features) -> dict[str, Tensor]:
-    """Mean and covariance by sums about the mean of the first batch, in float64, a batch at a time."""
+    """Compute mean and covariance in float64, by sums about the mean of the first batch, a batch at a time."""
     n = len(images)
     kept = set(np.random.default_rng(0).permutation(n)[:KEPT].tolist())
     center, total, products = (torch.zeros(0, dtype=torch.float64) for _ in range(3))
@@ -117,11 +118,11 @@ def read_statistics(path: Path, dimension: int) -> Reference:
     """Read the mean and covariance of the features of real images, as EDM and pytorch-fid store them: mu and sigma.
 
     Args:
-        path: an .npz file.
-        dimension: of the features that they are compared with.
+        path: path of an .npz file.
+        dimension: number of features of the samples that are compared with them.
 
     Raises:
-        InputError: naming the file that is missing, damaged, or holds something else, and what that is.
+        InputError: naming the file that is missing, damaged, or has other contents, and the contents.
     """
     if not path.is_file():
         raise InputError(f"metrics.reference={path} is not a file")
@@ -146,7 +147,7 @@ def read_statistics(path: Path, dimension: int) -> Reference:
     largest = np.abs(covariance).max()
     if not np.allclose(covariance, covariance.T, rtol=0, atol=1e-5 * largest):
         raise InputError(f"{path}: sigma is no covariance: it is not symmetric")
-    variances = np.linalg.eigvalsh(covariance / largest) if largest else np.zeros(1)  # along the axes of its own
+    variances = np.linalg.eigvalsh(covariance / largest) if largest else np.zeros(1)  # along the principal axes
     if variances[0] < -1e-5 * variances[-1]:
         raise InputError(f"{path}: sigma is no covariance: it has a negative variance along some direction")
     with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""The metrics that run_eval.py knows, by the names of configs/metrics/, in the order in which they are computed."""
+"""The registry of the metrics of run_eval.py, by the names of configs/metrics/, in the order of computation."""
 
 from collections.abc import Callable, Sequence
 
@@ -25,7 +25,7 @@ def check_reference(key: str, chosen: Sequence[str]) -> None:
         chosen: names of metrics.
 
     Raises:
-        InputError: naming the metrics that cannot, or the key if none of them compares with a mean and covariance.
+        InputError: naming the metrics that cannot, or the key if none of them uses a mean and covariance.
     """
     needs = {name: getattr(METRICS[name], "compares_with", "nothing") for name in chosen}
     if more := [name for name in chosen if needs[name] == "features"]:

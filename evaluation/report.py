@@ -1,4 +1,4 @@
-"""The protocol that results.json begins with, and the table of its numbers."""
+"""The protocol at the beginning of results.json, and the table of its numbers."""
 
 import hashlib
 import platform
@@ -13,12 +13,12 @@ PACKAGES = ("numpy", "scipy", "pillow", "torch-fidelity", "scikit-learn")
 
 
 def device_name(device: torch.device) -> str:
-    """Name the processor or GPU behind a device."""
+    """Return the name of the processor or GPU of a device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU"
 
 
 def protocol(cfg: DictConfig, checkpoint: Path, devices: list[str]) -> dict[str, Any]:
-    """Describe what all numbers of an evaluation have in common.
+    """Return the entries of results.json that all metrics of an evaluation have in common.
 
     Args:
         cfg: configuration of run_eval.py.
@@ -43,7 +43,7 @@ def protocol(cfg: DictConfig, checkpoint: Path, devices: list[str]) -> dict[str,
 
 
 def table(results: dict[str, Any]) -> str:
-    """Format the numbers, a line each: name, value, error, and what they are of."""
+    """Format the numbers, a line each: name, value, error, and number of images or kind of error."""
     rows = [("metric", "value", "+-", "of")]
     for name, result in results["metrics"].items():
         error = result.get("error")

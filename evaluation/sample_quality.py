@@ -1,4 +1,4 @@
-"""How near samples are to real images: FID, KID, Inception score, precision and recall, computed by torch-fidelity."""
+"""Metrics of sample quality: FID, KID, Inception score, precision and recall, computed by torch-fidelity."""
 
 from abc import ABC, abstractmethod
 from typing import Annotated, Literal
@@ -20,12 +20,12 @@ class SampleMetric(RowsMetric, ABC):
     """Base of metrics of the features and class logits of samples.
 
     Attributes:
-        compares_with: what is needed of the real images: nothing, the mean and covariance of their features, or
-            features of single images.
+        compares_with: statistics of the real images that the metric uses: "nothing", "statistics" for the mean and
+            covariance of their features, or "features" for the features of single images.
 
     Args:
-        inputs: what the metrics are made from.
-        fewest: smallest number of samples, and of real images, that the metric can be computed of.
+        inputs: configuration, processes and shared samples of the evaluation.
+        fewest: smallest number of samples, and of real images, that the metric can be computed from.
 
     Raises:
         InputError: naming the key or file at fault.
@@ -53,7 +53,7 @@ class SampleMetric(RowsMetric, ABC):
         Args:
             features: features of the samples, (N, d).
             logits: class logits of the samples, (N, K).
-            real: statistics of the real images; None if they are not compared with.
+            real: statistics of the real images; None if ``compares_with`` is "nothing".
         """
 
 
@@ -67,7 +67,7 @@ class FID(SampleMetric):
 
     def compute(self, features: Tensor, logits: Tensor, real: Reference | None) -> dict[str, Result]:
         """Compute the distance between the Gaussians with the mean and covariance of samples and of real images."""
-        from torch_fidelity import metric_fid  # heavy, where used
+        from torch_fidelity import metric_fid  # a slow import
 
         assert real is not None
         n = len(features)
@@ -82,9 +82,9 @@ class KID(SampleMetric):
     """Kernel inception distance.
 
     Args:
-        inputs: what the metrics are made from.
-        subsets: number of subsets that are drawn.
-        subset_size: number of images in a subset, or as many as there are.
+        inputs: configuration, processes and shared samples of the evaluation.
+        subsets: number of random subsets.
+        subset_size: number of images in a subset; at most the number of samples and of real images.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class InceptionScore(SampleMetric):
     """Inception score.
 
     Args:
-        inputs: what the metrics are made from.
+        inputs: configuration, processes and shared samples of the evaluation.
         splits: number of parts whose standard deviation is the error.
     """
 
@@ -136,7 +136,7 @@ class PrecisionRecall(SampleMetric):
     """Precision and recall by nearest neighbours (Kynkaanniemi et al. 2019).
 
     Args:
-        inputs: what the metrics are made from.
+        inputs: configuration, processes and shared samples of the evaluation.
         neighborhood: number of nearest neighbours that span the manifold.
     """
 
@@ -145,7 +145,7 @@ class PrecisionRecall(SampleMetric):
         self.neighborhood = neighborhood
 
     def compute(self, features: Tensor, logits: Tensor, real: Reference | None) -> dict[str, Result]:
-        """Compute the share of samples on the manifold of real images, and the other way round."""
+        """Compute the share of samples on the manifold of real images (precision), and the reverse (recall)."""
         from torch_fidelity import metric_prc
 
         assert real is not None and real.features is not None

@@ -22,13 +22,13 @@ from utils.options import plain
 
 
 class Samples:
-    """Images from a network, or read from files, whose features are computed image by image.
+    """Generated images, drawn from a network or read from files, and the computation of their features.
 
     Attributes:
-        pixels: uint8 (N, H, W, C), once ``prepare`` was called.
+        pixels: images, uint8 (N, H, W, C), after ``prepare``.
 
     Args:
-        inputs: what the metrics are made from.
+        inputs: configuration and processes of the evaluation.
 
     Raises:
         InputError: naming the key or file at fault.
@@ -87,7 +87,7 @@ class Samples:
         return reference_statistics(self._real, self.dataset, self.features, Path(self.cfg.dataroot) / "statistics")
 
     def prepare(self, folder: Path) -> None:
-        """Draw the images that are not there yet, and read all."""
+        """Draw the images that are missing, and read all images."""
         how = {"features": self.features.name, "features_sha256": self.features.sha256}
         if self.pixels is not None:
             source = {"source": str(self.cfg.metrics.samples_path), "sha256": self.hashes["samples_sha256"]}
@@ -122,7 +122,7 @@ class Samples:
         }
 
     def entries(self) -> dict[str, Any]:
-        """Return how the samples were made, and the real images if a metric has compared them."""
+        """Return the protocol of the samples, and that of the real images if a metric used them."""
         reference = {"reference": self.reference.protocol} if "reference" in vars(self) else {}
         return {"drawn_images": self.protocol, **reference}
 

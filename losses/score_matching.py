@@ -31,7 +31,7 @@ def score_matching_loss(
 
     Args:
         net: score network, called as net(x, sigma, labels).
-        process: the process.
+        process: diffusion process.
         x0: data in [0, 1], (B, ...).
         labels: classes, int64 (B,), -1 for none; None for a network without classes.
         noise_levels: distribution of the times.
@@ -70,10 +70,10 @@ def score_error(
 
     Args:
         net: score network, called as net(x, sigma, labels).
-        process: the process.
+        process: diffusion process.
         x0: data in [0, 1], (B, ...).
         t: times, (B,).
-        x: the data at these times, (B, ...).
+        x: samples of the process at these times, (B, ...).
         labels: classes, int64 (B,); None for a network without classes.
         conditional_score: a compiled ``process.conditional_score``; None for that method itself.
         weighting: weight of the squared error by noise level.

@@ -32,7 +32,7 @@ class DiffusionSquared:
     """The weight g^2, for likelihood: the loss is then the diffusion term of the variational bound.
 
     Args:
-        process: the process with the diffusion coefficient g.
+        process: diffusion process with the diffusion coefficient g.
     """
 
     process: Process

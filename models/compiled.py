@@ -12,10 +12,10 @@ MIN_ROWS = 16  # for fewer rows torch chooses other convolutions on a CPU, and i
 
 
 def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Compile a function that works row by row to one graph for batches of any size.
+    """Compile a function to one graph for batches of any size.
 
     Args:
-        function: function of tensors (B, ...) and Nones that returns a tensor (B, ...).
+        function: function of tensors (B, ...) and Nones that returns a tensor (B, ...), each row from the same rows.
     """
     fast = torch.compile(function, fullgraph=True, dynamic=False)
 

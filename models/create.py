@@ -1,4 +1,4 @@
-"""Score models from configurations."""
+"""The registry of networks, and the creation of score models from configurations."""
 
 import inspect
 from collections.abc import Mapping
@@ -26,8 +26,7 @@ GIVEN = ("data_shape", "num_classes", "sigma_min", "sigma_max")  # arguments tha
 def model_options(name: str) -> dict[str, Option]:
     """Return the options of the section ``model`` for the network ``name``.
 
-    They are those of the network and of all parametrizations; the options of parametrizations that are not chosen may
-    be there, too.
+    The options are those of the network and of all parametrizations, including those that are not chosen.
 
     Raises:
         InputError: for an unknown network.
@@ -40,7 +39,7 @@ def model_options(name: str) -> dict[str, Option]:
 
 
 def takes_classes(name: str) -> bool:
-    """Tell whether the network ``name`` can be given classes."""
+    """Return whether the network ``name`` supports classes."""
     return "num_classes" in inspect.signature(NETWORKS[name]).parameters
 
 
@@ -50,7 +49,7 @@ def create_model(model: Mapping[str, Any], data: Mapping[str, Any], sde: Mapping
     Four-dimensional weights have the memory format channels_last, in which convolutions are fastest.
 
     Args:
-        model: ``name`` of the network, ``parametrization`` (``output`` where it is missing), and the options of both;
+        model: ``name`` of the network, ``parametrization`` (``output`` if it is missing), and the options of both;
             ``ema_rate`` is an option of training and ignored here.
         data: shape of the data (see ``data_shape``), and ``classes`` with ``num_classes``.
         sde: ``sigma_min`` and ``sigma_max``.

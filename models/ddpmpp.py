@@ -80,7 +80,7 @@ class ResidualBlock(Block):
 
 
 class Attention(nn.Module):
-    """Add self-attention with one head over the pixels to the input, (B, C, H, W) -> (B, C, H, W)."""
+    """Residual self-attention with one head over the pixels, (B, C, H, W) -> (B, C, H, W)."""
 
     def __init__(self, channels: int, skip_rescale: bool, init_scale: float) -> None:
         super().__init__()

@@ -48,6 +48,7 @@ def download(name: str, folder: Path, mirror: str | None = None) -> Path:
 
 
 def main() -> None:
+    """Parse the command line and download the models."""
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(IDS))
     parser.add_argument("--to", type=Path, default=Path("weights"), help="folder of all weights")

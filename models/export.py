@@ -90,7 +90,7 @@ def export(run_dir: Path, out: Path, layout: str = "published", ckpt: int = -1) 
 def published_checkpoint(
     net: nn.Module, cfg: DictConfig, checkpoint: Mapping[str, Any], weights: Weights
 ) -> dict[str, Any]:
-    """Convert a checkpoint to what the published code would have written.
+    """Convert a checkpoint to the layout of the published code.
 
     Args:
         net: network of the checkpoint.
@@ -134,6 +134,7 @@ def published_checkpoint(
 
 
 def main() -> None:
+    """Parse the command line and export a model."""
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_dir", type=Path, help="directory of the run, or RUN/checkpoints/checkpoint_N.pth")
     parser.add_argument("out", type=Path, help="directory (published) or file (safetensors) to write")

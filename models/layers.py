@@ -1,4 +1,4 @@
-"""Pieces that more than one network uses."""
+"""Layers, initialisers and checks that several networks share."""
 
 import functools
 import math
@@ -17,7 +17,7 @@ Resample = Callable[[Tensor], Tensor] | None  # upsample, downsample, or None fo
 
 
 class Network(nn.Module):
-    """Base class of the networks: (x, sigma, labels) -> raw output, which a parametrization turns into a score.
+    """Base class of the networks: (x, sigma, labels) -> raw output, which a parametrization converts to a score.
 
     ``x`` and the output are (B, *data_shape), noise levels ``sigma`` are (B,). ``labels`` are int64 (B,), -1 where an
     item has no class; None if and only if ``num_classes`` is 0.
@@ -49,7 +49,7 @@ def recompute_activations(net: nn.Module) -> None:
 
 
 class GroupNorm(nn.GroupNorm):
-    """Normalise groups of channels in the precision of the weights, also under autocast."""
+    """Group normalisation in the precision of the weights, also under autocast."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.to(self.weight.dtype))
@@ -70,7 +70,7 @@ def group_norm(channels: int, eps: float) -> GroupNorm:
 
 
 class PixelAttention(nn.Module):
-    """Add self-attention over the pixels to the input, (B, C, H, W) -> (B, C, H, W).
+    """Residual self-attention over the pixels, (B, C, H, W) -> (B, C, H, W).
 
     Args:
         channels: number of channels, C, divisible by ``heads``.
@@ -96,7 +96,7 @@ class PixelAttention(nn.Module):
         b, c, height, width = x.shape
         # The output channels of qkv are ordered (head, channel of the head, {q, k, v}).
         qkv = self.qkv(self.norm(x)).reshape(b, self.heads, c // self.heads, 3, height * width)
-        # Contiguous, or the fused kernels do not take them: each (B, heads, H*W, C/heads).
+        # Each (B, heads, H*W, C/heads); contiguous, as the fused kernels require.
         q, k, v = qkv.permute(3, 0, 1, 4, 2).contiguous().unbind(0)
         h = F.scaled_dot_product_attention(q, k, v)
         return x + self.out(h.transpose(2, 3).reshape(b, c, height, width))

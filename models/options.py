@@ -1,7 +1,4 @@
-"""Types of the options of networks.
-
-Their bounds keep what a loaded configuration can ask for within the memory of a machine.
-"""
+"""Types of the options of networks, with bounds by which any loaded configuration fits into the memory of a machine."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

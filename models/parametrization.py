@@ -1,7 +1,7 @@
-"""Parametrizations: how the raw output of a network becomes a score.
+"""Parametrizations of the score: conversions of the raw output of a network to a score.
 
-A parametrization is a frozen object with two methods: ``scale_input(x, sigma)``, what the network sees of ``x``, and
-the call ``(raw, x, sigma) -> score``. To add one, derive from ``Parametrization`` and add a line to
+A parametrization is a frozen object with two methods: ``scale_input(x, sigma)``, the input of the network for noisy
+data ``x``, and the call ``(raw, x, sigma) -> score``. To add one, derive from ``Parametrization`` and add a line to
 ``PARAMETRIZATIONS``; its fields are options of ``model``.
 """
 
@@ -22,10 +22,10 @@ def expand(sigma: Tensor, like: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Parametrization:
-    """Base class: the network sees ``x`` itself, and a subclass says what its output means."""
+    """Base class, in which the input of the network is ``x`` itself; a subclass defines the conversion to a score."""
 
     def scale_input(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Return what the network is given in place of noisy data ``x`` (B, ...) at noise levels ``sigma`` (B,)."""
+        """Return the input of the network for noisy data ``x`` (B, ...) at noise levels ``sigma`` (B,)."""
         return x
 
     def __call__(self, raw: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ class EDM(Parametrization):
         check_section(vars(self), options_of(EDM), "model")
 
     def scale_input(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """See ``Parametrization``; the centre stays where it is, because the networks expect data around 1/2."""
+        """See ``Parametrization``; the centre stays 1/2, because the networks expect data around 1/2."""
         return 0.5 + (x - 0.5) / self._total(x, sigma)
 
     def __call__(self, raw: Tensor, x: Tensor, sigma: Tensor) -> Tensor:

@@ -11,18 +11,18 @@ from models.parametrization import Parametrization
 from utils.errors import InputError
 from utils.options import check_name
 
-NULL_LABEL = -1  # means "no class"; class 0 is a class as any other
+NULL_LABEL = -1  # stands for "no class"; class 0 is a real class
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class ScoreModel(nn.Module):
-    """Turn the raw output of a network into a score: (x, sigma, labels=None) -> score.
+    """A network with the parametrization of its output: (x, sigma, labels=None) -> score.
 
-    Checkpoints hold ``network.state_dict()``: the other parts have no tensors.
+    Checkpoints contain ``network.state_dict()``: the parametrization has no tensors.
 
     Args:
         network: module (x, sigma, labels) -> raw output.
-        parametrization: what turns raw output into a score.
+        parametrization: conversion of the raw output to a score.
 
     Attributes:
         precision: name of the precision in ``PRECISIONS``; see ``set_precision``.
@@ -64,7 +64,7 @@ class ScoreModel(nn.Module):
         Args:
             x: noisy data, (B, *data_shape).
             sigma: noise levels, (B,).
-            labels: classes, int64 (B,), ``NULL_LABEL`` for none; None means none for all.
+            labels: classes, int64 (B,), ``NULL_LABEL`` for no class; None for no class in the whole batch.
 
         Returns:
             Estimate of d/dx log p_sigma(x | label), (B, *data_shape), in float32 or wider.

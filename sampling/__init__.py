@@ -51,8 +51,8 @@ def create_sampler(
 
     Args:
         cfg: ``method`` and options, those of other methods included.
-        process: the process.
-        denoise: the function that ``denoiser=network`` applies to the samples.
+        process: diffusion process.
+        denoise: function that ``denoiser=network`` applies to the samples.
 
     Raises:
         InputError: for a value that does not exist, is out of range, or does not fit the process.

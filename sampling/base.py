@@ -34,7 +34,7 @@ class Sampler(Protocol):
 
     @property
     def num_steps(self) -> int:
-        """Return how many times one call calls ``on_step``."""
+        """Return the number of calls of ``on_step`` in one call."""
 
     def __call__(
         self,
@@ -55,13 +55,13 @@ class Sampler(Protocol):
 
 
 class StepRecorder:
-    """Counts the steps of one call of a sampler, and keeps the points of its trajectory.
+    """A counter of the steps of one call of a sampler, which also records its trajectory.
 
     Args:
-        num_steps: the number of steps of the call.
+        num_steps: number of steps of the call.
         moments: number of moments of the trajectory, at most steps and start together; 0 for no trajectory.
-        x: the start, (B, ...).
-        on_step: the function that the sampler was given to report steps.
+        x: start of the flow, (B, ...).
+        on_step: function that the sampler was given to report steps.
     """
 
     def __init__(self, num_steps: int, moments: int, x: Tensor, on_step: Callable[[], object] | None) -> None:
@@ -78,5 +78,5 @@ class StepRecorder:
 
     @property
     def trajectory(self) -> Tensor | None:
-        """Return the points kept, as ``Samples.trajectory``."""
+        """Return the recorded points, as ``Samples.trajectory``."""
         return torch.stack(self._kept) if self._kept else None

@@ -1,7 +1,8 @@
-"""What a sampler does about values outside [0, 1], the range of the data: ``sampling.boundary``.
+"""Treatment of values outside [0, 1], the range of the data, by a sampler: ``sampling.boundary``.
 
-A bounded process stays inside by itself. For a process in all of space, the denoised estimate D = x + sigma^2 score can
-be held to the range at every evaluation, by static or by dynamic thresholding (Saharia et al. 2022, Imagen).
+A bounded process stays in the range by itself. For a process in all of space, the denoised estimate
+D = x + sigma^2 score can be clipped to the range at every evaluation, by static or by dynamic thresholding (Saharia et
+al. 2022, Imagen).
 """
 
 from collections.abc import Callable, Sequence
@@ -36,7 +37,7 @@ def check_boundary(boundary: str | None, process: Process) -> None:
 
 
 def threshold_denoised(score_fn: ScoreFn, boundary: str | None, percentile: float = DEFAULT_PERCENTILE) -> ScoreFn:
-    """Return the score whose denoised estimate D = x + sigma^2 score is that of ``score_fn``, held to [0, 1].
+    """Return the score whose denoised estimate D = x + sigma^2 score is that of ``score_fn``, clipped to [0, 1].
 
     Args:
         score_fn: score_fn(x, sigma) with x (B, ...) and sigma (B,).
@@ -67,12 +68,12 @@ def threshold_denoised(score_fn: ScoreFn, boundary: str | None, percentile: floa
 
 @dataclass(frozen=True)
 class WithThreshold:
-    """A sampler that is given the score of ``threshold_denoised``.
+    """A sampler applied to the score of ``threshold_denoised``.
 
     Args:
-        sampler: the sampler.
+        sampler: sampler to run.
         boundary: ``clip`` or ``dynamic``.
-        percentile: as for ``threshold_denoised``.
+        percentile: share of values that ``dynamic`` does not clip, see ``threshold_denoised``.
 
     Raises:
         InputError: for another boundary.

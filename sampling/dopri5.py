@@ -1,4 +1,4 @@
-"""Dormand & Prince (1980), orders 5 and 4, with step sizes of each sample's own."""
+"""The solver of Dormand & Prince (1980), orders 5 and 4, in which each sample has its own step sizes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,31 +21,31 @@ STAGES = (
 )
 ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
 
-FIRST_STEP = 0.01  # of the way
-SMALLEST_STEP = 1e-6  # of the way; taken whatever its error, so that a jump of the score at a face cannot stop it
+FIRST_STEP = 0.01  # in t
+SMALLEST_STEP = 1e-6  # in t; taken whatever its error, so that a jump of the score at a face cannot stop it
 REPORTS = 100  # calls of on_step in one solution
 
 
 @dataclass(frozen=True)
 class Step:
-    """A step of each sample; a sample whose step is rejected has ``done`` equal to ``before``.
+    """A step of each sample; a sample whose step is rejected has ``t1`` equal to ``t0``.
 
     Attributes:
-        before, done: the independent variable in [0, 1] before and after the step, float64 (B,).
-        y, new: the points before and after the step, (B, ...).
-        rise, rise_new: slopes at both ends times the length of the step, (B, ...).
+        t0, t1: times before and after the step, float64 (B,).
+        y0, y1: points before and after the step, (B, ...).
+        dy0, dy1: slopes before and after the step, times its length, (B, ...).
     """
 
-    before: Tensor
-    done: Tensor
-    y: Tensor
-    new: Tensor
-    rise: Tensor
-    rise_new: Tensor
+    t0: Tensor
+    t1: Tensor
+    y0: Tensor
+    y1: Tensor
+    dy0: Tensor
+    dy1: Tensor
 
 
 def odeint(
-    field: Callable[[Tensor, Tensor], Tensor],
+    func: Callable[[Tensor, Tensor], Tensor],
     y: Tensor,
     rtol: float,
     atol: float,
@@ -53,12 +53,12 @@ def odeint(
     watch: Callable[[Step], object] | None = None,
     parts: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Solve dy = field(done, y) d done from done = 0 to 1.
+    """Solve dy/dt = func(t, y) from t = 0 to 1.
 
-    Every sample has its own step size, from its own error: it does not depend on its batch.
+    Every sample has its own step size, from its own error: its solution does not depend on its batch.
 
     Args:
-        field: function of done, float64 (B,), and y, (B, ...), with values (B, ...).
+        func: function func(t, y) of times, float64 (B,), and points, (B, ...), with values dy/dt, (B, ...).
         y: start, (B, ...).
         rtol, atol: tolerances: the root mean square error of a step over the coordinates is at most 1 in units of
             atol + rtol |y|.
@@ -67,23 +67,23 @@ def odeint(
         parts: sizes of groups of coordinates that are each held to the tolerance; None for one group.
 
     Returns:
-        The end, (B, ...), and the number of evaluations of the field for each sample, int64 (B,); the largest is the
+        The end, (B, ...), and the number of evaluations of ``func`` for each sample, int64 (B,); the largest is the
         number of calls.
 
     Raises:
-        UserError: if the field is not finite.
+        UserError: if ``func`` is not finite.
     """
     per_image = (-1,) + (1,) * (y.ndim - 1)
-    done = torch.zeros(len(y), dtype=torch.float64, device=y.device)
-    step = torch.full_like(done, FIRST_STEP)
-    slope, evaluations, reported = field(done, y), torch.ones_like(done, dtype=torch.int64), 0
-    while (left := 1.0 - done).any():
+    t = torch.zeros(len(y), dtype=torch.float64, device=y.device)
+    step = torch.full_like(t, FIRST_STEP)
+    slope, evaluations, reported = func(t, y), torch.ones_like(t, dtype=torch.int64), 0
+    while (left := 1.0 - t).any():
         h = torch.minimum(step, left)
         scale = h.to(y.dtype).reshape(per_image)
         slopes = [slope]
         for node, weights in zip(NODES[1:], STAGES[1:], strict=True):
             new = y + scale * sum(w * k for w, k in zip(weights, slopes, strict=True) if w)
-            slopes.append(field(done + node * h, new))
+            slopes.append(func(t + node * h, new))
         evaluations += (left > 0) * (len(slopes) - 1)
 
         error = scale * sum(w * k for w, k in zip(ERROR, slopes, strict=True) if w)
@@ -93,15 +93,15 @@ def odeint(
         if not norm.isfinite().all():
             raise UserError("the score is not finite: try a smaller w, or precision=fp32")
         accepted = (norm <= 1.0) | (h <= SMALLEST_STEP)
-        before, done = done, torch.where(accepted, torch.where(h < left, done + h, 1.0), done)
+        t0, t = t, torch.where(accepted, torch.where(h < left, t + h, 1.0), t)
         if watch is not None:
-            watch(Step(before, done, y, new, scale * slope, scale * slopes[-1]))
+            watch(Step(t0, t, y, new, scale * slope, scale * slopes[-1]))
         y = torch.where(accepted.reshape(per_image), new, y)
         slope = torch.where(accepted.reshape(per_image), slopes[-1], slope)
         step = (h * (0.9 * norm.clamp(min=1e-10) ** -0.2).clamp(0.2, 5.0)).clamp(min=SMALLEST_STEP)
 
         if on_step is not None:
-            reached = int(done.min().item() * REPORTS)
+            reached = int(t.min().item() * REPORTS)
             for _ in range(reported, reached):
                 on_step()
             reported = reached

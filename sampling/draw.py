@@ -27,15 +27,15 @@ def draw_samples(
 
     Args:
         net: score network, called as net(x, sigma, labels).
-        process: the process, whose prior the samples start from.
-        sampler: the sampler.
+        process: diffusion process, whose prior the samples start from.
+        sampler: sampler to run.
         data_shape: shape of a sample.
-        numbers: the numbers of the samples.
+        numbers: numbers of the samples.
         seed: seed of their noise.
         labels: classes of the samples, int64 (len(numbers),), on ``device``; None for a network without classes.
         w: guidance weight.
         on_step: function called ``sampler.num_steps`` times, for a progress bar.
-        device: the device of the network.
+        device: device of the network.
     """
     generators = image_generators(seed, numbers, device)
     x_init = process.prior_sample((len(numbers), *data_shape), generators, device)

@@ -25,7 +25,7 @@ class _FewSteps:
     """Fixed steps between ``karras_sigmas``, the same for every image.
 
     Args:
-        process: the process.
+        process: diffusion process.
         steps: number of steps; None for 20.
         trajectory: number of moments to keep, at most; 0 for none.
     """

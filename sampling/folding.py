@@ -17,7 +17,7 @@ def folded_score(process: Process, score_fn: ScoreFn, y: Tensor, sigma: Tensor) 
     """Compute the score in unfolded coordinates: the sign of the fold at ``y`` times the score at project(y).
 
     Args:
-        process: the process, with ``project`` and ``fold_sign``.
+        process: diffusion process, with ``project`` and ``fold_sign``.
         score_fn: score_fn(x, sigma), which is evaluated in the domain of the process only.
         y: any points, (B, ...).
         sigma: noise levels, (B,).

@@ -82,7 +82,7 @@ def save_each(pixels: np.ndarray, folder: Path, first: int) -> None:
 
 
 def save_trajectory(moments: np.ndarray, path: Path) -> None:
-    """Write how N images came about as a grid PATH.png, one row an image, and as an animation PATH.gif.
+    """Write the trajectories of N images as a grid PATH.png, one row an image, and as an animation PATH.gif.
 
     Of samples that are no images, write the array PATH.npy.
 

@@ -1,4 +1,4 @@
-"""The classes of the samples."""
+"""The classes of the samples: parsing of the option ``label``, and labels by sample number."""
 
 import logging
 from collections.abc import Sequence
@@ -83,7 +83,7 @@ def labels_of(images: range, classes: Sequence[int], num_classes: int, seed: int
     """Return the labels of the samples with these numbers, each a function of its number.
 
     Args:
-        images: the numbers of the samples.
+        images: numbers of the samples.
         classes: classes taken in turn; if empty, the class of a sample is random, from (seed, its number).
         num_classes: number of classes of the network; 0 if it has none.
         seed: seed of the random classes.

@@ -1,4 +1,4 @@
-"""Sampling by the probability-flow ODE (Song et al. 2021), with step sizes of each sample's own."""
+"""Sampling by the probability-flow ODE (Song et al. 2021), in which each sample has its own step sizes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,10 +25,10 @@ class ProbabilityFlow:
     the reflected process). Every sample has its own step size, from its own error: it does not depend on its batch.
 
     Args:
-        process: the process.
+        process: diffusion process.
         rtol, atol: tolerances: the root mean square error of a step over the coordinates of a sample is at most
             atol + rtol |y|.
-        moll: the parameter of the mollifier of the published code (there 200), which multiplies the drift by
+        moll: parameter of the mollifier of the published code (there 200), which multiplies the drift by
             exp((4 - 1 / (x (1 - x))) / moll) in each coordinate: another flow, with other marginals, for reproducing
             its samples; None for no mollifier.
         side_eps: distance from the faces of the start, which is mapped into [side_eps, 1 - side_eps] (in the published
@@ -52,7 +52,7 @@ class ProbabilityFlow:
 
     @property
     def num_steps(self) -> int:
-        """Return how many times one call calls ``on_step``."""
+        """Return the number of calls of ``on_step`` in one call."""
         return REPORTS
 
     @torch.no_grad()
@@ -70,9 +70,9 @@ class ProbabilityFlow:
         """
         per_image = (-1,) + (1,) * (x_init.ndim - 1)
 
-        def field(done: Tensor, y: Tensor) -> Tensor:
-            """Compute dy/d(done), where ``done`` (B,) is 1 - t."""
-            t = 1.0 - done
+        def func(s: Tensor, y: Tensor) -> Tensor:
+            """Compute dy/ds for the time s = 1 - t, (B,), that runs from the prior to the samples."""
+            t = 1.0 - s
             rate = 0.5 * self.process.diffusion(t).square()
             slope = rate.to(y.dtype).reshape(per_image) * folded_score(self.process, score_fn, y, self.process.sigma(t))
             if self.moll is not None:
@@ -82,7 +82,7 @@ class ProbabilityFlow:
 
         y = self.side_eps + (1.0 - 2.0 * self.side_eps) * x_init if self.side_eps else x_init
         if not self.trajectory:
-            y, evaluations = odeint(field, y, self.rtol, self.atol, on_step)
+            y, evaluations = odeint(func, y, self.rtol, self.atol, on_step)
             return Samples(self.process.project(y), int(evaluations.max()))
         marks = torch.linspace(0.0, 1.0, self.trajectory, dtype=torch.float64, device=y.device)
         followed = y[None, :TRAJECTORY_IMAGES].repeat(self.trajectory, *[1] * y.ndim)
@@ -90,23 +90,22 @@ class ProbabilityFlow:
         def watch(step: Step) -> None:
             _follow(followed, marks, step, self.process)
 
-        y, evaluations = odeint(field, y, self.rtol, self.atol, on_step, watch)
+        y, evaluations = odeint(func, y, self.rtol, self.atol, on_step, watch)
         samples = self.process.project(y)
         followed[-1] = samples[:TRAJECTORY_IMAGES]
         return Samples(samples, int(evaluations.max()), followed)
 
 
 def _follow(followed: Tensor, marks: Tensor, step: Step, process: Process) -> None:
-    """Write into ``followed`` (K, n, ...) the first n samples at each of the K marks of the way that ``step`` passes.
+    """Write the first n samples into ``followed`` (K, n, ...) at each of the K times ``marks`` within ``step``.
 
-    They are interpolated by the cubic through both ends of the step with their slopes (Hermite).
+    They are interpolated by the cubic Hermite polynomial between both ends of the step.
     """
     n = followed.shape[1]
-    before, done, y, new = (z[:n] for z in (step.before, step.done, step.y, step.new))
-    rise, rise_new = step.rise[:n], step.rise_new[:n]
-    per_image = (-1,) + (1,) * (y.ndim - 1)
+    t0, t1, y0, y1, dy0, dy1 = (z[:n] for z in (step.t0, step.t1, step.y0, step.y1, step.dy0, step.dy1))
+    per_image = (-1,) + (1,) * (y0.ndim - 1)
     for k, mark in enumerate(marks):
-        passed = (before < mark) & (mark <= done)
-        s = ((mark - before) / (done - before).clamp(min=SMALLEST_STEP)).to(y.dtype).reshape(per_image)
-        cubic = y + s * s * (3 - 2 * s) * (new - y) + s * (1 - s) * ((1 - s) * rise - s * rise_new)
+        passed = (t0 < mark) & (mark <= t1)
+        s = ((mark - t0) / (t1 - t0).clamp(min=SMALLEST_STEP)).to(y0.dtype).reshape(per_image)
+        cubic = y0 + s * s * (3 - 2 * s) * (y1 - y0) + s * (1 - s) * ((1 - s) * dy0 - s * dy1)
         followed[k] = torch.where(passed.reshape(per_image), process.project(cubic), followed[k])

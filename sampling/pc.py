@@ -26,7 +26,7 @@ class PredictorCorrector:
     adds v score + sqrt(u) z with v = sigma_i^2 - sigma_{i+1}^2, then projects the result into the domain.
 
     Args:
-        process: the process.
+        process: diffusion process.
         steps: number of predictor steps; None for ``process.num_scales``.
         predictor: rule of these steps. ``euler_maruyama``: u = v, noise levels equidistant in log sigma (in t) from
             sigma_max to sigma_min. ``ancestral``: u = v sigma_{i+1}^2 / sigma_i^2, the exact transition if the data are

@@ -45,13 +45,13 @@ TINY = [
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Options of this project's tests."""
+    """Add the options of this project's tests."""
     parser.addoption("--kills", type=int, default=1, help="how often the test of exact resuming kills a run")
     parser.addoption("--fuzz", type=int, default=10, help="how many damaged files and configurations are tried")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that take long come first, so that no worker is left with one at the end."""
+    """Run slow files first, so that no worker is left with one at the end."""
     seconds: Counter[Path] = Counter()
     marked = {(item.path, item.originalname): item.get_closest_marker("slow") for item in items}
     for (path, _), marker in marked.items():
@@ -60,7 +60,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def composed(*overrides: str, name: str = "train") -> DictConfig:
-    """The configuration that a command line gives, without Hydra's own part."""
+    """Compose the configuration of a command line, without Hydra's own section."""
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         cfg = compose(name, overrides=list(overrides))
     OmegaConf.resolve(cfg)
@@ -68,7 +68,7 @@ def composed(*overrides: str, name: str = "train") -> DictConfig:
 
 
 def tiny_config(*overrides: str) -> DictConfig:
-    """The configuration of a run of ``TINY`` with ``overrides``."""
+    """Compose the configuration of a run of ``TINY`` with ``overrides``."""
     cfg = composed(*TINY, *overrides)
     with open_dict(cfg):
         del cfg.resume
@@ -76,36 +76,36 @@ def tiny_config(*overrides: str) -> DictConfig:
 
 
 def environment() -> dict[str, str]:
-    """Variables for a script that is run as a user runs it."""
+    """Return the environment variables for a script that is run as by a user."""
     return {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The contents of a checkpoint."""
+    """Read the contents of a checkpoint."""
     return torch.load(path, weights_only=True)
 
 
 def metrics(run_dir: Path) -> list[dict[str, float]]:
-    """The entries of ``metrics.jsonl``."""
+    """Read the entries of ``metrics.jsonl``."""
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
 def wait_for_steps(run_dir: Path, steps: int, process: subprocess.Popen) -> None:
-    """Until the run has more than so many entries in its ``metrics.jsonl``, or has ended."""
+    """Wait until the run has more than so many entries in its ``metrics.jsonl``, or has ended."""
     path = run_dir / "metrics.jsonl"
     while process.poll() is None and not (path.exists() and len(path.read_text().splitlines()) > steps):
         time.sleep(0.01)
 
 
 def leaves(tree: Any) -> list[Any]:
-    """All tensors and numbers of a nested structure, in order."""
+    """Yield all tensors and numbers of a nested structure, in order."""
     if isinstance(tree, dict):
         return [leaf for key in tree for leaf in leaves(tree[key])]
     return [leaf for item in tree for leaf in leaves(item)] if isinstance(tree, list | tuple) else [tree]
 
 
 def assert_same(first: Any, second: Any) -> None:
-    """Two checkpoints have the same numbers, bit for bit."""
+    """Assert that two checkpoints have the same numbers, bit for bit."""
     first, second = leaves(first), leaves(second)
     assert len(first) == len(second) > 10
     differing = sum(
@@ -152,7 +152,7 @@ def script(tmp_path: Path, scripts: Scripts) -> Callable[..., subprocess.Complet
 
 @pytest.fixture
 def fresh_script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """The same by a Python of its own, for what its start has to do with."""
+    """Run an entry script in a new Python process, for tests of its start."""
 
     def run(name: str, *args: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(ROOT / name), *args]

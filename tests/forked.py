@@ -1,4 +1,4 @@
-"""Runs the entry scripts many times, each in a process of its own that is forked from one with everything imported.
+"""Run the entry scripts many times, each in a process that is forked from one with everything imported.
 
 As a user's call but for the seconds that the imports take: ``python tests/forked.py`` reads requests from standard
 input, a JSON object a line, and answers with the exit status of each.
@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def _run(script: str, args: list[str], cwd: str, env: dict[str, str], said: list[str], limit: int) -> None:
-    """Run ``python SCRIPT ARGS`` in ``cwd``; what it says goes to two files. After ``limit`` seconds it is killed."""
+    """Run ``python SCRIPT ARGS`` in ``cwd`` with its output in two files; kill it after ``limit`` seconds."""
     signal.alarm(limit)
     os.environ.clear()
     os.environ.update(env)

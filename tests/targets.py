@@ -16,35 +16,35 @@ class FinitePoints:
     weights: Tensor
 
     def log_density(self, x: Tensor, sigma: Tensor | float) -> Tensor:
-        """log sum_k w_k p(x | point_k, sigma), for x (B, D); (B,)."""
+        """Compute log sum_k w_k p(x | point_k, sigma), for x (B, D); (B,)."""
         return self._logs(x, sigma).logsumexp(1)
 
     def _logs(self, x: Tensor, sigma: Tensor | float) -> Tensor:
-        """log w_k p(x | point_k, sigma), (B, K)."""
+        """Compute log w_k p(x | point_k, sigma), (B, K)."""
         kernels = heat_kernel.log_density(x[:, None], self.points.to(x.dtype)[None], sigma)
         return kernels.sum(-1) + self.weights.to(x.dtype).log()
 
     def sample(self, n: int, sigma: float, generator: torch.Generator) -> Tensor:
-        """Points perturbed by the kernel, (n, D)."""
+        """Draw points perturbed by the kernel, (n, D)."""
         chosen = torch.multinomial(self.weights, n, replacement=True, generator=generator)
         return heat_kernel.sample(self.points[chosen], sigma, generator)
 
     def score(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """d/dx log sum_k w_k p(x | point_k, sigma), for x (B, D) and sigma (B,); x must be in the cube."""
+        """Compute d/dx log sum_k w_k p(x | point_k, sigma), for x (B, D) and sigma (B,); x must be in the cube."""
         assert x.min() >= 0.0 and x.max() <= 1.0, "evaluated outside the cube"
         scores = heat_kernel.score(x[:, None], self.points.to(x.dtype)[None], sigma)
         return (self._logs(x, sigma).softmax(1)[..., None] * scores).sum(1)
 
     def shares(self, x: Tensor) -> Tensor:
-        """Share of samples (B, D) that are nearest to each point, (K,)."""
+        """Compute the share of samples (B, D) that are nearest to each point, (K,)."""
         return torch.cdist(x, self.points).argmin(1).bincount(minlength=len(self.points)) / len(x)
 
     def standard_errors(self, x: Tensor) -> Tensor:
-        """How many binomial standard errors the shares of ``x`` are from the weights, (K,)."""
+        """Compute the deviation of the shares of ``x`` from the weights, in binomial standard errors, (K,)."""
         return (self.shares(x) - self.weights) / (self.weights * (1 - self.weights) / len(x)).sqrt()
 
     def dequantize(self, x: Tensor) -> float:
-        """Root mean square distance of samples (B, D) from the nearest point, per coordinate."""
+        """Compute the root mean square distance of samples (B, D) from the nearest point, per coordinate."""
         nearest = self.points[torch.cdist(x, self.points).argmin(1)]
         return (x - nearest).square().mean().sqrt().item()
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: their contents, and writing and reading them."""
+"""Checkpoints of a run: the training state that they contain, writing and reading."""
 
 import logging
 import math
@@ -97,16 +97,16 @@ class Checkpoints:
             The path of the snapshot, and whether it is new.
         """
         contents = state.state_dict()
-        while (path := self._kept(self._next)).exists():
+        while (path := self._snapshot_path(self._next)).exists():
             self._next += 1
-            if _holds(path, contents):
+            if _has_contents(path, contents):
                 return path, False
         save_atomically(contents, path)
         self._next += 1
         return path, True
 
     def save_for_resume(self, state: TrainState) -> None:
-        """Write the checkpoint to resume from, and keep the one before unless that is damaged."""
+        """Write the checkpoint to resume from, and keep the previous one unless it is damaged."""
         save_atomically(state.state_dict(), self.resume_path, None if self._newest_damaged else self.previous_path)
         self._newest_damaged = False
 
@@ -127,7 +127,7 @@ class Checkpoints:
         damaged = None
         # after a kill between the two renames of a save, only the previous one exists
         paths = [path for path in (self.resume_path, self.previous_path) if path.exists()]
-        for path in paths or [self._kept(number) for number in reversed(checkpoint_numbers(self.folder))]:
+        for path in paths or [self._snapshot_path(number) for number in reversed(checkpoint_numbers(self.folder))]:
             try:
                 check_whole(path)
             except InputError as error:
@@ -135,7 +135,7 @@ class Checkpoints:
                 log.warning("%s", error)
                 continue
             if damaged:
-                log.warning("going on from the one before, %s", path)
+                log.warning("resuming from the checkpoint before it, %s", path)
                 self._newest_damaged = bool(paths)
             return path
         if damaged:
@@ -157,11 +157,12 @@ class Checkpoints:
         _check_finite(state, path)
         # Numbering continues after snapshots up to this step: later ones, from before a kill, will be written again.
         for number in reversed(checkpoint_numbers(self.folder)):
-            if path == self._kept(number) or _step_of(self._kept(number)) <= state.step:
+            snapshot = self._snapshot_path(number)
+            if path == snapshot or _step_of(snapshot) <= state.step:
                 self._next = number + 1
                 break
 
-    def _kept(self, number: int) -> Path:
+    def _snapshot_path(self, number: int) -> Path:
         return self.folder / f"checkpoint_{number}.pth"
 
 
@@ -188,21 +189,21 @@ def _step_of(path: Path) -> float:
     return step if isinstance(step, int) else math.inf
 
 
-def _holds(path: Path, contents: dict[str, Any]) -> bool:
-    """Tell whether a checkpoint holds the same numbers as ``contents``, bit for bit."""
+def _has_contents(path: Path, contents: dict[str, Any]) -> bool:
+    """Return whether a checkpoint equals ``contents``, bit for bit."""
     try:
-        return _same(read_checkpoint(path), contents)
+        return _equal(read_checkpoint(path), contents)
     except InputError:
         return False
 
 
-def _same(a: Any, b: Any) -> bool:
+def _equal(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return a.dtype == b.dtype and torch.equal(a, b.cpu())
     if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+        return a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):
-        return len(a) == len(b) and all(map(_same, a, b))
+        return len(a) == len(b) and all(map(_equal, a, b))
     return type(a) is type(b) and a == b
 
 
@@ -212,7 +213,7 @@ def save_atomically(contents: dict[str, Any], path: Path, previous: Path | None 
     Args:
         contents: dictionary to save.
         path: path of the file.
-        previous: new path of the old file; None: the old file is replaced.
+        previous: path that the old file is renamed to; None to replace it.
 
     Raises:
         TrainingError: if the file cannot be written; the old file is then unchanged.

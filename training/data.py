@@ -1,4 +1,4 @@
-"""Loading and summarizing the data set of a run."""
+"""The data set of a run: loading its splits, and a summary in the log and in data.png."""
 
 import logging
 from pathlib import Path
@@ -30,14 +30,14 @@ def load_splits(cfg: DictConfig, distributed: Distributed) -> tuple[ImageDataset
 
 
 def prepare_dataset(cfg: DictConfig) -> None:
-    """Download and cache the data set that ``cfg`` names, as far as that was not done yet."""
+    """Download and cache the data set that ``cfg`` names, unless that is done already."""
     load_splits(cfg, Distributed(torch.device("cpu")))
 
 
 def show_data(images: ImageDataset, held_out: ImageDataset, batches: Loader, folder: Path) -> None:
     """Log a summary of the data set; save the first images of the first batch as ``folder``/data.png.
 
-    Of samples that are no images, the range of each coordinate over the training split is logged instead.
+    For data that are not images, the range of each coordinate over the training split is logged instead.
     """
     counts = images.labels.bincount(minlength=images.num_classes)
     shape = " x ".join(map(str, images.shape))

@@ -1,4 +1,4 @@
-"""What a run was trained on, in RUN/data.json, so that it does not go on with something else unnoticed."""
+"""RUN/data.json, a record of the data set of a run, which is compared when the run is resumed."""
 
 import json
 import logging
@@ -12,16 +12,16 @@ from utils.errors import InputError, replacing
 log = logging.getLogger(__name__)
 
 SPLITS = {"training": "to train on", "held_out": "held out"}
-NAMED = 5  # differences between classes that a message lists
-LARGEST = 2**24  # bytes of a record
+NAMED = 5  # number of class names that a message lists
+LARGEST = 2**24  # largest size of a record in bytes
 
 
 def describe_data(images: ImageDataset, held_out: ImageDataset) -> dict[str, Any]:
-    """What is remembered of a data set: its classes, and of each split how many images and which.
+    """Return the record of a data set: its classes, and the number and the fingerprint of the images of each split.
 
     Args:
-        images: the training split.
-        held_out: the other one.
+        images: training split.
+        held_out: held-out split.
     """
     splits = zip(SPLITS, (images, held_out), strict=True)
     return {
@@ -32,24 +32,24 @@ def describe_data(images: ImageDataset, held_out: ImageDataset) -> dict[str, Any
 
 
 def write_record(run_dir: Path, record: dict[str, Any]) -> None:
-    """Keep ``record`` in the directory of the run."""
+    """Write ``record`` to data.json in the directory of the run."""
     with replacing(run_dir / "data.json") as temporary:
         temporary.write_text(json.dumps(record, indent=2) + "\n")
 
 
 def check_same_data(run_dir: Path, record: dict[str, Any], allow_change: bool) -> None:
-    """Compare the data set at hand with what the run in ``run_dir`` was trained on, if that was recorded.
+    """Compare the present data set with the record of the run in ``run_dir``, if there is one.
 
     Args:
-        run_dir: of the run that goes on.
-        record: of the data set, from ``describe_data``.
-        allow_change: whether differences are a warning.
+        run_dir: directory of the run that is resumed.
+        record: record of the present data set, from ``describe_data``.
+        allow_change: whether differences are only a warning.
 
     Raises:
-        InputError: naming the differences, unless they are allowed; or if what was recorded cannot be read.
+        InputError: naming the differences, unless they are allowed; or if the record of the run cannot be read.
     """
     path = run_dir / "data.json"
-    if not path.exists():  # as in runs of a version that kept none
+    if not path.exists():  # as in runs of versions that wrote none
         log.warning("%s is missing: whether the data set is that of the run so far cannot be told", path)
         return
     try:
@@ -68,11 +68,11 @@ def check_same_data(run_dir: Path, record: dict[str, Any], allow_change: bool) -
     changed = f"the data set is not the one that the run in {run_dir} was trained on: {'; '.join(differences)}"
     if not allow_change:
         raise InputError(f"{changed}. Bring that one back, or use this one by training.allow_data_change=true")
-    log.warning("%s; going on with this one", changed)
+    log.warning("%s; continuing with this one", changed)
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
-    """What changed, in words."""
+    """Yield a description of each difference between two records."""
     yield from _class_differences(old["class_names"], new["class_names"])
     if old["num_classes"] != new["num_classes"]:
         yield f"it had {old['num_classes']} classes, now {new['num_classes']}"

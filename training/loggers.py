@@ -1,4 +1,4 @@
-"""Where a run can be watched: TensorBoard, Weights & Biases, or nowhere but in its own files."""
+"""Loggers that show a run's metrics and samples: TensorBoard, Weights & Biases, or none."""
 
 import importlib.util
 import secrets
@@ -16,39 +16,42 @@ from utils.options import Name, Option, options_of, plain
 
 
 class Logger(Protocol):
-    """What watches a run."""
+    """Protocol of a logger, which shows the metrics and samples of a run."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Show ``values`` at ``step``; a name may be GROUP/NAME."""
+        """Log ``values`` at ``step``; a name may be GROUP/NAME."""
 
     def image(self, step: int, name: str, path: Path) -> None:
-        """Show the picture ``path``."""
+        """Log the image file ``path`` at ``step``."""
 
     def close(self) -> None:
-        """Write what is still to be written."""
+        """Flush all entries and close the logger."""
 
 
 class NullLogger:
-    """A logger that shows nothing: the run has its files alone."""
+    """A logger that discards everything: the run only has its own files."""
 
     def __init__(self, run_dir: Path, step: int, config: dict[str, Any]) -> None:
         pass
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Nothing."""
+        """Discard the values."""
 
     def image(self, step: int, name: str, path: Path) -> None:
-        """Nothing."""
+        """Discard the image."""
 
     def close(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 class TensorBoard:
-    """Events in RUN/tensorboard. What a killed run showed after ``step``, where it goes on, is taken back."""
+    """A logger to TensorBoard, in RUN/tensorboard.
+
+    Events after ``step``, at which a run is resumed, are purged: a killed run logged them and will log them again.
+    """
 
     def __init__(self, run_dir: Path, step: int, config: dict[str, Any]) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # a moment, of processes that write only
+        from torch.utils.tensorboard import SummaryWriter  # a slow import, only for the process that writes
 
         shown = threading.excepthook
         if not (isinstance(shown, partial) and shown.func is _show_failed_thread):
@@ -78,16 +81,16 @@ class TensorBoard:
 
 
 def _show_failed_thread(shown: Callable[[threading.ExceptHookArgs], object], args: threading.ExceptHookArgs) -> None:
-    """Show what ended a thread, unless it is a write of TensorBoard, which raises it again in the run's next call."""
+    """Report the exception that ended a thread, unless it is TensorBoard's writer: its next call raises it again."""
     if not (isinstance(args.exc_value, OSError) and type(args.thread).__module__.startswith("tensorboard.")):
         shown(args)
 
 
 class WandB:
-    """A run of Weights & Biases, the same one whenever the run goes on: its id is kept in RUN/wandb_id.
+    """A logger to Weights & Biases, which resumes the run there whose id is stored in RUN/wandb_id.
 
     Raises:
-        InputError: if it refuses.
+        InputError: if wandb.init fails.
     """
 
     def __init__(
@@ -100,7 +103,7 @@ class WandB:
         entity: Name | None,
         mode: Literal["online", "offline"],
     ) -> None:
-        import wandb  # an option, not a requirement
+        import wandb  # an optional package
 
         path = run_dir / "wandb_id"
         with writing(path):
@@ -122,7 +125,7 @@ class WandB:
             reason = " ".join(str(error).split())
             raise InputError(f"logger=wandb: {reason}; logger.mode=offline needs no account") from error
         self._image = wandb.Image
-        self._run.define_metric("*", step_metric="step")  # its own count cannot go back to where a kill left the run
+        self._run.define_metric("*", step_metric="step")  # wandb's own step counter cannot go back after a kill
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """As in ``Logger``."""
@@ -147,19 +150,19 @@ def logger_options(name: str) -> dict[str, Option]:
 
 
 def check_logger(name: str) -> None:
-    """Raise InputError if the logger ``name`` wants a package that is not here."""
+    """Raise InputError if the logger ``name`` needs a package that is not installed."""
     if name == "wandb" and importlib.util.find_spec("wandb") is None:
-        raise InputError("logger=wandb wants a package that is not here: pip install wandb")
+        raise InputError("logger=wandb needs a package that is not installed: pip install wandb")
 
 
 def open_logger(cfg: DictConfig, run_dir: Path, step: int) -> Logger:
-    """Open the logger that the configuration names, for the run in ``run_dir`` that goes on at ``step``."""
+    """Open the logger that the configuration names, for the run in ``run_dir``, which continues at ``step``."""
     options = {key: value for key, value in plain(cfg.logger).items() if key != "name"}
     return LOGGERS[cfg.logger.name](run_dir, step, plain(cfg), **options)
 
 
 def watched_by(cfg: DictConfig, run_dir: Path) -> str | None:
-    """How a user watches the run, or None."""
+    """Return the command or the place that shows the run to a user; None without a logger."""
     name = cfg.logger.name
     if name == "tensorboard":
         return f"tensorboard --logdir {quote(str(run_dir))}"

@@ -48,16 +48,16 @@ def train(cfg: DictConfig, run_dir: Path, distributed: Distributed, stop: StopSi
     Args:
         cfg: configuration of run_train.py, resolved.
         run_dir: directory of the run.
-        distributed: this process among those that train together.
-        stop: the signals that end the run after the current step, with a checkpoint.
+        distributed: communication with the other processes of the run.
+        stop: signals that end the run after the current step, with a checkpoint.
 
     Returns:
         The number of the signal that stopped the run, or 0 if it reached its end.
 
     Raises:
-        InputError: for a bad configuration, or other data than the run had so far, before anything is written.
-        TrainingError: if the loss, the gradient or a weight is not finite, or the disk is full; checkpoints are left
-            as they are.
+        InputError: for a bad configuration, or other data than the run had so far; no file is written then.
+        TrainingError: if the loss, the gradient or a weight is not finite, or the disk is full; the checkpoints stay
+            unchanged.
     """
     # Check all options before any work.
     check_train(cfg, distributed.world_size)
@@ -97,10 +97,10 @@ def train(cfg: DictConfig, run_dir: Path, distributed: Distributed, stop: StopSi
             log.info("starting at step 0")
         else:
             checkpoints.restore(state, Path(path))
-            log.info("going on at step %d, from %s", state.step, path)
+            log.info("resuming at step %d, from %s", state.step, path)
         log.info("\n".join(summary(cfg, run_dir, distributed, state, images, held_out)))
 
-        # Record the configuration and the data that the run goes on with.
+        # Record the configuration and the data that the run continues with.
         def record_start() -> None:
             write_config(run_dir, cfg)
             if path is None or options.allow_data_change or not (run_dir / "data.json").exists():
@@ -137,14 +137,14 @@ def train(cfg: DictConfig, run_dir: Path, distributed: Distributed, stop: StopSi
             if (missing or state.step >= first_step) and done:
                 metrics.samples(state.step, folder / "sample_0.png")
 
-        # From here on a signal waits for the end of the step.
+        # From here on signals are deferred to the end of the step.
         net = distributed.data_parallel(state.model)
         signum, first_step, start = 0, state.step + 1, time.perf_counter()
         stop.defer()
         metrics: MetricWriter | NullMetricWriter
         with MetricWriter(cfg, run_dir, state.step) if distributed.rank == 0 else NullMetricWriter() as metrics:
             if state.step:
-                draw_if_due()  # a kill in the middle of drawing comes after the checkpoint
+                draw_if_due()  # a killed run may have saved this checkpoint but not yet drawn its samples
             distributed.use_step_timeout()
             accumulator = MetricAccumulator(distributed, process, loss_fn.noise_levels)
             while state.step < options.n_iters and not signum:
@@ -185,7 +185,7 @@ def train(cfg: DictConfig, run_dir: Path, distributed: Distributed, stop: StopSi
                 # A new accumulator, so that images_per_sec does not count the time spent here.
                 accumulator = MetricAccumulator(distributed, process, loss_fn.noise_levels)
 
-        signum = distributed.all_reduce_max(stop.received)  # it may have come while the last samples were drawn
+        signum = distributed.all_reduce_max(stop.received)  # a signal may have come while the last samples were drawn
         if signum:
             log.info("interrupted by %s: saved at step %d in %s", signal.Signals(signum).name, state.step, run_dir)
         return signum
@@ -200,37 +200,37 @@ def train_step(
     lr: float,
     grad_clip: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Move the weights down the gradient of the mean loss over ``batch``, of all processes, and their average along.
+    """Update the weights by the gradient of the mean loss over ``batch``, and then their moving average.
 
-    This process computes its share of the batch in ``training.grad_accum_steps`` parts. Dropout is a function of (seed,
-    step, rank, part). The function does not wait for a GPU.
+    Each process computes its share of the batch in ``training.grad_accum_steps`` micro-batches. Dropout is a function
+    of (seed, step, rank, micro-batch). The host does not wait for a GPU.
 
     Args:
-        loss_fn: the loss.
+        loss_fn: loss of each sample.
         net: ``state.model``, wrapped by ``Distributed.data_parallel``.
-        state: network, EMA and optimiser, which are one step further afterwards.
-        batch: the whole batch, the same in every process.
-        distributed: this process among those that train together.
+        state: network, EMA and optimiser, which are updated in place.
+        batch: whole batch, the same in every process.
+        distributed: communication with the other processes of the run.
         lr: learning rate.
         grad_clip: largest norm of the gradient; negative for no limit.
 
     Returns:
-        The losses of this process's images and their noise levels, both (share,), and the norm of the gradient of all.
+        The losses and the noise levels of this process's images, both (share,), and the norm of the whole gradient.
     """
     # Loss and gradient of this process's share.
     net.train()
     state.optimizer.zero_grad(set_to_none=True)
     share = batch[distributed.local_slice(len(batch))]
-    n, parts, losses = len(share), loss_fn.grad_accum_steps, []
-    for k in range(parts):
-        part = share[n * k // parts : n * (k + 1) // parts]
+    n, num_micro, losses = len(share), loss_fn.grad_accum_steps, []
+    for k in range(num_micro):
+        micro_batch = share[n * k // num_micro : n * (k + 1) // num_micro]
         seed_torch(loss_fn.seed, Stream.DROPOUT, state.step, distributed.rank, k)
-        with nullcontext() if k == parts - 1 else distributed.no_sync(net):
-            loss = loss_fn(net, part, state.model.num_classes)
+        with nullcontext() if k == num_micro - 1 else distributed.no_sync(net):
+            loss = loss_fn(net, micro_batch, state.model.num_classes)
             state.scaler.scale(loss.sum() * (distributed.world_size / len(batch))).backward()
         losses.append(loss.detach())
 
-    # Clipped gradient. In half precision the scaler skips a step that overflowed and lowers its scale: no failure.
+    # Clipped gradient. In half precision the scaler skips a step that overflowed and lowers its scale.
     state.scaler.unscale_(state.optimizer)
     grad_norm = nn.utils.clip_grad_norm_(state.trainable, grad_clip if grad_clip >= 0 else math.inf)
     if state.scaler.is_enabled():
@@ -248,7 +248,7 @@ def train_step(
 
 @torch.no_grad()
 def evaluate(loss_fn: "Loss", net: ScoreModel, loader: Loader, distributed: Distributed) -> Tensor:
-    """Compute the mean loss of ``net`` over the first batch of ``loader``, which the processes share.
+    """Compute the mean loss of ``net`` over the first batch of ``loader``, which is divided among the processes.
 
     Times and noise are the same at each evaluation.
     """
@@ -262,13 +262,13 @@ def evaluate(loss_fn: "Loss", net: ScoreModel, loader: Loader, distributed: Dist
 
 @dataclass(frozen=True)
 class NoisyBatch:
-    """Data with all that is random about a step.
+    """A batch of data with the times and the noisy samples that were drawn for it.
 
     Attributes:
         x0: data in [0, 1], (B, ...).
         labels: classes, int64 (B,).
         t: times, (B,).
-        x: the data at these times, (B, ...).
+        x: samples of the process at these times, (B, ...).
     """
 
     x0: Tensor
@@ -286,11 +286,11 @@ class NoisyBatch:
 class Loss:
     """The training loss of a configuration, and the batches it is computed on.
 
-    Every process draws the whole batch and computes its share, so that the numbers do not depend on how many there are.
+    Every process draws the whole batch and computes its share: the numbers do not depend on the number of processes.
 
     Args:
         cfg: configuration of run_train.py.
-        process: the process.
+        process: diffusion process.
 
     Raises:
         InputError: if the noise-level sampler or the weighting cannot be made.
@@ -321,14 +321,14 @@ class Loss:
         )
 
     def sample_batch(self, loader: Loader, step: int) -> NoisyBatch:
-        """Draw training batch ``step``: flips, dropped labels, times and noise are functions of (seed, step)."""
+        """Draw training batch ``step``; flips, dropped labels, times and noise are functions of (seed, step)."""
         seed_torch(self.seed, Stream.TRAIN, step)
         x0, labels = loader(step)
         labels = drop_labels(labels, self.drop_label)
         return NoisyBatch(x0, labels, *perturb(self.process, x0, self.noise_levels))
 
     def sample_held_out_batch(self, loader: Loader) -> NoisyBatch:
-        """Draw the batch of an evaluation: the same images, times and noise at each."""
+        """Draw the held-out batch; images, times and noise are the same at each call."""
         seed_torch(self.seed, Stream.EVAL)
         x0, labels = loader(0)
         return NoisyBatch(x0, labels, *perturb(self.process, x0, self.noise_levels))

@@ -1,4 +1,4 @@
-"""Means of the training metrics over the steps between two entries."""
+"""Accumulation of the training metrics over the steps between two entries of metrics.jsonl."""
 
 import math
 import time
@@ -16,21 +16,21 @@ QUARTERS = 4
 
 
 class MetricAccumulator:
-    """Means over the steps since the last entry, kept on the device so that a step does not wait for the host.
+    """Means over the steps since the last entry, summed on the device so that the host does not wait for a step.
 
     The first step that is not finite is recorded with the noise levels of its images.
 
     Args:
-        distributed: this process among those that train together.
-        process: the process.
-        noise_levels: distribution of the times, whose quartiles divide the losses.
+        distributed: communication with the other processes of the run.
+        process: diffusion process.
+        noise_levels: distribution of the times, by whose quartiles the losses are grouped.
     """
 
     def __init__(self, distributed: Distributed, process: Process, noise_levels: NoiseLevelSampler) -> None:
         self._distributed = distributed
         inner = torch.arange(1, QUARTERS, device=distributed.device) / QUARTERS
         self._edges = process.sigma(noise_levels.quantile(inner)[0])  # between the quartiles of sigma
-        # loss, norm of the gradient, then of each quartile the sum of the losses, then the number of images
+        # Loss, norm of the gradient; sum of the losses in each quartile; number of images in each quartile.
         self._sums = torch.zeros(2 + 2 * QUARTERS, dtype=torch.float64, device=distributed.device)
         self._bad = torch.full((3,), math.inf, device=distributed.device)  # step, lowest sigma, minus the highest
         self._steps = self._images = 0
@@ -40,11 +40,11 @@ class MetricAccumulator:
         """Add the metrics of a step.
 
         Args:
-            step: the number of the step.
+            step: number of the step.
             losses: losses of this process's images, (share,).
             sigma: noise levels of this process's images, (share,).
-            grad_norm: norm of the gradient of all images.
-            images: number of all images.
+            grad_norm: norm of the gradient of the whole batch.
+            images: number of images in the whole batch.
         """
         whole = torch.stack([losses.sum() / images, grad_norm / self._distributed.world_size])
         of_quartile = torch.bucketize(sigma, self._edges) == torch.arange(QUARTERS, device=sigma.device)[:, None]
@@ -53,7 +53,7 @@ class MetricAccumulator:
         self._steps += 1
         self._images += images
         bad = ~torch.isfinite(losses)
-        bad = torch.where(bad.any(), bad, ~torch.isfinite(grad_norm))  # all of them, if only the gradient is bad
+        bad = torch.where(bad.any(), bad, ~torch.isfinite(grad_norm))  # all images, if only the gradient is bad
         where = torch.where(bad, torch.stack([sigma, -sigma]), math.inf).amin(1)
         found = torch.cat([torch.full_like(where[:1], step), where])
         self._bad = torch.where(bad.any() & self._bad[0].isinf(), found, self._bad)
@@ -61,7 +61,7 @@ class MetricAccumulator:
     def summary(self) -> dict[str, float | list[float | None]]:
         """Return ``loss``, ``grad_norm``, ``images_per_sec``, ``memory_gib`` (the peak) and ``loss_by_sigma``.
 
-        The last is the mean loss of the images in each quartile of sigma, the lowest first; None where there were none.
+        ``loss_by_sigma`` is the mean loss in each quartile of sigma, the lowest first; None for one without images.
 
         Raises:
             TrainingError: if any of the losses or norms was not finite.

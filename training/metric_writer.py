@@ -1,4 +1,4 @@
-"""What a run says while it goes: metrics.jsonl, a progress bar or lines of text, and to what watches it."""
+"""Output of the metrics of a run: metrics.jsonl, a progress bar or lines of text, and the logger."""
 
 import json
 import logging
@@ -15,21 +15,21 @@ from utils.errors import replacing, writing
 
 log = logging.getLogger(__name__)
 
-UNSHOWN = ("step", "loss_by_sigma", "memory_gib")  # of an entry, where there is little room
+UNSHOWN = ("step", "loss_by_sigma", "memory_gib")  # keys left out of the progress bar and the log
 
 
 class MetricWriter:
-    """Appends one JSON object a line to RUN/metrics.jsonl, shows it, and passes it on to the logger of the run.
+    """A writer of entries to RUN/metrics.jsonl, one JSON object a line, to the screen and to the run's logger.
 
     On a terminal there is a progress bar; elsewhere a line of text for each entry.
 
     Args:
-        cfg: of the run.
-        run_dir: RUN; entries after ``step`` (made before a kill, to be made again) are dropped.
-        step: where the run is.
+        cfg: configuration of the run.
+        run_dir: directory of the run, RUN.
+        step: number of steps done; later entries in metrics.jsonl, which a killed run wrote, are dropped.
 
     Raises:
-        UserError: if the disk does not take them.
+        UserError: if the file cannot be written.
     """
 
     def __init__(self, cfg: DictConfig, run_dir: Path, step: int) -> None:
@@ -48,7 +48,7 @@ class MetricWriter:
         self._bar.update()
 
     def write(self, entry: dict[str, Any]) -> None:
-        """Record ``entry``: ``step``, and numbers or lists of them."""
+        """Record ``entry``, which has ``step`` and numbers or lists of numbers."""
         with writing(self._path):
             self._file.write(json.dumps(entry) + "\n")
             self._file.flush()
@@ -62,11 +62,11 @@ class MetricWriter:
             self._bar.set_postfix(shown, refresh=False)
 
     def snapshot(self) -> None:
-        """Draw RUN/loss.png anew."""
+        """Draw RUN/loss.png from all entries so far."""
         draw_losses(read_entries(self._path), self._folder / "loss.png")
 
     def samples(self, step: int, path: Path) -> None:
-        """Pass a grid of samples on."""
+        """Pass a grid of samples to the logger."""
         self._logger.image(step, "samples", path)
 
     def __enter__(self) -> Self:
@@ -77,25 +77,25 @@ class MetricWriter:
         for close in (self._file.close, self._logger.close):
             try:
                 close()
-            except OSError as error:  # what a full disk did not take is written once more, in vain
+            except OSError as error:  # closing writes once more what a full disk has refused
                 if kind is None:
                     log.warning("not all that %s shows was written: %s", self._folder, error)
 
 
 class NullMetricWriter:
-    """What ``MetricWriter`` is in a process that does not write."""
+    """A stand-in for ``MetricWriter`` in processes other than process 0, which write nothing."""
 
     def advance(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def write(self, entry: dict[str, Any]) -> None:
-        """Nothing."""
+        """Discard the entry."""
 
     def snapshot(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def samples(self, step: int, path: Path) -> None:
-        """Nothing."""
+        """Discard the samples."""
 
     def __enter__(self) -> Self:
         return self
@@ -105,7 +105,7 @@ class NullMetricWriter:
 
 
 def read_entries(path: Path) -> list[dict[str, Any]]:
-    """The entries of a ``metrics.jsonl``, without a last line that a kill left half written."""
+    """Read the entries of a ``metrics.jsonl``, without a last line that a kill left half written."""
     entries = []
     for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
         with suppress(json.JSONDecodeError, KeyError, TypeError):

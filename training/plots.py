@@ -1,4 +1,4 @@
-"""A run in one picture."""
+"""Plot of the losses of a run, RUN/loss.png."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from utils.errors import replacing
 
 def draw_losses(entries: Sequence[dict[str, Any]], path: Path) -> None:
     """Draw the loss by step, on held-out images and by quartile of sigma, from the entries of ``metrics.jsonl``."""
-    from matplotlib.figure import Figure  # a moment, of processes that write only
+    from matplotlib.figure import Figure  # a slow import, only for the process that writes
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot(xlabel="step", ylabel="loss", yscale="log")
@@ -20,7 +20,7 @@ def draw_losses(entries: Sequence[dict[str, Any]], path: Path) -> None:
     axes.plot(*_columns([(e["step"], e["loss"]) for e in entries]), label="all", color="black")
     held_out = [(e["step"], e["eval_loss"]) for e in entries if "eval_loss" in e]
     axes.plot(*_columns(held_out), label="held out, EMA", color="tab:red", marker=".")
-    bottom, _ = axes.get_ylim()  # far below at first: where all is noise a fresh network is exact
+    bottom, _ = axes.get_ylim()  # tiny for a fresh network, which is exact at the highest noise
     axes.set_ylim(bottom=max(bottom, 1e-4 * min((e["loss"] for e in entries), default=0.0)))
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")

@@ -1,4 +1,4 @@
-"""The directory of a run: its configuration, and whether it may be continued."""
+"""The directory of a run: its lock, its configuration, and the check that a configuration may resume it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,26 +14,26 @@ from utils.errors import InputError, replacing
 from utils.locks import exclusive
 
 IDENTITY = ("model", "data", "sde", "seed", "optim.optimizer")  # a change of these would make it another run
-# What a run writes after its configuration: without one it is of something else, over which nothing may be written.
+# Files that a run writes after its configuration: without one they belong to something else and are not overwritten.
 WRITTEN = ("checkpoints", "checkpoints-meta", "samples", "metrics.jsonl", "data.json")
 
 
 def resumed_config(composed: DictConfig, run_dir: Path, overrides: list[str]) -> DictConfig:
-    """The configuration saved in ``run_dir`` with the command line's overrides on top.
+    """Load the configuration saved in ``run_dir`` and apply the command line's overrides to it.
 
     Args:
-        composed: what Hydra composed, where the overrides have their values.
-        run_dir: the run to continue.
+        composed: configuration that Hydra composed, with the values of the overrides.
+        run_dir: directory of the run to resume.
         overrides: ``key=value`` strings of the command line.
 
     Raises:
-        InputError: if there is no such run.
+        InputError: if there is no such run, or an override cannot apply to a resumed run.
     """
     cfg = load_config(run_dir)
     if "seed" not in cfg:
         raise InputError(f"resume={run_dir} was not trained by this code: it can be drawn from but not resumed")
     newer = {key: value for key, value in composed.items() if key not in ("model", "data", "sde")}
-    # An option younger than the run has its default.
+    # An option that did not exist when the run began has its default.
     cfg = cast(DictConfig, OmegaConf.merge(OmegaConf.create(newer), cfg))
     for override in overrides:
         if override.startswith("~"):
@@ -47,10 +47,10 @@ def resumed_config(composed: DictConfig, run_dir: Path, overrides: list[str]) ->
 
 @contextmanager
 def open_run(run_dir: Path, cfg: DictConfig) -> Iterator[None]:
-    """Hold the directory for this process, if it is new or holds the run that ``cfg`` describes.
+    """Lock the directory for this process, if it is new or has the run that ``cfg`` describes.
 
     Raises:
-        InputError: naming the key, if the directory holds another run; or if another process holds it.
+        InputError: naming the key, if the directory has another run; or if another process has locked it.
     """
     with exclusive(run_dir, "another process trains there"):
         check_same_run(run_dir, cfg)
@@ -58,14 +58,14 @@ def open_run(run_dir: Path, cfg: DictConfig) -> Iterator[None]:
 
 
 def keep_class_names(run_dir: Path, cfg: DictConfig) -> None:
-    """Number the classes of ``cfg`` as the run in ``run_dir`` does, if there is one and ``cfg`` leaves that open."""
+    """Set ``data.class_names`` of ``cfg`` to that of the run in ``run_dir``, if there is one and ``cfg`` has null."""
     if not (run_dir / ".hydra" / "config.yaml").exists() or cfg.data.get("class_names", ()) is not None:
         return
     old = load_config(run_dir)
     with open_dict(cfg):
         if "class_names" in old.data:
             cfg.data.class_names = old.data.class_names
-        else:  # which then are in the plain order of their names
+        else:  # a run of an earlier version, whose classes are in the plain order of their names
             del cfg.data["class_names"]
 
 
@@ -94,9 +94,9 @@ def check_same_run(run_dir: Path, cfg: DictConfig) -> None:
 
 
 def write_config(run_dir: Path, cfg: DictConfig) -> None:
-    """Record ``cfg`` as the configuration that the run goes on with.
+    """Record ``cfg`` as the configuration of the run.
 
-    But for ``training.allow_data_change``, which is about the data set of this start alone.
+    ``training.allow_data_change`` is recorded as false: it only applies to the present start.
     """
     path = run_dir / ".hydra" / "config.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What a run is, said once when it starts."""
+"""Summary of a run, which is logged when it starts."""
 
 from pathlib import Path
 from shlex import quote
@@ -23,7 +23,7 @@ def summary(
     images: ImageDataset,
     held_out: ImageDataset,
 ) -> list[str]:
-    """Lines on model, data, batch, devices, precision, steps, where everything goes and how to go on."""
+    """Return lines on model, data, batch, devices, precision, steps, output directory and the command to resume."""
     options, device = cfg.training, distributed.device
     parameters = sum(map(Tensor.numel, state.trainable))
     shape = "x".join(map(str, images.shape))

@@ -1,1 +1,1 @@
-"""Errors, seeds, files, devices, signals and processes: what every package may use, and what knows none of them."""
+"""Errors, options, seeds, files, devices, signals and processes, for all packages; imports none of them."""

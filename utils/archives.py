@@ -1,4 +1,4 @@
-"""Safe reading of ZIP archives and numpy files: the sizes that they state are checked before anything is read."""
+"""Safe reading of ZIP archives and numpy files, whose stated sizes are checked before their contents are read."""
 
 import lzma
 import math
@@ -32,7 +32,7 @@ def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
     """Open a ZIP archive whose entries have different names and share no bytes, so that its size bounds theirs.
 
     Raises:
-        BROKEN: if it is anything else; the message says why.
+        BROKEN: if it is not one; the message names the fault.
     """
     with path.open("rb") as file:
         start, count = _find_directory(file)
@@ -54,9 +54,9 @@ def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def _find_directory(file: IO[bytes]) -> tuple[int, int]:
-    """Find where the directory of a ZIP archive starts, and how many entries it names.
+    """Find the start of the directory of a ZIP archive, and the number of its entries.
 
-    Only the plain form is taken, in which the last record ends the file: readers agree on where it is.
+    Only archives whose last record ends the file are accepted: all readers find the same directory in them.
     """
     size = file.seek(0, os.SEEK_END)
     tail_size = min(size, END64.size + LOCATOR64.size + END.size)
@@ -87,7 +87,7 @@ class ArrayFile:
         arrays: shape and dtype of each array by its name, which is "" in an .npy file.
 
     Raises:
-        BROKEN: if it is neither; the message says why.
+        BROKEN: if it is neither; the message names the fault.
     """
 
     def __init__(self, path: Path) -> None:
@@ -151,14 +151,14 @@ def _read_header(file: IO[bytes], size: int) -> tuple[tuple[int, ...], np.dtype]
     try:
         with warnings.catch_warnings(action="ignore"):  # of files that Python 2 wrote
             shape, _, dtype = readers[version](file)
-    except BROKEN as error:  # whose message has the header in it, or advice to trust the file
+    except BROKEN as error:  # its message may contain the header, or advise to trust the file
         raise ValueError("its header is damaged or too long") from error
-    if dtype.names is not None or dtype.subdtype is not None:  # whose name can be as long as the header
+    if dtype.names is not None or dtype.subdtype is not None:  # a dtype whose name can be as long as the header
         raise ValueError("it holds records, not numbers")
     if len(shape) > MAX_AXES or any(length > MAX_LENGTH for length in shape):
         raise ValueError("its header is damaged: no array is of such a shape")
     if dtype.hasobject:
-        return shape, dtype  # whose size is that of a pickle, which is not read
+        return shape, dtype  # the contents are a pickle, which is not read
     if not all(length >= 0 for length in shape) or math.prod(shape) * dtype.itemsize != size - file.tell():
         raise ValueError(f"it says that it holds {dtype} {shape}, but has {size - file.tell():,} bytes")
     return shape, dtype

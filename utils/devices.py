@@ -1,4 +1,4 @@
-"""Where to compute: the keys ``device`` and ``ngpus``, and the cores of a process."""
+"""Devices for the keys ``device`` and ``ngpus``, threads and memory of a process."""
 
 import os
 import resource
@@ -11,7 +11,7 @@ from utils.options import check_name
 
 
 def choose_device(device: str) -> torch.device:
-    """The torch device for the key ``device``: auto, cpu or cuda.
+    """Return the torch device for the key ``device``: auto, cpu or cuda.
 
     Raises:
         InputError: for another name, or for cuda where there is none.
@@ -25,10 +25,10 @@ def choose_device(device: str) -> torch.device:
 
 
 def choose_devices(device: str, ngpus: int) -> list[torch.device]:
-    """The device of each of ``ngpus`` processes: the first GPUs, or the CPU for all.
+    """Return the device of each of ``ngpus`` processes: the first GPUs, or the CPU for all.
 
     Raises:
-        InputError: as ``choose_device``, or for more GPUs than there are.
+        InputError: as ``choose_device``, or for more processes than GPUs or four times the cores.
     """
     kind = choose_device(device)
     if kind.type == "cpu":
@@ -41,13 +41,13 @@ def choose_devices(device: str, ngpus: int) -> list[torch.device]:
 
 
 def share_cores(processes: int, tasks: int = 1) -> None:
-    """Let torch use this process's share of the cores: threads of several processes on one core wait for each other.
+    """Set torch's number of threads to this process's share of the cores, so that processes do not compete for cores.
 
-    It is that of a Slurm task, or else of what torch sees; a user's OMP_NUM_THREADS has the first word.
+    The cores are those of a Slurm task, or else those that torch sees. OMP_NUM_THREADS, if set, takes precedence.
 
     Args:
-        processes: how many share a task.
-        tasks: how many a launcher started on this machine, if it does not say what a task has.
+        processes: number of processes that share a task.
+        tasks: number of tasks on this machine, used if the launcher does not state the cores of a task.
     """
     if "OMP_NUM_THREADS" not in os.environ:
         cores = int(os.environ.get("SLURM_CPUS_PER_TASK", torch.get_num_threads() // tasks))
@@ -55,7 +55,7 @@ def share_cores(processes: int, tasks: int = 1) -> None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that tensors on a GPU, or this process on a CPU, have taken so far."""
+    """Return the peak memory in bytes: of tensors on a GPU, or of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,4 +1,4 @@
-"""The operations of several processes that work together, such as those that train one network."""
+"""Collective operations of the processes that train, sample or evaluate together."""
 
 import json
 import time
@@ -19,14 +19,14 @@ T = TypeVar("T")
 
 
 class Distributed:
-    """This process among those that work together; alone, every operation is the identity.
+    """Communication of this process with the others; with one process, every operation is the identity.
 
     Args:
         device: device that this process computes on.
         rank: number of this process.
         world_size: number of processes.
         store: key-value store of all processes; None for one process.
-        startup_timeout: seconds until all processes are there and have their data.
+        startup_timeout: seconds within which all processes must have started and loaded their data.
         step_timeout: seconds that a process waits for the others after ``use_step_timeout``.
 
     Raises:
@@ -43,17 +43,17 @@ class Distributed:
         step_timeout: float = 600,
     ) -> None:
         self.device, self.rank, self.world_size = device, rank, world_size
-        self._store, self._turn = cast(dist.Store, store), 0  # alone there is none, and nobody asks for it
+        self._store, self._num_runs = cast(dist.Store, store), 0  # None is never used: world_size is 1 then
         self._store_timeout, self._step_timeout = timedelta(seconds=startup_timeout), timedelta(seconds=step_timeout)
         if world_size > 1:
-            self._meet()
+            self._wait_for_all()
             if device.type == "cuda":
                 torch.cuda.set_device(device)
-            # What the hosts tell each other goes through gloo also where gradients go through nccl.
+            # Values in host memory are exchanged by gloo, gradients on GPUs by nccl.
             backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
             dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=self._step_timeout)
 
-    def _meet(self) -> None:
+    def _wait_for_all(self) -> None:
         self._store.set(f"arrived/{self.rank}", "")
         everyone = [f"arrived/{rank}" for rank in range(self.world_size)]
         try:
@@ -83,20 +83,20 @@ class Distributed:
         return net.no_sync() if isinstance(net, DistributedDataParallel) else nullcontext()
 
     def use_step_timeout(self) -> None:
-        """Let processes wait for each other as long as a step may take from here on."""
+        """Use ``step_timeout`` instead of ``startup_timeout`` from here on."""
         self._store_timeout = self._step_timeout
 
     def run_on_main(self, act: Callable[[], T]) -> T:
-        """Call ``act`` in process 0 while the others wait; return its result, which JSON can hold, in all.
+        """Call ``act`` in process 0 while the others wait; return its result, which JSON can represent, in all.
 
         Raises:
-            UserError, OSError: if ``act`` raises one in process 0, with the same message in the others.
-            TrainingError: in the others, if it takes too long.
+            UserError, OSError: if ``act`` raises one in process 0; the others raise a UserError with its message.
+            TrainingError: in the others, after the timeout.
         """
         if self.world_size == 1:
             return act()
-        key = f"main/{self._turn}"
-        self._turn += 1
+        key = f"main/{self._num_runs}"
+        self._num_runs += 1
         if self.rank == 0:
             try:
                 value = act()
@@ -118,7 +118,7 @@ class Distributed:
         return outcome["value"]
 
     def main_first(self, load: Callable[[], T]) -> T:
-        """Call ``load`` in process 0 and then in the others, so that one alone downloads or packs what it loads."""
+        """Call ``load`` in process 0 and then in the others, so that only process 0 downloads or caches data."""
         loaded: list[T] = []
         self.run_on_main(lambda: loaded.append(load()))
         return loaded[0] if loaded else load()
@@ -137,7 +137,7 @@ class Distributed:
         return torch.stack(gathered)
 
     def all_reduce_max(self, value: int) -> int:
-        """Return the largest ``value`` of all processes; it travels between the hosts, so that no GPU is waited for."""
+        """Return the largest ``value`` of all processes; it is exchanged in host memory, without waiting for a GPU."""
         if self.world_size == 1:
             return value
         dist.all_reduce(values := torch.tensor(value), dist.ReduceOp.MAX)
@@ -151,7 +151,7 @@ class Distributed:
         return gathered
 
     def shutdown(self, timeout: float = 30) -> None:
-        """Wait up to ``timeout`` seconds for the others, so that none ends while another still needs it, and leave."""
+        """Wait up to ``timeout`` seconds until all processes are done, and leave the process group."""
         if self.world_size == 1:
             return
         self._store.set(f"left/{self.rank}", "")

@@ -1,11 +1,11 @@
-"""Which of several processes this one is, as their launcher says; without torch, for the entry points."""
+"""Rank and world size of this process, from the environment of its launcher; without torch, for the entry points."""
 
 import os
 import re
 import time
 from dataclasses import dataclass
 
-# Variables in which a launcher says which process this is: rank, world size, rank on this machine.
+# Environment variables of each launcher: rank, world size, rank on this machine.
 ENVIRONMENTS = {
     "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
     "srun": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
@@ -18,11 +18,13 @@ class DistributedEnv:
     """The place of this process among those that a launcher started.
 
     Attributes:
-        launcher: a key of ``ENVIRONMENTS``.
-        rank, world_size, local_rank: numbers of this process, of all, and of this one on its machine.
-        local_size: how many of them are on this machine.
-        job: the same for all processes, also when the job is requeued.
-        attempt: the same for all processes of this start, and for no others.
+        launcher: name of the launcher, a key of ``ENVIRONMENTS``.
+        rank: number of this process.
+        world_size: number of processes.
+        local_rank: number of this process on its machine.
+        local_size: number of processes on this machine.
+        job: identifier of the job, which stays the same when it is requeued.
+        attempt: identifier of this start of the job, which differs after a requeue.
     """
 
     launcher: str
@@ -35,7 +37,7 @@ class DistributedEnv:
 
 
 def detect_launcher() -> DistributedEnv | None:
-    """Read this process's place among others from the environment; None if it was started alone."""
+    """Read this process's rank and world size from the environment; None if no launcher started it."""
     for launcher, names in ENVIRONMENTS.items():
         if all(name in os.environ for name in names):
             rank, size, local_rank = (int(os.environ[name]) for name in names)
@@ -48,11 +50,11 @@ def detect_launcher() -> DistributedEnv | None:
 
 
 def _local_size(launcher: str, size: int) -> int:
-    """Count the processes on this machine; all, if the launcher does not say."""
+    """Return the number of processes on this machine; ``size`` if the launcher does not state it."""
     if launcher == "torchrun":
         return int(os.environ.get("LOCAL_WORLD_SIZE", size))
     counts: list[int] = []
-    if launcher == "srun":  # such as "2(x3),1": two on each of three machines, one on the next
+    if launcher == "srun":  # "2(x3),1" stands for two on each of three machines and one on the next
         written = re.findall(r"(\d+)(?:\(x(\d+)\))?", os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
         counts = [int(count) for count, times in written for _ in range(int(times or 1))]
     machine = int(os.environ.get("SLURM_NODEID", 0))
@@ -60,5 +62,5 @@ def _local_size(launcher: str, size: int) -> int:
 
 
 def wait_for_process_0() -> None:
-    """Wait while process 0 says why all of them end: torchrun ends the others as soon as one has ended."""
+    """Wait while process 0 reports an error that all have: torchrun ends the others as soon as one has ended."""
     time.sleep(5)

@@ -110,8 +110,8 @@ def check_archive(path: Path) -> None:
 
     Raises:
         DownloadError: if it is not complete.
-        InputError: if it is not safe to unpack: a member has a name that no disk takes, or a link without a target.
-        UserError: if the disk has no room for what is in it.
+        InputError: if it is not safe to unpack, such as a member with too long a name or a link without a target.
+        UserError: if its contents do not fit on the disk.
     """
     with path.open("rb") as file:
         start = file.read(512).lstrip().lower()
@@ -127,7 +127,7 @@ def check_archive(path: Path) -> None:
 
 
 def _check_members(archive: tarfile.TarFile, path: Path) -> None:
-    """Check the header of each member as ``check_archive`` says, before its contents, which may be huge, are read."""
+    """Check the header of each member, see ``check_archive``, before its contents, which may be huge, are read."""
 
     def refuse(reason: str) -> NoReturn:
         raise InputError(f"{path} is not safe to unpack: {reason}")
@@ -182,7 +182,7 @@ def unpack(path: Path, folder: Path) -> None:
         DownloadError: if it cannot be unpacked, or this Python is too old to unpack it safely.
     """
     if not hasattr(tarfile, "data_filter"):
-        raise DownloadError(f"{path} stays packed: unpacking safely needs Python 3.11.4 or newer")
+        raise DownloadError(f"{path} was not unpacked: unpacking safely needs Python 3.11.4 or newer")
     try:
         with tarfile.open(path, tarinfo=_Member) as archive:
             archive.extractall(folder, filter="data")

@@ -1,4 +1,4 @@
-"""Errors that are shown to the user as one line, without a traceback; atomic writing; printable text."""
+"""Errors that are shown as one line without a traceback, atomic writing of files, and printable text."""
 
 import argparse
 import logging
@@ -15,11 +15,11 @@ UNPRINTABLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 class UserError(Exception):
-    """An error whose message alone tells the user what happened and what to do."""
+    """An error whose message, without a traceback, tells the user what happened and what to do."""
 
 
 class InputError(UserError, ValueError):
-    """A bad configuration, argument or file; the message names the key or file and says what would be right."""
+    """A bad configuration, argument or file; the message names the key or file and what would be right."""
 
 
 class TrainingError(UserError, RuntimeError):
@@ -28,10 +28,10 @@ class TrainingError(UserError, RuntimeError):
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn an OSError inside, which need not name the file, into an error that names ``path``.
+    """Convert an OSError inside the context, which need not name the file, to an error that names ``path``.
 
     Raises:
-        UserError: for an OSError inside.
+        UserError: for an OSError inside the context.
     """
     try:
         yield
@@ -44,9 +44,9 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield the path of a temporary file that is renamed to ``path`` at the end, or removed after an exception.
 
     Raises:
-        UserError: for an OSError inside, naming ``path``.
+        UserError: for an OSError inside the context, naming ``path``.
     """
-    temporary = path.with_name(f".{path.name}.tmp")  # of one process at a time
+    temporary = path.with_name(f".{path.name}.tmp")  # only one process may write ``path`` at a time
     with writing(path):
         try:
             yield temporary
@@ -71,7 +71,7 @@ class PrintableFormatter(logging.Formatter):
     """A formatter of log records whose lines are ``printable``."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the text of ``record``, a path or an error in its arguments being in one line."""
+        """Return the text of ``record``, with paths and errors in its arguments on one line each."""
         if isinstance(record.args, tuple):
             one_line = [printable(str(a)) if isinstance(a, PurePath | BaseException) else a for a in record.args]
             record = logging.makeLogRecord({**record.__dict__, "args": tuple(one_line)})

@@ -1,4 +1,4 @@
-"""Locks between processes, by the operating system's flock: released however the process that has one ends."""
+"""Locks between processes, by the operating system's flock, which is released however a process ends."""
 
 import logging
 from collections.abc import Iterator
@@ -14,10 +14,10 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def exclusive(directory: Path, reason: str) -> Iterator[None]:
-    """Reserve ``directory``, which is made if it does not exist, for this process.
+    """Lock ``directory``, which is made if it does not exist, for this process.
 
     Raises:
-        InputError: with the ``reason``, if another process has reserved it.
+        InputError: with the ``reason``, if another process has locked it.
         UserError: if the directory or the lock file in it cannot be written.
     """
     with writing(directory):
@@ -33,7 +33,7 @@ def exclusive(directory: Path, reason: str) -> Iterator[None]:
 
 @contextmanager
 def in_turn(path: Path, reason: str) -> Iterator[None]:
-    """Take the lock file ``path``; while another process has it, log the ``reason`` and wait.
+    """Acquire the lock file ``path``; while another process has it, log the ``reason`` and wait.
 
     Raises:
         UserError: if the lock file cannot be written.
@@ -49,7 +49,7 @@ def in_turn(path: Path, reason: str) -> Iterator[None]:
 
 
 def _acquire(lock: BaseFileLock, timeout: float) -> bool:
-    """Return whether ``lock`` was acquired within ``timeout`` seconds, -1 standing for no limit.
+    """Return whether ``lock`` was acquired within ``timeout`` seconds; -1 for no limit.
 
     Raises:
         UserError: if its file cannot be written.

@@ -1,4 +1,4 @@
-"""Options of configurations that earlier versions of this code wrote, and what they are now."""
+"""Conversion of configurations that earlier versions of this code wrote to the present keys and values."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,10 +21,10 @@ CHANGED = {"sampling.boundary": ("sampling.percentile", "reflect", None)}
 
 
 def update_old_keys(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration of an earlier version, as plain dictionaries, in the keys and values of this one.
+    """Convert a configuration of an earlier version to plain dictionaries with the present keys and values.
 
-    A configuration of this version comes back as it is. Where a configuration has an old key and the present one, both
-    stay, for the check of options to refuse.
+    A configuration of this version is returned unchanged. If a configuration has an old key and the present one, both
+    stay, and the check of options refuses them.
     """
     updated = {key: _copy(part) for key, part in cfg.items()}
     for old, new in RENAMED.items():
@@ -44,7 +44,7 @@ def update_old_keys(cfg: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def present_name(key: str) -> str | None:
-    """Return what an old key is called now; None for a key that is not old."""
+    """Return the present name of an old key; None for a key that is not old."""
     return RENAMED.get(key)
 
 

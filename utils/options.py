@@ -1,8 +1,8 @@
 """Options of a configuration, checked against the annotations of the parameters and fields that they are for.
 
-The annotation of a parameter, ``batch_size: Annotated[int, Field(ge=1)]``, is the only place that says what its option
-may be. ``options_of`` reads the annotations of a function or class, ``check_section`` checks values with pydantic, and
-``requirement`` says in words what an annotation allows.
+The annotation of a parameter, ``batch_size: Annotated[int, Field(ge=1)]``, is the only definition of the allowed
+values of its option. ``options_of`` reads the annotations of a function or class, ``check_section`` checks values with
+pydantic, and ``requirement`` describes the allowed values for messages and help.
 """
 
 import difflib
@@ -19,7 +19,7 @@ from utils.errors import InputError
 from utils.old_keys import present_name
 
 STRICT = ConfigDict(strict=True, allow_inf_nan=False)
-MISSING = "???"  # what OmegaConf calls a value that has to be given
+MISSING = "???"  # OmegaConf's mark of a mandatory value
 
 Name = Annotated[str, Field(pattern="^[^\0]+$", description="a name or path")]
 PathName = Annotated[str, Field(pattern="^[^\0]+$", description="a name or path", json_schema_extra={"format": "path"})]
@@ -36,9 +36,9 @@ class Option:
     """An option of a configuration.
 
     Attributes:
-        annotation: its type and bounds.
+        annotation: type and bounds of its value.
         required: whether a configuration must have it.
-        default: value in Python, for use as a library; ``inspect.Parameter.empty`` if there is none.
+        default: default value of the parameter in Python; ``inspect.Parameter.empty`` if there is none.
     """
 
     annotation: Any
@@ -47,7 +47,7 @@ class Option:
 
 
 def options_of(target: Callable[..., Any], leave_out: Collection[str] = ()) -> dict[str, Option]:
-    """Read the options of a function, class or dataclass: its parameters by name, but for those in ``leave_out``.
+    """Read the options of a function, class or dataclass: its parameters by name, without those in ``leave_out``.
 
     A parameter that has a default may be missing in a configuration.
     """
@@ -73,7 +73,7 @@ def call_with(target: Callable[..., Any], given: Mapping[str, Any], values: Mapp
 
 
 def one_of(known: Iterable[str]) -> Option:
-    """Make the option that chooses one of the ``known`` names, such as those of a registry."""
+    """Return the option whose values are the ``known`` names, such as those of a registry."""
     return Option(Literal.__getitem__(tuple(known)))
 
 
@@ -88,21 +88,21 @@ def _schema(annotation: Any) -> dict[str, Any]:
 
 
 def is_path(annotation: Any) -> bool:
-    """Tell whether an annotation is that of a path: ``PathName``, or ``PathName | None``."""
+    """Return whether an annotation is that of a path: ``PathName``, or ``PathName | None``."""
     schema = _schema(annotation)
     return any(part.get("format") == "path" for part in schema.get("anyOf", [schema]))
 
 
 def requirement(annotation: Any) -> str:
-    """Say in words what a value may be, such as "an integer, at least 1, or null"."""
-    return _in_words(_schema(annotation))
+    """Return a description of the allowed values, such as "an integer, at least 1, or null"."""
+    return _description(_schema(annotation))
 
 
-def _in_words(schema: Mapping[str, Any]) -> str:
+def _description(schema: Mapping[str, Any]) -> str:
     if "description" in schema:
         return schema["description"]
     if "anyOf" in schema:
-        return ", or ".join(map(_in_words, schema["anyOf"]))
+        return ", or ".join(map(_description, schema["anyOf"]))
     if "const" in schema:
         return str(schema["const"])
     if "enum" in schema:
@@ -111,15 +111,15 @@ def _in_words(schema: Mapping[str, Any]) -> str:
     if kind == "array":
         fewest, most = schema.get("minItems", 0), schema.get("maxItems")
         return f"a list of {fewest} to {most} values" if most is not None else "a list"
-    words = {"integer": "an integer", "number": "a number", "boolean": "true or false", "null": "null"}
+    kinds = {"integer": "an integer", "number": "a number", "boolean": "true or false", "null": "null"}
     limits = {"minimum": "at least", "exclusiveMinimum": "more than", "maximum": "at most"}
     limits["exclusiveMaximum"] = "less than"
     bounds = [f"{text} {schema[name]:g}" for name, text in limits.items() if name in schema]
-    return ", ".join([words.get(str(kind), "a name" if kind == "string" else "a value"), *bounds])
+    return ", ".join([kinds.get(str(kind), "a name" if kind == "string" else "a value"), *bounds])
 
 
 def check_value(key: str, value: Any, annotation: Any) -> None:
-    """Raise InputError, naming the ``key`` and what would be right, unless ``value`` is what ``annotation`` allows."""
+    """Raise InputError, naming the ``key`` and the allowed values, unless ``annotation`` allows ``value``."""
     try:
         _adapter(annotation).validate_python(value)
     except ValidationError as error:
@@ -133,11 +133,11 @@ def check_value(key: str, value: Any, annotation: Any) -> None:
         names = _names(schema)
         if names and "description" not in schema:
             raise InputError(f"{key}={value}: known are {', '.join(names)}{did_you_mean(value, names)}") from None
-        raise InputError(f"{key}={_shown(value)}: need {_in_words(schema)}") from None
+        raise InputError(f"{key}={_shown(value)}: need {_description(schema)}") from None
 
 
 def _names(schema: Mapping[str, Any]) -> list[str]:
-    """Return the names that a schema allows, with null if it does; nothing for a schema that allows other values."""
+    """Return the names that a schema allows, and null if it does; an empty list if it allows other values."""
     if "anyOf" in schema:
         parts = [_names(part) for part in schema["anyOf"]]
         return [name for part in parts for name in part] if all(parts) and parts[:-1] else []
@@ -160,13 +160,13 @@ def check_name(key: str, value: Any, known: Iterable[str]) -> None:
 def check_section(
     section: Any, options: Mapping[str, Option], name: str = "", foreign: Mapping[str, str] | None = None
 ) -> None:
-    """Check the values of a section, and that it has no key that nothing reads.
+    """Check the values of a section, and that it has no unknown key.
 
     Args:
         section: dictionary or DictConfig, with interpolations resolved.
-        options: its options by name.
-        name: of the section, for errors; "" for the top level.
-        foreign: {option: sentence} on options that the section would have with another choice, see ``elsewhere``.
+        options: options of the section by name.
+        name: name of the section, for errors; "" for the top level.
+        foreign: {option: sentence} about options that the section would have with another choice, see ``elsewhere``.
 
     Raises:
         InputError: naming the first key at fault.
@@ -177,7 +177,7 @@ def check_section(
     prefix = f"{name}." if name else ""
     for key in map(str, values):
         if key not in options:
-            raise InputError(f"{prefix}{key}: no such option{_why(prefix, key, options, foreign or {})}")
+            raise InputError(f"{prefix}{key}: no such option{_hint(prefix, key, options, foreign or {})}")
     for key, option in options.items():
         if key not in values and option.required:
             raise InputError(f"{prefix}{key} is missing")
@@ -187,7 +187,7 @@ def check_section(
             check_value(f"{prefix}{key}", values[key], option.annotation)
 
 
-def _why(prefix: str, key: str, options: Iterable[str], foreign: Mapping[str, str]) -> str:
+def _hint(prefix: str, key: str, options: Iterable[str], foreign: Mapping[str, str]) -> str:
     if now := present_name(f"{prefix}{key}"):
         return f"; it is now {now}"
     if key in foreign:
@@ -198,7 +198,7 @@ def _why(prefix: str, key: str, options: Iterable[str], foreign: Mapping[str, st
 def elsewhere(
     section: str, choices: Iterable[str], options: Callable[[str], Mapping[str, Option]], chosen: str
 ) -> dict[str, str]:
-    """Return {option: sentence} for the options that other choices of a section have and the ``chosen`` one has not."""
+    """Return {option: sentence} for the options of other choices of a section that the ``chosen`` one does not have."""
     having: dict[str, list[str]] = {}
     for choice in choices:
         for key in options(choice).keys() - options(chosen).keys():
@@ -210,18 +210,18 @@ def elsewhere(
 
 
 def did_you_mean(name: Any, known: Iterable[str]) -> str:
-    """Return "; did you mean X?" for the known name that is nearest, or nothing."""
+    """Return "; did you mean X?" for the nearest known name, or "" if none is near."""
     near = difflib.get_close_matches(str(name), [str(other) for other in known], n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
 
 def plain(cfg: Any, resolve: bool = False) -> dict[str, Any]:
-    """Turn a configuration into dictionaries, lists and plain values; interpolations stay unless ``resolve``."""
+    """Convert a configuration to dictionaries, lists and plain values; interpolations stay unless ``resolve``."""
     return cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=resolve))
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Turn a tree of dictionaries into {"a.b": value}; an empty dictionary is a value."""
+    """Flatten a tree of dictionaries to {"a.b": value}; an empty dictionary is a value."""
     leaves: dict[str, Any] = {}
     for name, value in tree.items():
         inner = isinstance(value, Mapping) and value

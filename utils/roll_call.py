@@ -1,7 +1,7 @@
-"""Finds out which of several processes is gone when an exchange among them fails.
+"""Search for the process that ended when communication among several processes fails.
 
-It exists because nothing else says so under srun or on several machines: the error of gloo names an address at best,
-that of nccl a time-out, and srun does not end the other tasks of a step.
+Under srun or on several machines nothing else names it: gloo's error has at best an address, nccl's a time-out, and
+srun does not end the other tasks of a step.
 """
 
 import json
@@ -11,18 +11,18 @@ from contextlib import suppress
 
 import torch.distributed as dist
 
-ANSWER_TIME = 5.0  # seconds in which a process that is there answers
+ANSWER_TIME = 5.0  # seconds within which a running process answers
 FAILURE = "failure"  # key in the store: message of the first process that failed, and whether it is an InputError
 
 
 class RollCall:
-    """Context in which a thread answers for this process when another one asks who is still there.
+    """Context in which a thread of this process answers when another process calls ``find_failed``.
 
     Args:
-        store: store of all processes.
+        store: key-value store of all processes.
         rank: number of this process.
         world_size: number of processes.
-        server: name of what serves the store.
+        server: name, for messages, of the process that serves the store.
     """
 
     def __init__(self, store: dist.Store, rank: int, world_size: int, server: str) -> None:
@@ -40,19 +40,19 @@ class RollCall:
 
     def _answer(self) -> None:
         with suppress(dist.DistError):  # the store is gone with the process that serves it
-            store = self._store.clone()  # a connection of its own: the other one may be waiting for something
+            store = self._store.clone()  # a second connection: the first may be blocked by a wait
             while not self._closed.wait(1):
                 if store.check(["roll call"]):
                     store.set(f"present/{self._rank}", "")
                     return
 
     def report_failure(self, message: str, bad_input: bool) -> None:
-        """Tell the others why this process ends; only the first of several messages counts."""
+        """Store why this process ends, for the other processes; only the first of several messages is stored."""
         with suppress(dist.DistError):
             self._store.compare_set(FAILURE, "", json.dumps([self._rank, message, bad_input]))
 
-    def find_lost(self) -> str:
-        """Ask who is still there; return a line on the process that failed or those that are gone, or ""."""
+    def find_failed(self) -> str:
+        """Return a line about the process that failed or those that do not answer; "" if all answer."""
         everyone = [f"present/{rank}" for rank in range(self._world_size)]
         try:
             self._store.set("roll call", "")
@@ -68,5 +68,5 @@ class RollCall:
 
 
 def read_failure(store: dist.Store) -> tuple[int, str, bool] | None:
-    """Read what ``RollCall.report_failure`` left: rank, message, whether the input is at fault; None if none failed."""
+    """Read the failure that ``RollCall.report_failure`` stored: rank, message, bad_input; None if there is none."""
     return tuple(json.loads(store.get(FAILURE))) if store.check([FAILURE]) else None

@@ -1,4 +1,4 @@
-"""Random numbers: every stream is a function of (seed, purpose, step or number of the sample)."""
+"""Random numbers whose streams are functions of (seed, purpose, step or number of the sample)."""
 
 from collections.abc import Sequence
 from enum import IntEnum
@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 
 class Stream(IntEnum):
-    """The purpose of a stream of random numbers; with the seed and the step it determines them."""
+    """Purpose of a stream of random numbers, which with the seed and the step determines them."""
 
     INIT = 0
     TRAIN = 1
@@ -29,26 +29,26 @@ def derived_seed(seed: int, stream: Stream, step: int = 0, *place: int) -> int:
 
 
 def seed_torch(seed: int, stream: Stream, step: int = 0, *place: int) -> None:
-    """Make all that torch draws from here on a function of (seed, stream, step, place)."""
+    """Seed torch's default generators by (seed, stream, step, place)."""
     torch.manual_seed(derived_seed(seed, stream, step, *place))
 
 
 def image_generators(
     seed: int, images: range, device: torch.device | str = "cpu", stream: Stream = Stream.SAMPLE
 ) -> list[Generator]:
-    """Return a generator for each sample: what is random about sample i is a function of (seed, i).
+    """Return a generator for each sample: the random numbers of sample i are a function of (seed, i).
 
     Args:
-        seed: the seed of the run.
-        images: the numbers of the samples.
-        device: the device that the random numbers are drawn on.
-        stream: the purpose of the random numbers.
+        seed: seed of the run.
+        images: numbers of the samples.
+        device: device that the random numbers are drawn on.
+        stream: purpose of the random numbers.
     """
     return [Generator(device).manual_seed(derived_seed(seed, stream, i)) for i in images]
 
 
 class BatchGenerator:
-    """Draw random numbers for a batch of B samples, from one generator or from one for each sample.
+    """Random numbers for a batch of B samples, from one generator or from one for each sample.
 
     With a generator for each sample, the numbers of a sample do not depend on its batch.
 
@@ -82,8 +82,8 @@ class BatchGenerator:
             bits = torch.randint(2, (count, *x.shape), generator=self._shared, device=x.device)
         else:
             shape = (count, *x.shape[1:])
-            parts = [torch.randint(2, shape, generator=own, device=x.device) for own in self._of_each(len(x))]
-            bits = torch.stack(parts, dim=1)
+            generators = self._sample_generators(len(x))
+            bits = torch.stack([torch.randint(2, shape, generator=g, device=x.device) for g in generators], dim=1)
         return bits.to(x.dtype) * 2.0 - 1.0
 
     def stratified(self, n: int, device: torch.device | str = "cpu") -> Tensor:
@@ -100,9 +100,10 @@ class BatchGenerator:
     def _draw(self, function, shape: Sequence[int], **kind) -> Tensor:  # type: ignore[no-untyped-def]
         if self._each is None:
             return function(tuple(shape), generator=self._shared, **kind)
-        return torch.stack([function(tuple(shape[1:]), generator=own, **kind) for own in self._of_each(shape[0])])
+        generators = self._sample_generators(shape[0])
+        return torch.stack([function(tuple(shape[1:]), generator=g, **kind) for g in generators])
 
-    def _of_each(self, n: int) -> list[Generator]:
+    def _sample_generators(self, n: int) -> list[Generator]:
         if self._each is None or len(self._each) != n:
             raise ValueError(f"{len(self._each or ())} generators for {n} samples")
         return self._each

@@ -1,4 +1,4 @@
-"""Signals that ask a script to stop: from Ctrl-C during its imports to a job whose time is up."""
+"""Handling of the signals that stop a script: Ctrl-C, SIGTERM, and Slurm's signal before a job's time limit."""
 
 import logging
 import os
@@ -15,20 +15,20 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
-LONGEST_GRACE = 3600  # seconds that Slurm may leave between its signal and the end of the job
+LONGEST_GRACE = 3600  # longest time in seconds between Slurm's signal and the end of a job
 
 
 def exit_on_interrupt() -> None:
     """Make Ctrl-C end this process with the line "interrupted"; an entry script calls it before its imports.
 
-    Nothing changes where interrupts are ignored, as in a shell's background.
+    A process that ignores interrupts, such as a background job of a shell, still ignores them.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _exit)
 
 
 def enable_keyboard_interrupt() -> None:
-    """Make Ctrl-C raise KeyboardInterrupt again, once there is something to clean up."""
+    """Make Ctrl-C raise KeyboardInterrupt again; an entry script calls it after its imports."""
     if signal.getsignal(signal.SIGINT) is _exit:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -40,10 +40,10 @@ def _exit(signum: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def block_sigint() -> Iterator[None]:
-    """Keep interrupts pending: those of this process until the end, those of processes started inside even longer.
+    """Block SIGINT inside the context, and in processes started there until they call ``unblock_sigint``.
 
-    A terminal interrupts all processes of a script. One that is still importing would show a traceback; with the mask
-    that it inherits, the interrupt waits until it calls ``unblock_sigint``.
+    A terminal interrupts all processes of a script. A new one that is still importing would print a traceback; with
+    the signal mask that it inherits, the interrupt stays pending.
     """
     resource_tracker.ensure_running()  # its start would unblock SIGINT
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -54,7 +54,7 @@ def block_sigint() -> Iterator[None]:
 
 
 def unblock_sigint() -> None:
-    """Deliver the interrupts that this process inherited as blocked."""
+    """Unblock SIGINT, which this process inherited as blocked; a pending interrupt is delivered."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
@@ -62,11 +62,11 @@ class StopSignals:
     """Context in which SIGTERM, SIGINT and SIGUSR2 end the process in an orderly way.
 
     Before ``defer`` each of them ends it at once: SIGINT by KeyboardInterrupt, the others by SystemExit. After it they
-    are only noted; a second SIGINT raises KeyboardInterrupt.
+    are only recorded; a second SIGINT raises KeyboardInterrupt.
 
     Attributes:
         received: number of the first deferred signal; 0 before there is one.
-        quiet: whether the terminal is not told that the step is finished first.
+        quiet: whether to leave out the message on the terminal that the step is finished first.
     """
 
     def __init__(self) -> None:
@@ -86,7 +86,7 @@ class StopSignals:
             signal.signal(signum, handler)
 
     def defer(self) -> None:
-        """Only note signals from here on, for the caller to look at ``received``."""
+        """Only record signals from here on; the caller reads ``received``."""
         self._deferring = True
 
     def _handle(self, signum: int, _: FrameType | None) -> None:
@@ -97,19 +97,19 @@ class StopSignals:
             if signum == signal.SIGINT:
                 raise KeyboardInterrupt
             if self._has_another_handler(signum):
-                self.__exit__()  # not otherwise: another signal may be waiting for the handler that it had when it came
+                self.__exit__()  # only then: a pending signal needs the handler that was set when it arrived
             self.reraise(signum)
         if self.received and signum == signal.SIGINT:
             raise KeyboardInterrupt
         if not self.received and not self.quiet and sys.stderr.isatty():
-            # not by logging, which the signal may have interrupted
+            # Not by logging, which the signal may have interrupted.
             os.write(2, b"\nstopping: finishes the step and saves; Ctrl-C again stops at once\n")
         self.received = self.received or signum
 
     def reraise(self, signum: int, rank: int = 0) -> None:
-        """End this process, which has nothing left to save, as ``signum`` asks; call it when the context is closed.
+        """End this process after ``signum``, once its state is saved and the context is closed.
 
-        A handler that was there before, such as the one of submitit that puts the job back into the queue, acts first.
+        A handler that was set before, such as that of submitit, which requeues the job, is called first.
 
         Args:
             signum: number of the signal.
@@ -120,8 +120,8 @@ class StopSignals:
         """
         if self._has_another_handler(signum):
             self._previous[signum](signum, None)
-            # The handler of submitit acts in process 0 and lets the others wait for the end of the job, which their
-            # own would make a failure; and a job that Slurm is about to requeue must not end by itself.
+            # The handler of submitit requeues the job in process 0; the others must wait for the end of the job, since
+            # their own end would make it a failure. A job that Slurm is about to requeue must not end by itself.
             if rank > 0 or "SLURM_JOB_ID" in os.environ:
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the next one ends the process
                 time.sleep(LONGEST_GRACE)

@@ -1,1 +1,1 @@
-"""Reading and writing trained networks."""
+"""Files of trained networks: configurations, checkpoints, the published layout, safetensors."""

@@ -28,7 +28,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     NumPy scalars, which the published code writes, are returned as Python numbers.
 
     Raises:
-        InputError: if the file is missing, damaged, or holds anything else, which the message names.
+        InputError: if the file is missing or damaged, or has an object of another type, which the message names.
     """
     try:
         check_size(path)

@@ -61,8 +61,8 @@ def parse_config(text: str, path: Path) -> DictConfig:
     """Parse the configuration of a run from YAML; see ``load_config``.
 
     Args:
-        text: the configuration, in YAML.
-        path: the file that ``text`` is from, for error messages.
+        text: configuration in YAML.
+        path: file that ``text`` is from, for error messages.
     """
     try:
         values = _read_yaml(text, path)

@@ -76,7 +76,7 @@ def check_pickle(data: bytes, entries: int) -> None:
     """Raise ValueError, naming the limit, if a pickle exceeds one.
 
     Args:
-        data: the pickle, or its first ``MAX_BYTES`` + 1 bytes if it is longer.
+        data: bytes of the pickle, or its first ``MAX_BYTES`` + 1 bytes if it is longer.
         entries: number of entries of the archive that it is in; each tensor has one.
     """
     _check(data, 1, MAX_OPERATIONS + OPERATIONS_PER_ENTRY * entries)
@@ -88,7 +88,7 @@ def check_pickles_of_old_file(data: bytes) -> None:
     The reader would allocate whatever length an incomplete pickle claims.
 
     Args:
-        data: the file, or its first ``MAX_BYTES`` + 1 bytes if it is longer.
+        data: bytes of the file, or its first ``MAX_BYTES`` + 1 bytes if it is longer.
     """
     _check(data, PICKLES_OLD_FORMAT, MAX_OPERATIONS_OLD_FORMAT)
 

@@ -95,7 +95,7 @@ def build_shapes(cfg: DictConfig, path: Path) -> ScoreModel:
     """Create the model of a loaded configuration on the meta device, without memory for its weights.
 
     Raises:
-        InputError: naming ``path``, if the configuration does not describe a model.
+        InputError: naming ``path``, if the configuration is not that of a model.
     """
     try:
         with torch.device("meta"):

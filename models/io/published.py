@@ -30,7 +30,7 @@ VARIANTS = {
     "progressive_input": "residual",
     "embedding_type": "fourier",
 }
-# Keys that the published code never read, or not with these variants, and their values in its configuration files.
+# Keys that the published code never read, or not with these variants, with their values in its configuration files.
 UNREAD: dict[str, dict[str, Any]] = {
     "model": {
         "normalization": "GroupNorm",
@@ -50,7 +50,7 @@ PARAMETRIZATION = {"parametrization": "output", "sigma_data": 0.5}
 
 
 def is_published(cfg: Mapping[str, Any]) -> bool:
-    """Tell whether a configuration is of the published code, by its names of process and network, or a missing seed."""
+    """Return whether a configuration is of the published code, by its process, its network or a missing seed."""
     process, network = cfg["sde"].get("name"), cfg["model"]["name"]
     return str(process).lower() == UNREAD["sde"]["name"] or network == "ncsnpp" or "seed" not in cfg
 
@@ -84,7 +84,7 @@ def from_published(cfg: dict[str, Any]) -> dict[str, Any]:
         names = {theirs: ours for ours, theirs in PUBLISHED_NAMES.items()}
         data["dataset"] = names.get(data.get("dataset"), data.get("dataset"))
         if model["name"] == "adm":
-            data["classes"] = bool(data["num_classes"])  # the published ADM looks at the number alone
+            data["classes"] = bool(data["num_classes"])  # the published ADM only reads the number
     return cfg
 
 
@@ -108,9 +108,9 @@ def to_published(cfg: Mapping[str, Any]) -> dict[str, Any]:
     for key in PARAMETRIZATION:
         cfg["model"].pop(key, None)
     if cfg["model"]["name"] == "adm" and not cfg["data"]["classes"]:
-        cfg["data"]["num_classes"] = 0  # the published ADM looks at the number alone
+        cfg["data"]["num_classes"] = 0  # the published ADM only reads the number
     cfg["data"]["dataset"] = PUBLISHED_NAMES.get(cfg["data"]["dataset"], cfg["data"]["dataset"])
-    cfg["data"].pop("dequantize", None)  # of training, and unknown there
+    cfg["data"].pop("dequantize", None)  # an option of training that the published code does not have
     return cfg
 
 

@@ -45,11 +45,11 @@ def number(number_type: object, data: object) -> complex | bool:
     """Return the Python number that ``data`` encodes; substitute for ``numpy.core.multiarray.scalar``.
 
     Args:
-        number_type: the type of the number, a ``NumberType``.
-        data: the bytes of the number.
+        number_type: type of the number, a ``NumberType``.
+        data: bytes of the number.
 
     Raises:
-        UnpicklingError: if the arguments are anything else.
+        UnpicklingError: if the arguments are of other types.
     """
     if not isinstance(number_type, NumberType) or not isinstance(data, bytes):
         raise pickle.UnpicklingError("a numpy scalar that is not a number")
@@ -89,7 +89,7 @@ def find_refused(path: Path) -> str | None:
         for place, item in _walk(tree):
             if name := _refused_name(item, refused):
                 return f"{name} in {place}" if place else name
-    except Exception:  # a damaged pickle raises anything; then only the refused name is reported
+    except Exception:  # a damaged pickle raises exceptions of any type; then only the refused name is reported
         pass
     return refused[0] if refused else None
 

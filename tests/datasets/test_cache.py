@@ -27,7 +27,7 @@ RNG = np.random.default_rng(0)
 
 
 def save(path, height=8, width=8, channels=3):
-    """A random image in a file without loss, and its pixels (H, W, C)."""
+    """Write a random image without loss; return its pixels (H, W, C)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = RNG.integers(256, size=(height, width, channels), dtype=np.uint8)
     Image.fromarray(pixels.squeeze()).save(path)
@@ -124,7 +124,7 @@ def test_a_cache_is_made_once_and_again_when_a_file_changes(tmp_path):
     "damage", [lambda b: b[:-1], lambda b: b"", lambda b: b[:9] + b"x" + b[10:], lambda b: b + b"x", None]
 )
 @pytest.mark.parametrize("part", ["json", "pixels.npy", "labels.npy"])
-def test_a_cache_that_is_not_whole_is_made_again(tmp_path, caplog, part, damage):
+def test_an_incomplete_cache_is_made_again(tmp_path, caplog, part, damage):
     caplog.set_level(logging.INFO)
     pixels, options = classes_of(tmp_path / "pics"), folder_options(tmp_path)
     before = load_images("folder", True, **options).data.clone()
@@ -144,12 +144,12 @@ def test_two_processes_make_one_cache(tmp_path):
         save(tmp_path / "pics" / f"{i:03}.png")
     arguments = ["data=folder", "data.root=pics", "data.image_size=8", "dataroot=data", "training.n_iters=0"]
 
-    def look(name):
+    def load(name):
         command = [sys.executable, ROOT / "run_train.py", *arguments, f"hydra.run.dir={name}"]
         return subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
 
     with ThreadPoolExecutor(2) as pool:
-        results = list(pool.map(look, ("one", "two")))
+        results = list(pool.map(load, ("one", "two")))
     assert [result.returncode for result in results] == [0, 0], results
     said = results[0].stderr + results[1].stderr
     assert said.count("caching 540 images") == 1 and said.count("caching 60 images") == 1
@@ -168,7 +168,7 @@ def test_two_processes_make_one_cache(tmp_path):
         ({"classes": True, "num_classes": 3}, "data.num_classes=3, but .*pics has 2 folders of images"),
     ],
 )
-def test_a_folder_that_is_not_what_was_said(tmp_path, changes, message):
+def test_a_folder_that_does_not_match_its_configuration_is_refused(tmp_path, changes, message):
     classes_of(tmp_path / "pics")
     with pytest.raises(InputError, match=message):
         load_images("folder", True, **folder_options(tmp_path, **changes))
@@ -298,7 +298,7 @@ def run_script(tmp_path, *arguments):
 
 @pytest.mark.slow(15)
 def test_imagenet32_of_the_arrays_of_image_net_org(tmp_path):
-    """A zip archive and a folder, as they are given out; the script run as a user runs it."""
+    """Run the script as a user does, on a zip archive and a folder as image-net.org distributes them."""
     parts = [arrays(tmp_path / f"given/train_data_batch_{i}.npz", 4, first) for i, first in ((1, 1), (2, 997))]
     with zipfile.ZipFile(tmp_path / "Imagenet32_val.zip", "w") as archive:
         valid = arrays(tmp_path / "val_data.npz", 5)
@@ -318,7 +318,7 @@ def test_imagenet32_of_the_arrays_of_image_net_org(tmp_path):
     assert not (tmp_path / "ds_imagenet/train_32x32/train_wrong.npz").exists()
 
 
-def test_arrays_of_image_net_org_that_are_not_what_they_should_be(tmp_path):
+def test_damaged_arrays_of_image_net_org_are_refused(tmp_path):
     arrays(tmp_path / "a/val_data.npz", 2)
     with zipfile.ZipFile(tmp_path / "twice.zip", "w") as archive:
         for name in ("a/val_data.npz", "b/val_data.npz"):
@@ -363,7 +363,7 @@ def test_imagenet32_of_the_published_archives(tmp_path, monkeypatch):
     assert not (folder / "valid_32x32").exists()
 
 
-def test_cifar10_ahead_of_its_use_says_what_to_place_where(tmp_path):
+def test_cifar10_ahead_of_its_use_names_the_file_to_place(tmp_path):
     command = [sys.executable, "download_cifar10.py", "--to", str(tmp_path)]
     environ = {**environment(), "http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
     result = subprocess.run(command, cwd=ROOT / "datasets", env=environ, capture_output=True, text=True)
@@ -373,7 +373,7 @@ def test_cifar10_ahead_of_its_use_says_what_to_place_where(tmp_path):
 
 @pytest.mark.slow(38)
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
-def test_caching_that_is_interrupted_leaves_nothing_and_nobody_behind(tmp_path, signum, code):
+def test_interrupted_caching_leaves_no_files_and_no_processes(tmp_path, signum, code):
     (tmp_path / "pics").mkdir()
     save(tmp_path / "one.png", 400, 400)
     for i in range(6000):

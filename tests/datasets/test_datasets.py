@@ -44,7 +44,7 @@ def test_fake_images_have_the_shape_asked_for_and_repeat():
         ("digits", {"num_classes": 5}, "data.num_classes=5"),
     ],
 )
-def test_a_data_set_that_is_not_what_was_said(dataset, changes, message):
+def test_a_data_set_that_does_not_match_its_configuration_is_refused(dataset, changes, message):
     with pytest.raises(InputError, match=message):
         load_images(dataset, True, **{"image_size": 8, "num_channels": 1, "num_classes": 10} | changes)
 
@@ -81,7 +81,7 @@ def test_cifar10_from_torchvisions_files(tmp_path, monkeypatch):
     assert train.levels == 256
 
 
-def test_cifar10_that_cannot_be_had_says_what_to_place_where(tmp_path, monkeypatch):
+def test_cifar10_that_cannot_be_downloaded_names_the_file_to_place(tmp_path, monkeypatch):
     import torchvision.datasets as tv
 
     monkeypatch.setattr(tv.CIFAR10, "url", (tmp_path / "nowhere").as_uri())

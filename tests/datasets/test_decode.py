@@ -1,4 +1,4 @@
-"""Image files of all kinds, each made by the writer that others use, and the pixels that become of them."""
+"""Decoding of image files of all formats and modes, written as common programs write them."""
 
 import io
 import os
@@ -28,8 +28,8 @@ DRAWING[..., 3] = ALPHA
 ON_WHITE = np.rint(255 * (1 - ALPHA / 255.0))[..., None].repeat(3, -1).astype(int)
 
 
-def pixels(path, look=WHOLE):
-    return decode(path, look)[0].astype(int)
+def pixels(path, options=WHOLE):
+    return decode(path, options)[0].astype(int)
 
 
 def test_suffixes_are_those_that_pillow_has_for_these_formats():
@@ -102,7 +102,7 @@ def test_alpha_of_other_modes(tmp_path):
 
 
 def png(width, height, depth, colour, rows, **chunks):
-    """A PNG of a kind that Pillow does not write."""
+    """Encode a PNG of a kind that Pillow does not write."""
 
     def chunk(name, body):
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
@@ -135,7 +135,7 @@ def test_four_channels_are_colours_and_alpha(tmp_path):
 
 
 def test_a_tga_whose_fourth_byte_is_no_alpha_is_opaque(tmp_path):
-    """As many programs write them; Pillow itself says 8 bits of alpha in its header."""
+    """Many programs write such files; Pillow itself writes 8 bits of alpha into the header."""
     path = tmp_path / "x.tga"
     Image.fromarray(np.dstack([DRAWING[..., :3], np.zeros((8, 8), np.uint8)])).save(path)
     data = bytearray(path.read_bytes())
@@ -150,7 +150,7 @@ EXPECTED = [0, 3, 117, 255]
 
 
 def tiff(path, array, photometric=1, sample_format=1, order="<", bits=None):
-    """A TIFF, as scientific programs write it: without compression, in either order of bytes."""
+    """Write a TIFF as scientific programs do: uncompressed, in either byte order."""
     body = array.astype(array.dtype.newbyteorder(order)).tobytes() if bits is None else array
     height, width = (1, 4) if bits is not None else array.shape[:2]
     bands = array.shape[2] if bits is None and array.ndim == 3 else 1
@@ -177,8 +177,8 @@ def test_sixteen_bits_are_scaled_to_eight(tmp_path):
         assert pixels(tiff(tmp_path / "o.tif", DEEP, order=order), GREY)[0, :, 0].tolist() == EXPECTED
     inverted = tiff(tmp_path / "white.tif", 65535 - DEEP, photometric=0)
     assert pixels(inverted, GREY)[0, :, 0].tolist() == EXPECTED
-    packed = bytes([0x00, 0x07, 0xFF, 0x80, 0x0F, 0xFF])  # 0, 2047, 2048, 4095
-    assert pixels(tiff(tmp_path / "12.tif", packed, bits=12), GREY)[0, :, 0].tolist() == [0, 127, 128, 255]
+    twelve_bits = bytes([0x00, 0x07, 0xFF, 0x80, 0x0F, 0xFF])  # 0, 2047, 2048, 4095
+    assert pixels(tiff(tmp_path / "12.tif", twelve_bits, bits=12), GREY)[0, :, 0].tolist() == [0, 127, 128, 255]
     (tmp_path / "maxval.pgm").write_bytes(b"P5 4 1 4095\n" + np.array([0, 2048, 4094, 4095], ">u2").tobytes())
     got, seen = decode(tmp_path / "maxval.pgm", GREY)
     assert got[0, :, 0].tolist() == [0, 128, 255, 255] and not seen.deep
@@ -237,7 +237,7 @@ def test_values_whose_white_is_not_known_are_refused(tmp_path, array, sample_for
         (np.uint8, 12, 1, 1),
     ],
 )
-def test_a_tiff_of_a_kind_of_values_that_pillow_does_not_read_says_so(
+def test_a_tiff_of_a_kind_of_values_that_pillow_does_not_read_is_named(
     tmp_path, dtype, bands, photometric, sample_format
 ):
     array = RNG.integers(100, size=(8, 8, bands)).astype(dtype)
@@ -247,7 +247,7 @@ def test_a_tiff_of_a_kind_of_values_that_pillow_does_not_read_says_so(
             decode(path, WHOLE)
 
 
-def test_a_tiff_that_is_cut_is_not_said_to_be_of_a_kind_of_values(tmp_path):
+def test_a_truncated_tiff_is_reported_as_damaged_not_as_a_kind_of_values(tmp_path):
     path = tiff(tmp_path / "x.tif", np.ones((8, 8), np.float64), sample_format=3)
     data = path.read_bytes()
     for end in (4, 8, 300, len(data) - 124):  # the tags are at the end
@@ -330,7 +330,7 @@ def oriented(orientation):
 
 
 @pytest.mark.parametrize("orientation", CORNERS)
-def test_images_are_turned_as_their_exif_data_say(tmp_path, orientation):
+def test_exif_orientation_is_applied(tmp_path, orientation):
     sixteen = np.where(MARKED[..., 0] > 0, 60000, 0).astype(np.uint16)
     eight = Image.fromarray(MARKED)
     for name in ("x.jpg", "x.png", "x.webp", "x.tif", "x.avif", "grey.tif", "deep.png", "deep.tif", "alpha.png"):
@@ -344,7 +344,7 @@ def test_images_are_turned_as_their_exif_data_say(tmp_path, orientation):
 
 
 @pytest.mark.parametrize("damage", ["cut", "garbage", "endless", "beyond"])
-def test_a_broken_exif_block_costs_nothing_but_the_turn(tmp_path, damage):
+def test_a_broken_exif_block_only_loses_the_orientation(tmp_path, damage):
     whole = oriented(6).tobytes()
     block = {
         "cut": whole[:-9],
@@ -388,7 +388,7 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n0 0 8 8 
 
 
 def wrapped_in_iptc(data):
-    """What Pillow's IPTC decoder opens by any other decoder."""
+    """Make an IPTC file, whose contents Pillow opens by any other decoder."""
 
     def record(number, dataset, body):
         return struct.pack(">BBBH", 0x1C, number, dataset, len(body)) + body
@@ -431,7 +431,7 @@ def test_no_file_starts_a_program_whatever_its_name(tmp_path, monkeypatch, suffi
     assert not (tmp_path / "started").exists()
 
 
-def test_what_is_no_regular_file_is_not_opened(tmp_path):
+def test_a_file_that_is_not_regular_is_not_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     for path in (tmp_path / "pipe.png", "/dev/zero", tmp_path):
         with pytest.raises(UnreadableError, match="not a regular file"):
@@ -439,7 +439,7 @@ def test_what_is_no_regular_file_is_not_opened(tmp_path):
 
 
 def test_other_files_are_no_images_by_their_name(tmp_path):
-    """Formats without a mark of their own are tried only where the name says so."""
+    """Formats without a magic number are only tried on files with their suffix."""
     buffer = io.BytesIO()
     Image.fromarray(MARKED).save(buffer, "TGA")
     for suffix, known in ((".tga", True), (".png", False), (".jpg", False)):

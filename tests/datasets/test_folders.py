@@ -1,4 +1,4 @@
-"""Folders as people have them: splits, classes, links, and what else lies in them."""
+"""The data set ``folder``: splits, classes, links, and other files among the images."""
 
 import hashlib
 import json
@@ -35,7 +35,7 @@ CPU = Distributed(torch.device("cpu"))
 
 
 def save(path, value=0):
-    """An image all of whose pixels have one value, by which it is known again."""
+    """Write an image whose pixels all have one value, by which it is recognised."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.full((8, 8, 3), value, np.uint8)).save(path)
 
@@ -108,8 +108,8 @@ def test_a_class_that_is_called_like_a_split_is_refused(tmp_path, caplog):
         load(tmp_path, classes=True, num_classes=1)
 
 
-def test_splits_one_folder_below_are_not_mixed_without_a_word(tmp_path, caplog):
-    """As an archive leaves them, or with a split in each class."""
+def test_splits_one_folder_below_are_not_mixed_silently(tmp_path, caplog):
+    """The splits are in one folder, as in an archive, or in each class folder."""
     fill(tmp_path / "pics/archive", ["Train/0.png", "Test/0.png"])
     with pytest.raises(InputError, match=r"pics has its splits one folder below: say data.root=.*/pics/archive$"):
         load(tmp_path)
@@ -193,10 +193,12 @@ def test_the_run_records_the_names_of_its_classes_and_labels_go_by_them(tmp_path
     names = ["0", "1", "2", "9", "10", "café noir"]
     fill(tmp_path / "pics", [f"{name}/{k}.png" for name in names for k in range(3)])
     arguments = ["data=folder", "data.root=pics", "data.image_size=8", "data.classes=true", "dataroot=data"]
-    look = script("run_train.py", *TINY, *arguments, "data.num_classes=6", "training.n_iters=0", "hydra.run.dir=look")
-    assert look.returncode == 0, look.stderr
+    summary = script(
+        "run_train.py", *TINY, *arguments, "data.num_classes=6", "training.n_iters=0", "hydra.run.dir=summary"
+    )
+    assert summary.returncode == 0, summary.stderr
     for number, name in enumerate(names):
-        assert f"class {number}: {name}, {2 if number == 2 else 3} images to train on" in look.stderr
+        assert f"class {number}: {name}, {2 if number == 2 else 3} images to train on" in summary.stderr
     with pytest.raises(InputError, match=r"num_classes=5, but .* has 6 folders of images: 0, 1, 2, 9, 10, café noir$"):
         load(tmp_path, classes=True, num_classes=5)
     options = [*arguments, "data.num_classes=6", f"data.root={tmp_path / 'pics'}", f"dataroot={tmp_path / 'data'}"]
@@ -216,7 +218,7 @@ def test_the_run_records_the_names_of_its_classes_and_labels_go_by_them(tmp_path
     for layout, out in (("safetensors", "one.safetensors"), ("published", "theirs")):
         export(tmp_path / "run", tmp_path / out, layout)
         assert load_pretrained(tmp_path / out)[1].data.class_names == names
-    # the same command goes on with the same names, also when the folders would now give others
+    # The same command resumes with the recorded names, also when the folders have changed.
     fill(tmp_path / "pics", ["100/0.png"])
     shutil.rmtree(tmp_path / "pics/0")
     with pytest.raises(InputError, match=r"pics/100/0.png is of class 100, but data.class_names has 0, 1, 2, 9, 10, c"):
@@ -258,7 +260,7 @@ def test_classes_whose_names_the_command_line_reads_as_values(caplog):
 
 
 def test_a_run_from_before_names_were_recorded_keeps_its_numbers(tmp_path):
-    """Its classes are in the plain order of their names, "10" before "9", resumed or started again."""
+    """The classes are in the plain order of their names, "10" before "9", resumed or started again."""
     from training.data import load_splits
     from training.run_dir import resumed_config
 
@@ -354,7 +356,7 @@ def test_pipes_sockets_and_devices_are_never_opened(tmp_path, caplog):
 
 
 def test_a_folder_that_cannot_be_read_is_left_out(caplog):
-    """As a user who is not root, in a folder that anyone can reach."""
+    """Run as a user who is not root, in a folder that anyone can reach."""
     top = Path(tempfile.mkdtemp())
     try:
         fill(top / "pics", ["a/0.png", "a/1.png", "b/0.png", "lost+found/0.png", "c/0.png"])
@@ -384,7 +386,7 @@ def test_a_folder_that_cannot_be_read_is_left_out(caplog):
 
 
 def test_a_link_into_a_folder_that_cannot_be_listed_is_followed():
-    """As a user who is not root: the folder can be passed through, and its images can be read."""
+    """Run as a user who is not root: the folder can be entered but not listed, and its images can be read."""
     top = Path(tempfile.mkdtemp())
     try:
         fill(top / "pics", ["0.png", "closed/1.png"])
@@ -409,34 +411,34 @@ def test_a_link_into_a_folder_that_cannot_be_listed_is_followed():
         shutil.rmtree(top)
 
 
-def test_a_start_looks_into_the_folder_once_and_the_next_one_again(tmp_path, monkeypatch):
+def test_each_start_searches_the_folder_once(tmp_path, monkeypatch):
     from training.data import load_splits
 
-    looked = []
+    scanned = []
 
-    def look(*args, **options):
-        looked.append(args)
+    def counted_scan(*args, **options):
+        scanned.append(args)
         return scan_folder(*args, **options)
 
-    monkeypatch.setattr("datasets.folders.scan_folder", look)
+    monkeypatch.setattr("datasets.folders.scan_folder", counted_scan)
     fill(tmp_path / "pics", numbered(10))
     options = ["data=folder", f"data.root={tmp_path / 'pics'}", "data.image_size=8", f"dataroot={tmp_path / 'data'}"]
     cfg = tiny_config(*options, "data.num_channels=3")
     for n in (10, 15):
         fill(tmp_path / "pics", numbered(n))
         assert [values(split) for split in load_splits(cfg, CPU)] == [[k for k in range(n) if k != 9], [9]]
-    assert len(looked) == 2
+    assert len(scanned) == 2
     (tmp_path / "pics/14.png").unlink()
-    assert both(tmp_path)[0] == [k for k in range(14) if k != 9] and len(looked) == 4
+    assert both(tmp_path)[0] == [k for k in range(14) if k != 9] and len(scanned) == 4
 
 
-def test_what_is_not_looked_at_is_counted(tmp_path, caplog):
+def test_files_of_other_kinds_are_counted(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     fill(tmp_path / "pics", [*numbered(3), "._0.png", ".thumbs/0.png"])
     for name in ("labels.csv", "a.heic", "b.HEIC", "README", "notes.txt"):
         (tmp_path / "pics" / name).touch()
     load(tmp_path)
-    assert "5 files of other kinds not looked at: 2 .heic, 1 " in caplog.text and "1 without a suffix" in caplog.text
+    assert "5 files of other kinds ignored: 2 .heic, 1 " in caplog.text and "1 without a suffix" in caplog.text
     assert "1 hidden images (._0.png)" in caplog.text
     shutil.rmtree(tmp_path / "pics")
     (tmp_path / "pics").mkdir()
@@ -448,14 +450,14 @@ def test_what_is_not_looked_at_is_counted(tmp_path, caplog):
 
 
 def test_what_the_scripts_wrote_is_never_trained_on(tmp_path, script, caplog):
-    """With data.root=. all of it lies below."""
+    """With data.root=. all output is below the folder of images."""
     fill(tmp_path, [f"mine/{name}" for name in numbered(20)])
     arguments = [*TINY, "data=folder", "data.root=.", "data.image_size=8", "data.num_channels=3", "dataroot=datasets"]
     once = script("run_train.py", *arguments, "training.n_iters=2", "training.snapshot_freq=1")
     assert once.returncode == 0, once.stderr
     run = next((tmp_path / "runs/folder").glob("*/*"))
     assert list(run.glob("samples/*/sample_0.png")) and (run / "loss.png").exists()
-    assert script("run_train.py", *arguments, "training.n_iters=0", "hydra.run.dir=look").returncode == 0
+    assert script("run_train.py", *arguments, "training.n_iters=0", "hydra.run.dir=summary").returncode == 0
     drawing = ["sampling.steps=2", "eval.batch_size=4", "device=cpu"]
     vis = script("run_vis.py", f"load_dir={run}", *drawing, "eval.save_images=true", "sampling.trajectory=2")
     assert vis.returncode == 0, vis.stderr
@@ -491,11 +493,11 @@ def test_what_the_scripts_wrote_is_never_trained_on(tmp_path, script, caplog):
     for other in ("", "epoch 1, loss 0.3\n", "[2026-01-31 23:59:59,123][main][INFO] - by Hydra alone\n"):
         (tmp_path / "theirs/logs").write_text(other)
         assert len(scan_folder(tmp_path / "theirs", without_ours=True).files) == 2
-    (tmp_path / "theirs/logs").write_text((tmp_path / "look/logs").read_text() + other)
+    (tmp_path / "theirs/logs").write_text((tmp_path / "summary/logs").read_text() + other)
     assert len(scan_folder(tmp_path / "theirs", without_ours=True).files) == 1
 
 
-def test_dark_folders_of_16_bits_are_refused_until_white_is_said(tmp_path):
+def test_dark_folders_of_16_bits_are_refused_without_white(tmp_path):
     (tmp_path / "pics").mkdir()
     for k in range(4):
         Image.fromarray(np.full((8, 8), 1000 * k + 1000, np.uint16)).save(tmp_path / f"pics/{k}.png")
@@ -513,7 +515,7 @@ def test_dark_folders_of_16_bits_are_refused_until_white_is_said(tmp_path):
     assert both(tmp_path) == ([3, 156, 7, 11], [15])
 
 
-def test_dark_folders_of_floating_point_are_refused_until_white_is_said(tmp_path):
+def test_dark_folders_of_floating_point_are_refused_without_white(tmp_path):
     pics = tmp_path / "pics"
     pics.mkdir()
     for k, value in enumerate([0.0001, 0.0005, 0.0007, 0.0007]):
@@ -532,7 +534,7 @@ def test_dark_folders_of_floating_point_are_refused_until_white_is_said(tmp_path
         load(tmp_path)
 
 
-def test_the_background_is_an_option_and_said_once(tmp_path, caplog):
+def test_the_background_is_an_option_and_logged_once(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     (tmp_path / "pics").mkdir()
     for k in range(12):

@@ -1,4 +1,4 @@
-"""ImageNet made small: layouts, classes, odd files, and what is left after a kill."""
+"""Preparation of ImageNet at 64x64 from small folders: layouts, classes, odd files, and resuming after a kill."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def save(path, height=70, width=90, **options):
 
 
 def imagenet(root, flat=False, each=3):
-    """train with some images of each class, val with two of each: val image k is of class k mod 3."""
+    """Make train with some images of each class, and val with two of each: val image k is of class k mod 3."""
     for wnid in reversed(IDS):
         for k in range(each):
             save(root / f"train/{wnid}/{wnid}_{k}.JPEG")
@@ -120,7 +120,7 @@ def test_odd_files_are_read_and_damaged_ones_listed(tmp_path, capsys):
     save(folder / "d_thin.JPEG", 1, 100, format="PNG")
     gradient = np.tile(np.linspace(0, 255, 64).astype(np.uint8)[None, :, None], (64, 1, 3))
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown turned by a quarter, clockwise
+    exif[0x0112] = 6  # to be shown rotated by 90 degrees clockwise
     Image.fromarray(gradient).save(folder / "e_turned.JPEG", "JPEG", quality=100, exif=exif)
     whole = (folder / f"{IDS[0]}_0.JPEG").read_bytes()
     (folder / "f_cut.JPEG").write_bytes(whole[: len(whole) // 2])
@@ -135,11 +135,11 @@ def test_odd_files_are_read_and_damaged_ones_listed(tmp_path, capsys):
     ]
     assert f"3 of 17 files left out, listed in {made / 'unreadable.txt'}" in capsys.readouterr().err
     assert [int(name[9:17]) for name, _ in labels(made)] == [0, 1, 2, 3, 4, *range(8, 17)]  # sorted: odd ones first
-    cmyk, grey, _, thin, turned = (np.asarray(Image.open(made / f"00000/img{k:08}.png")).astype(int) for k in range(5))
+    cmyk, grey, _, thin, rotated = (np.asarray(Image.open(made / f"00000/img{k:08}.png")).astype(int) for k in range(5))
     assert np.abs(cmyk - [0, 255, 255]).max() <= 3
     assert np.abs(grey - 77).max() <= 1
     assert (thin == thin[0, 0]).all()
-    assert np.abs(turned - gradient.transpose(1, 0, 2)).max() <= 3  # left is now above
+    assert np.abs(rotated - gradient.transpose(1, 0, 2)).max() <= 3  # left is now above
 
 
 SCRIPT = [sys.executable, "compile_imagenet64.py"]
@@ -152,7 +152,7 @@ def run(*arguments):
 
 
 def many(root, count=2500):
-    """As many images as take some seconds, in one class, image k all in the colour of k."""
+    """Make a class of images that take some seconds, image k in a colour that encodes k."""
     for k, path in enumerate(
         [*(root / f"train/{IDS[0]}/{k:05}.JPEG" for k in range(count)), root / f"val/{IDS[0]}/0.JPEG"]
     ):
@@ -166,8 +166,8 @@ def colour(k):
 
 
 @pytest.mark.slow(28)
-def test_a_kill_and_an_interrupt_are_gone_on_from(tmp_path):
-    """The script run as a user runs it, from its folder, by two workers."""
+def test_compilation_resumes_after_a_kill_and_an_interrupt(tmp_path):
+    """Start the script as a user does, from its folder, with two workers."""
     root, out = many(tmp_path / "imagenet"), tmp_path / "out"
     for count, signum, code in ((300, signal.SIGKILL, -9), (700, signal.SIGINT, 130)):
         process = subprocess.Popen(
@@ -180,7 +180,7 @@ def test_a_kill_and_an_interrupt_are_gone_on_from(tmp_path):
         said = process.communicate(timeout=60)[0]  # ends when the last process that could write there has
         assert process.returncode == code
         if signum == signal.SIGINT:
-            assert said == "interrupted: run it again to go on\n"
+            assert said == "interrupted: run it again to resume\n"
         assert not (out / "train/dataset.json").exists()
     with exclusive(out, ""):
         busy = run(root, "--out", out)

@@ -1,4 +1,4 @@
-"""run_eval.py: the numbers, their protocol, going on after an interruption, and what it refuses."""
+"""run_eval.py: the metrics, their protocol, resuming after an interruption, and refusals of bad input."""
 
 import hashlib
 import io
@@ -70,7 +70,7 @@ def evaluate(cfg, folder):
 
 
 def sample_metrics(features, logits, known, chosen, seed=0):
-    """Results of metrics of samples, {name: Result}."""
+    """Compute metrics of samples; return {name: Result}."""
     samples = SimpleNamespace(check_numbers=lambda *_: None, reference=known)
     inputs = SimpleNamespace(cfg=SimpleNamespace(seed=seed), samples=samples)
     results = {}
@@ -83,7 +83,7 @@ def sample_metrics(features, logits, known, chosen, seed=0):
 
 
 @pytest.mark.slow(15)
-def test_the_script_measures_all(script, run_dir, tmp_path):
+def test_run_eval_computes_all_metrics(script, run_dir, tmp_path):
     options = [ALL, *QUICK, f"load_dir={run_dir}", f"dataroot={tmp_path / 'data'}", "hydra.run.dir=out"]
     done = script("run_eval.py", *options)
     assert done.returncode == 0, done.stderr
@@ -113,7 +113,7 @@ def test_the_script_measures_all(script, run_dir, tmp_path):
     assert json.loads((tmp_path / "out/results.json").read_text()) == results
 
 
-def test_an_evaluation_goes_on_where_it_stopped(run_dir, tmp_path):
+def test_an_evaluation_resumes_where_it_stopped(run_dir, tmp_path):
     cfg = eval_config(run_dir)
     whole = evaluate(cfg, tmp_path / "whole")
 
@@ -183,8 +183,8 @@ def test_numbers_do_not_depend_on_batches_or_processes(script, run_dir, tmp_path
             np.testing.assert_allclose(arrays[0], bits, rtol=1e-4, atol=1e-4)
 
 
-def test_a_network_that_knows_nothing_needs_the_bits_of_a_uniform_density(tmp_path):
-    """With all weights 0 the score is 0 and the flow stands still."""
+def test_a_zero_score_has_the_bits_of_a_uniform_density(tmp_path):
+    """If all weights are 0, the score is 0 and the flow is constant."""
     run = tmp_path / "run"
     train(tiny_config("training.snapshot_sampling=false", "data.dequantize=true"), run, Distributed(CPU))
     path = run / "checkpoints/checkpoint_1.pth"
@@ -260,7 +260,7 @@ def test_statistics_are_those_of_all_images_and_are_kept(tmp_path, monkeypatch):
     assert reference_statistics(digits(False), "digits", features, tmp_path).protocol != first.protocol
 
 
-def test_images_drawn_before(tmp_path, run_dir):
+def test_samples_are_read_from_files(tmp_path, run_dir):
     pixels = to_pixels(digits(False).data, 17)[:40]
     np.savez(tmp_path / "drawn.npz", samples=pixels)
     folder = tmp_path / "single"
@@ -324,7 +324,7 @@ def test_images_drawn_before(tmp_path, run_dir):
         (lambda path: np.savez(path.open("wb"), samples=np.zeros((3, 8, 8, 1))), "drawn holds float64"),
     ],
 )
-def test_images_that_cannot_be_judged_are_named(tmp_path, make, message):
+def test_unsuitable_samples_are_named(tmp_path, make, message):
     path = tmp_path / "drawn"
     make(path)
     with pytest.raises(InputError, match=message) as refusal:
@@ -342,7 +342,7 @@ def test_more_images_than_fit_into_memory_are_refused_before_they_are_read(tmp_p
         read_samples(tmp_path / "black.npz", 8, 1)
 
 
-def test_images_that_other_programs_drew(tmp_path, caplog):
+def test_samples_of_other_programs_are_read(tmp_path, caplog):
     pixels = to_pixels(digits(False).data, 17)[:30]
     np.savez(tmp_path / "a.npz", pixels[:10])  # as guided-diffusion does, without classes
     np.savez(tmp_path / "b.npz", pixels[10:20], np.arange(10))  # and with them
@@ -376,7 +376,7 @@ def test_a_folder_of_images_with_links_that_loop_pipes_and_devices(tmp_path, cap
         assert told in caplog.text
 
 
-def test_statistics_of_other_programs(run_dir, tmp_path):
+def test_statistics_of_other_programs_are_read(run_dir, tmp_path):
     features = DigitFeatures()
     known = reference_statistics(digits(True), "digits", features, tmp_path)
     np.savez(tmp_path / "edm.npz", mu=known.mean, sigma=known.covariance)
@@ -420,7 +420,7 @@ def test_statistics_of_other_programs(run_dir, tmp_path):
         ),
     ],
 )
-def test_statistics_that_cannot_be_compared_with_are_named(arrays, message, tmp_path):
+def test_unsuitable_statistics_are_named(arrays, message, tmp_path):
     np.savez(tmp_path / "real.npz", **arrays)
     with pytest.raises(InputError, match=rf"real\.npz: {message}"):
         read_statistics(tmp_path / "real.npz", DigitFeatures.dimension)
@@ -439,7 +439,7 @@ def test_statistics_may_be_whole_numbers_and_of_low_rank(kind, tmp_path):
     "header",
     [b" " * 60_000, b"-" * 9_000, b"(" * 9_000, b"{'descr': '|u1', 'fortran_order': False, 'secret': 1, 'shape': ()}"],
 )
-def test_a_header_that_is_no_header(header, tmp_path):
+def test_a_damaged_npy_header_is_refused(header, tmp_path):
     path = tmp_path / "a.npy"
     path.write_bytes(b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header)
     for read in (lambda: read_samples(path, 8, 1), lambda: read_statistics(path, 64)):
@@ -466,7 +466,7 @@ def test_a_refusal_does_not_repeat_a_long_header(kind, shape, message, tmp_path)
         read_samples(tmp_path / "a.npy", 8, 1)
 
 
-def test_a_file_of_python_2_is_read_without_a_word(tmp_path):
+def test_a_file_of_python_2_is_read_without_warnings(tmp_path):
     header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (1L, 8L, 8L, 1L), }\n"
     (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header + bytes(64))
     with warnings.catch_warnings(action="error"):
@@ -493,13 +493,13 @@ def test_statistics_that_are_no_file_are_named(tmp_path):
 
 
 def folder(path):
-    """A new folder."""
+    """Create a new folder."""
     path.mkdir()
     return path
 
 
 def saved(shape):
-    """An .npy file of 64 bytes that says it has another shape."""
+    """Write an .npy file of 64 bytes whose header states another shape."""
     file = io.BytesIO()
     np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
     return file.getvalue() + bytes(64)
@@ -525,7 +525,7 @@ def inception_weights(path, monkeypatch):
     return net
 
 
-def test_inception_with_weights_of_ones_own(tmp_path, run_dir, monkeypatch):
+def test_inception_with_given_weights(tmp_path, run_dir, monkeypatch):
     path = tmp_path / "weights.pth"
     net = inception_weights(path, monkeypatch)
     features = create_features("digits", str(path), CPU)
@@ -538,7 +538,7 @@ def test_inception_with_weights_of_ones_own(tmp_path, run_dir, monkeypatch):
     assert features.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_inception_weights_that_are_not(tmp_path, monkeypatch):
+def test_invalid_inception_weights_are_named(tmp_path, monkeypatch):
     class Evil:
         def __reduce__(self):
             return (Path.touch, (tmp_path / "ran",))
@@ -603,12 +603,12 @@ def test_statistics_without_fid_are_refused():
         check_eval(cfg)
 
 
-def test_without_metrics_there_is_nothing_to_do():
+def test_an_evaluation_without_metrics_is_refused():
     with pytest.raises(InputError, match="choose some of bpd, elbo"):
         check_eval(composed("metrics=[]", "load_dir=run", name="eval"))
 
 
-def test_a_directory_of_something_else_is_left_alone(run_dir, tmp_path):
+def test_a_directory_with_other_contents_is_refused(run_dir, tmp_path):
     shutil.copytree(run_dir, tmp_path / "run")
     before = sorted(tmp_path.rglob("*"))
     with (
@@ -619,8 +619,8 @@ def test_a_directory_of_something_else_is_left_alone(run_dir, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_the_images_of_a_folder_run_are_where_the_command_line_says(run_dir, tmp_path):
-    """And nowhere else: the path in the configuration of a run is not followed."""
+def test_the_path_of_the_images_is_only_taken_from_the_command_line(run_dir, tmp_path):
+    """The path in the configuration of a run is not used."""
     shutil.copytree(run_dir, tmp_path / "run")
     path = tmp_path / "run/.hydra/config.yaml"
     text = path.read_text().replace("dataset: digits", f"dataset: folder\n  root: {tmp_path / 'private'}")
@@ -629,7 +629,7 @@ def test_the_images_of_a_folder_run_are_where_the_command_line_says(run_dir, tmp
         Evaluation(eval_config(tmp_path / "run", chosen="metrics=[elbo]"), ALONE, PROTOCOL)
 
 
-def test_training_on_spread_images():
+def test_training_on_dequantized_images():
     from datasets import Loader
 
     data = digits(train=True)

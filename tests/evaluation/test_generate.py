@@ -1,4 +1,4 @@
-"""Many images from a network: seeds, batches, processes, the denoiser, and the directory they go to."""
+"""Generation of many images by a network: seeds, batches, processes, the denoiser, and the output directory."""
 
 import shutil
 import subprocess
@@ -90,7 +90,7 @@ def change_config(run, changes):
 
 
 def published_denoiser(path, **changes):
-    """A directory as the published denoiser comes: one file without a number, the weights alone."""
+    """Make a directory like that of the published denoiser: one file without a number, with the weights only."""
     shutil.copytree(RUN / ".hydra", path / ".hydra")
     change_config(path, {"model.scale_by_sigma": False})
     model = torch.load(RUN / "checkpoints/checkpoint_1.pth", weights_only=True)["model"]
@@ -101,9 +101,9 @@ def published_denoiser(path, **changes):
 
 def test_the_published_denoiser_subtracts_what_its_network_returns(tmp_path):
     path = published_denoiser(tmp_path / "denoiser")
-    artist = ImageSampler(vis_config("sampling.denoiser=network", f"denoiser_path={path}"), CPU)
+    sampler = ImageSampler(vis_config("sampling.denoiser=network", f"denoiser_path={path}"), CPU)
     x = torch.rand(3, 3, 8, 8)
-    denoised = artist.denoise(x, None)
+    denoised = sampler.denoise(x, None)
 
     # The same network as a run whose average is the trained weights, at the published level 1e-5.
     shutil.copytree(path, tmp_path / "run")
@@ -167,7 +167,7 @@ def open_images(folder, cfg):
 
 
 def draw_into(out_dir, cfg, rounds):
-    """Do what run_vis.py does; return the numbers of the batches that it drew."""
+    """Draw images as run_vis.py does; return the numbers of the batches drawn."""
     out_dir.mkdir(exist_ok=True)
     before = {path: path.stat().st_mtime_ns for path in out_dir.glob("images/samples_*.npz")}
     cfg.eval.rounds = rounds
@@ -176,7 +176,7 @@ def draw_into(out_dir, cfg, rounds):
     return sorted(int(path.stem.split("_")[1]) for path in drawn)
 
 
-def test_drawing_goes_on_where_it_stopped(tmp_path):
+def test_drawing_resumes_where_it_stopped(tmp_path):
     cfg, folder = vis_config("sampling.trajectory=3", "eval.batch_size=3", "eval.save_images=true"), tmp_path / "images"
     assert draw_into(tmp_path, cfg, 3) == [0, 1, 2]
     whole = {path.name: path.read_bytes() for path in folder.rglob("*.*") if path.is_file()}
@@ -208,7 +208,7 @@ def test_other_images_do_not_go_into_the_same_directory(tmp_path, override):
     assert (tmp_path / "images/vis.yaml").read_bytes() == before
 
 
-def test_a_directory_of_something_else_is_left_alone(tmp_path):
+def test_a_directory_with_other_contents_is_refused(tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()
     (folder / "holiday.png").touch()

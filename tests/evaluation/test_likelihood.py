@@ -56,7 +56,7 @@ def test_images_of_several_axes_are_points_of_as_many_dimensions():
 
 @pytest.mark.parametrize("probes", [1, 4])
 def test_hutchinsons_estimate_has_the_right_mean(probes):
-    """Of two points between two components, where the trace is not the sum of what the sign vectors see at once."""
+    """The points lie between two components, where the Jacobian is not diagonal and single estimates vary."""
     target = FinitePoints(torch.tensor([[0.2, 0.3, 0.4, 0.7], [0.3, 0.5, 0.2, 0.9]]), torch.tensor([0.4, 0.6]))
     sde = ReflectedVE(0.1, 5.0)
     x = target.sample(2, sde.sigma_min, seeded()).double()
@@ -73,7 +73,7 @@ def test_hutchinsons_estimate_has_the_right_mean(probes):
 
 @pytest.mark.parametrize("network", ["adm", "ddpmpp", "vdm"])
 def test_the_trace_of_a_network(network):
-    """Against its Jacobian: several backward passes at once go through attention and group normalisation."""
+    """Compare with the Jacobian: vectorised backward passes work through attention and group normalisation."""
     narrow = {
         "adm": ["model.model_channels=8", "model.channel_mult=[1]", "model.num_blocks=1", "model.attn_resolutions=[4]"],
         "ddpmpp": ["model.nf=8", "model.ch_mult=[1]", "model.num_res_blocks=1", "model.attn_resolutions=[4]"],
@@ -96,7 +96,7 @@ def test_the_trace_of_a_network(network):
     assert trace.abs().min() > 1e-3
 
 
-def test_more_probes_scatter_less():
+def test_more_probes_reduce_the_variance():
     target = points(4)
     sde = ReflectedVE(0.1, 5.0)
     x = target.sample(1, sde.sigma_min, seeded()).repeat(300, 1)
@@ -117,7 +117,7 @@ def test_a_likelihood_does_not_depend_on_its_batch():
     torch.testing.assert_close(torch.cat([of(slice(0, 1)), of(slice(1, 5))]), of(slice(0, 5)), atol=1e-5, rtol=1e-5)
 
 
-def test_what_cannot_be_asked_is_refused():
+def test_bad_options_are_refused():
     x = torch.rand(2, 2)
     for options, message in [
         ({"divergence": "excat"}, "divergence=excat: known are"),
@@ -139,7 +139,7 @@ def waves(x):
 
 @pytest.mark.parametrize("vanishes", [True, False])
 def test_the_density_of_a_trained_model_integrates_to_one(vanishes):
-    """If its score vanishes at the faces, as the exact one does: the flow is then a bijection of the square."""
+    """The score vanishes at the faces, as the exact one does: the flow is then a bijection of the square."""
     torch.manual_seed(0)
     sde = ReflectedVE(0.05, 2.0)
     layers = nn.Sequential(nn.Linear(17, 128), nn.SiLU(), nn.Linear(128, 128), nn.SiLU(), nn.Linear(128, 2))
@@ -166,12 +166,12 @@ def test_the_density_of_a_trained_model_integrates_to_one(vanishes):
     assert density.max() > 2 and density.min() < 0.2  # it has learnt the ring
     if vanishes:
         assert density.mean() == pytest.approx(1.0, abs=0.01)
-    else:  # docs/method.md says so
+    else:  # see docs/method.md
         assert 0.8 < density.mean() < 0.99
 
 
 @pytest.mark.parametrize("sigma", [0.01, 0.2, 0.4, 1.0])
-def test_the_negentropy_of_the_kernel(sigma):
+def test_the_divergence_of_the_kernel_from_uniform(sigma):
     for start in (0.0, 0.013, 0.5, 0.9):
         x0 = torch.tensor([start], dtype=torch.float64)
 
@@ -216,7 +216,7 @@ def test_importance_sampling_lowers_the_variance():
 
 
 def test_the_data_term_is_the_posterior_of_the_level():
-    """At a large sigma_min, where levels are confused: against the sum over levels written down here."""
+    """Compare with an explicit sum over levels, at a sigma_min large enough that levels overlap."""
     sde, levels = ReflectedVE(0.05, 5.0), 17
     x0 = torch.tensor([[0.0, 0.5, 1.0]]).repeat(4000, 1)
     bound = elbo(lambda x, sigma: torch.zeros_like(x), sde, x0, levels, num_times=1, generator=seeded())
@@ -243,7 +243,7 @@ def test_the_prior_term_is_computed():
 
 
 def test_the_bound_on_the_density_is_tight_for_the_uniform_one():
-    """Score and log density are 0: what the diffusion term adds, the entropy at sigma_min takes away."""
+    """Score and log density are 0: the diffusion term cancels the entropy at sigma_min."""
     x0 = torch.rand(4000, 3, generator=seeded())
     bound = elbo(lambda x, sigma: torch.zeros_like(x), SDE, x0, None, num_times=10, generator=seeded(1))
     error = bound.log_prob.std().item() / math.sqrt(4000)

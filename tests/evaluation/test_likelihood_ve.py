@@ -20,12 +20,12 @@ def seeded(seed=0):
 
 
 def marginal(sigma):
-    """The perturbed law of a coordinate of ``GAUSSIAN``."""
+    """Return the perturbed distribution of a coordinate of ``GAUSSIAN``."""
     return Normal(torch.tensor(0.4, dtype=torch.float64), math.sqrt(0.2**2 + sigma**2))
 
 
 def test_the_flow_of_a_gaussian_is_a_linear_map_and_its_density_follows():
-    """The prior is not the perturbed law at sigma_max: the model's density is that of the map from the prior."""
+    """The prior is not the perturbed distribution at sigma_max: the density is that of the map from the prior."""
     x = 0.4 + 0.3 * torch.randn(50, 3, dtype=torch.float64, generator=seeded())
     out = log_likelihood(GAUSSIAN.score, SDE, x, "exact", rtol=1e-8, atol=1e-8)
     start, end = marginal(0.05), marginal(20.0)
@@ -50,7 +50,7 @@ def test_the_density_of_finitely_many_points():
 
 @pytest.mark.parametrize("levels", [None, 17])
 def test_the_bound_has_its_mean_in_closed_form(levels):
-    """For a Gaussian, every divergence in the bound is between normal laws."""
+    """For a Gaussian, every divergence in the bound is between normal distributions."""
     n, x0 = 8000, torch.tensor([[0.25, 0.5, 0.75]], dtype=torch.float64)
     bound = elbo(GAUSSIAN.score, SDE, x0.repeat(n, 1), levels, num_times=20, generator=seeded())
     at_end, prior = Normal(x0, 20.0), Normal(torch.zeros_like(x0), 20.0)

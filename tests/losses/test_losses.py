@@ -12,7 +12,7 @@ SDE = ReflectedVE(0.01, 5.0)
 
 
 class TinyNet(nn.Module):
-    """A smooth network of few weights, in float64."""
+    """A smooth network with few weights, in float64."""
 
     def __init__(self):
         super().__init__()

@@ -27,7 +27,7 @@ class Quiet(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def mirror(tmp_path):
-    """A folder and the address under which it is served, with a good archive of each name."""
+    """Serve a folder with a good archive of each name; return the folder and its address."""
     folder = tmp_path / "served"
     folder.mkdir()
     for name in IDS:
@@ -58,14 +58,14 @@ def test_the_script_fetches_all_and_can_be_run_again(mirror, tmp_path):
 
 
 def escaping(folder, member):
-    """An archive with ``member`` beside a good model directory."""
+    """Write an archive with ``member`` beside a good model directory."""
     with tarfile.open(folder / "cifar10.tar.gz", "w:gz") as archive:
         archive.add(GOLDEN / "reference_run", arcname="cifar10")
         archive.addfile(member, io.BytesIO(b"x" * member.size))
 
 
 def claiming(folder, member):
-    """An archive with ``member``, whose contents are not there."""
+    """Write an archive with ``member``, whose contents are missing."""
     with tarfile.open(folder / "cifar10.tar.gz", "w:gz") as archive:
         archive.add(GOLDEN / "reference_run", arcname="cifar10")
         archive.fileobj.write(member.tobuf() + b"x" * 512)
@@ -99,7 +99,7 @@ def member(name, size=1, **attributes):
         (lambda f: claiming(f, member("x", 2**31, type=tarfile.XHDTYPE)), "a header in it has 2,147,483,648 bytes"),
     ],
 )
-def test_what_is_no_good_archive_is_refused_and_leaves_nothing(mirror, tmp_path, spoil, message):
+def test_a_bad_archive_is_refused_and_leaves_nothing(mirror, tmp_path, spoil, message):
     folder, url = mirror
     spoil(folder)
     with pytest.raises(UserError, match=message) as refusal:

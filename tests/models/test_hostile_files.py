@@ -1,4 +1,4 @@
-"""Files that claim more than they hold: refused at once, in one line, before they take time or memory."""
+"""Files that claim more than they contain: refused in one line, before they take time or memory."""
 
 import io
 import logging.config
@@ -29,7 +29,7 @@ GOOD = GOLDEN / "reference_run/checkpoints/checkpoint_1.pth"
 
 
 class Quick:
-    """Holds what is done in it to two seconds of a processor and 300 MB more than before."""
+    """Limit the work inside the context to two seconds of a processor and 300 MB of additional memory."""
 
     def __enter__(self):
         self.start = time.process_time()
@@ -93,7 +93,7 @@ def giant_directory(path):
 
 
 def two_directories(path):
-    """A directory that is not where it is said to be, where readers may look for it or not."""
+    """A directory that is not at the stated place, where some readers search for it and others do not."""
     data = bytearray(GOOD.read_bytes())
     data[-98 + 48] ^= 1  # where the first of them starts, as the record of 64 bits says
     path.write_bytes(data)
@@ -104,7 +104,7 @@ def something_after(path):
 
 
 def name_in_capitals(path):
-    """A second pickle, which PyTorch may take for the first: it finds entries whatever the case of their names."""
+    """A second pickle that PyTorch may read instead of the first, because it ignores the case of names."""
     pickled(P + b"}.", True)(path)
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("a/DATA.PKL", P + b"N" * MAX_BYTES + b".")
@@ -320,7 +320,7 @@ def test_a_number_that_is_too_long_to_write():
         parse_config(text, Path("config.yaml"))
 
 
-def test_what_is_logged_of_a_file_moves_no_cursor(tmp_path, capsys):
+def test_log_lines_about_a_file_have_no_control_characters(tmp_path, capsys):
     logging_config = yaml.safe_load((ROOT / "configs/hydra/job_logging/lines.yaml").read_text())
     logging_config["handlers"]["file"]["filename"] = str(tmp_path / "logs")
     logging_config["loggers"], logging_config["root"] = {"of the test": logging_config.pop("root")}, {}

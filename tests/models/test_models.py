@@ -28,19 +28,19 @@ PUBLISHED = {
 
 
 def small(network):
-    """A fresh model of a published configuration, and that configuration in our keys."""
+    """Create a model of a published configuration; return it and the configuration in the keys of this code."""
     cfg = parse_config((GOLDEN / f"{network}.yaml").read_text(), GOLDEN / f"{network}.yaml")
     return create_model(cfg.model, cfg.data, cfg.sde).eval(), cfg
 
 
 def published_values(name, shape):
-    """The weight that tests/golden's numbers were computed with: generated from its published name."""
+    """Generate the weight behind the numbers in tests/golden from its published name."""
     values = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(tuple(shape))
     return torch.tensor(values * (0.5 / np.sqrt(np.prod(shape[1:])) if len(shape) > 1 else 0.1), dtype=torch.float32)
 
 
 def published_checkpoint(net, cfg):
-    """What the published code would have saved with those weights in ``net``: (contents, names in the EMA's order)."""
+    """Return the checkpoint that the published code would save with these weights, and the order of its EMA."""
     model, trained = {}, []
     for entry in published_tensors(net, cfg.sde):
         if entry.ours is None:
@@ -285,7 +285,7 @@ def test_half_precision_keeps_norms_embeddings_and_the_score_in_float32(network,
 
 @pytest.mark.parametrize("network", SMALL)
 def test_half_precision_gives_a_score_in_float32_also_without_the_division_by_sigma(network):
-    """A convolution is then what comes last."""
+    """The last operation is then a convolution."""
     _, cfg = small(network)
     cfg.model.scale_by_sigma = False
     net = create_model(cfg.model, cfg.data, cfg.sde).eval()

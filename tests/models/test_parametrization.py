@@ -10,7 +10,7 @@ SIGMA = torch.tensor([1e-4, 0.01, 0.3, 5.0], dtype=torch.float64)
 
 
 class Recorder(Network):
-    """Returns a constant, and keeps what it was called with."""
+    """A network that returns a constant and records its arguments."""
 
     def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
         self.inputs = (x, sigma, labels)
@@ -44,7 +44,7 @@ def test_zero_output_of_edm_is_the_score_of_a_gaussian():
 
 
 def test_the_target_of_edm_has_unit_variance_at_every_noise_level():
-    """For data N(1/2, s^2), what the network has to predict, (x0 - c_skip x) / c_out around the centre."""
+    """For data N(1/2, s^2) the target of the network is (x0 - c_skip x) / c_out around the centre."""
     s, n, generator = 0.25, 100_000, torch.Generator().manual_seed(0)
     for sigma in SIGMA[1:]:
         x0, noise = (torch.randn(n, dtype=torch.float64, generator=generator) for _ in range(2))

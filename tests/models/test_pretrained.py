@@ -1,4 +1,4 @@
-"""Published model directories, runs of ours, and what is exported from them."""
+"""Loading of published model directories and of runs of this code, and their exports."""
 
 import collections
 import datetime
@@ -35,7 +35,7 @@ RUN = GOLDEN / "reference_run"
 
 @pytest.fixture
 def run(tmp_path):
-    """A copy of the published run, to be spoilt."""
+    """Make a copy of the published run that a test may damage."""
     return shutil.copytree(RUN, tmp_path / "run", copy_function=shutil.copyfile)
 
 
@@ -108,7 +108,7 @@ def test_a_published_directory_of_any_network_gives_the_published_score(network,
         ("conditional", False),
     ],
 )
-def test_variants_that_we_do_not_have_are_named(run, key, value):
+def test_unsupported_variants_are_named(run, key, value):
     cfg = OmegaConf.load(run / ".hydra/config.yaml")
     cfg.model[key] = value
     OmegaConf.save(cfg, run / ".hydra/config.yaml")
@@ -118,7 +118,7 @@ def test_variants_that_we_do_not_have_are_named(run, key, value):
 
 @pytest.fixture
 def saved_on_a_gpu_by_numpy_1(monkeypatch, tmp_path):
-    """torch.save as the published code ran it: storages on cuda:0, and names of numpy as they were until numpy 1."""
+    """Make torch.save write as the published code did: storages on cuda:0, and names of numpy 1."""
 
     def save(contents, path):
         monkeypatch.setattr("torch.serialization.location_tag", lambda storage: "cuda:0")
@@ -136,7 +136,7 @@ def saved_on_a_gpu_by_numpy_1(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("network", SMALL)
-def test_what_a_published_step_leaves_is_read(network, tmp_path, saved_on_a_gpu_by_numpy_1):
+def test_the_state_after_a_published_step_is_read(network, tmp_path, saved_on_a_gpu_by_numpy_1):
     (tmp_path / ".hydra").mkdir()
     (tmp_path / "checkpoints").mkdir()
     shutil.copyfile(GOLDEN / f"{network}.yaml", tmp_path / ".hydra/config.yaml")
@@ -196,7 +196,7 @@ def test_a_number_of_numpy_is_read_as_that_of_python(name, tmp_path, saved_on_a_
 
 
 class Dangerous:
-    """Runs a command in a reader that runs what it reads."""
+    """An object that runs a command when a reader without restrictions unpickles it."""
 
     def __reduce__(self):
         return (os.system, ("touch ran",))
@@ -293,7 +293,7 @@ def test_loading_is_strict(run, change, message):
 
 
 def spoilt(value, where):
-    """A change of a checkpoint that puts ``value`` into one of its tensors."""
+    """Return a change of a checkpoint that sets a number of a tensor to ``value``."""
 
     def change(checkpoint):
         tensors = checkpoint["model"] if where == "model" else {W: checkpoint["ema"]["shadow_params"][28]}
@@ -311,7 +311,7 @@ def test_weights_that_are_not_finite_are_named(run, where, named, value):
 
 
 def exported_file(folder):
-    """An exported file: its path, the configuration in it, and its tensors."""
+    """Export a file; return its path, the configuration in it, and its tensors."""
     path = folder / "model.safetensors"
     export(RUN, path, "safetensors")
     with safe_open(path, framework="pt") as file:
@@ -380,7 +380,7 @@ NETWORKS = {
 
 @pytest.fixture(scope="module", params=NETWORKS)
 def trained(request, tmp_path_factory):
-    """A run of ours of two steps."""
+    """Train a run of two steps."""
     folder = tmp_path_factory.mktemp("runs") / request.param
     options = ["data=digits", "data.classes=false", f"model={request.param}", *NETWORKS[request.param]]
     options += ["training.n_iters=2", "training.batch_size=8", "training.snapshot_sampling=false", "eval.batch_size=8"]

@@ -17,7 +17,7 @@ SDE = ReflectedVE(0.01, 5.0)
 
 
 def sampler(*overrides):
-    """A sampler as run_vis.py makes it."""
+    """Create a sampler as run_vis.py does."""
     return create_sampler(composed("load_dir=x", *overrides, name="vis").sampling, SDE)
 
 
@@ -47,7 +47,7 @@ def test_an_image_does_not_depend_on_its_batch(method):
 
 
 @pytest.mark.parametrize(("method", "nfe"), [("ode", None), ("heun", 40), ("multistep", 20)])
-def test_the_flow_is_followed_from_end_to_end(method, nfe):
+def test_the_flow_is_integrated_from_sigma_max_to_sigma_min(method, nfe):
     calls, steps = [], []
 
     def score_fn(x, sigma):
@@ -73,7 +73,7 @@ def test_noise_levels_of_few_steps():
 
 @pytest.mark.parametrize("method", ["pc", "ode", "heun", "multistep"])
 def test_a_trajectory_leads_from_the_start_to_the_samples(method):
-    """The moments of the flow are its solutions when it ends there; and asking for them changes no sample."""
+    """The states of a trajectory are solutions of the flow that ends there; recording them changes no sample."""
     x_init = SDE.prior_sample((10, 2), torch.Generator().manual_seed(0))
     plain, traced = (
         sampler(f"sampling.method={method}", "sampling.steps=8", f"sampling.trajectory={k}")(
@@ -110,7 +110,7 @@ def test_mean_denoiser_of_the_flows_is_the_posterior_mean(method):
 
 
 @pytest.mark.parametrize("method", ["pc", "ode", "heun", "multistep"])
-def test_network_denoiser_has_the_last_word(method):
+def test_network_denoiser_is_applied_last(method):
     cfg = composed("load_dir=x", f"sampling.method={method}", "sampling.denoiser=network", name="vis").sampling
     x_init = torch.rand(3, 2)
     out = create_sampler(cfg, SDE, denoise=lambda x: x / 2)(FIVE_POINTS.score, x_init, torch.Generator().manual_seed(0))
@@ -155,7 +155,7 @@ def test_evaluations_are_counted_and_noise_levels_are_the_schedule(overrides, nf
     assert levels[-1] == pytest.approx(0.01 * ratio, rel=1e-5)  # and the step from there ends at sigma_min
 
 
-def test_the_start_is_honoured_and_a_seed_repeats():
+def test_the_start_is_used_and_a_seed_repeats():
     start = torch.full((4, 3), 0.25)
     seen = []
 
@@ -237,7 +237,7 @@ def test_a_label_is_a_function_of_the_number_of_the_image():
     assert labels_of(range(5), [], 0, seed=0) is None
 
 
-def test_samples_that_are_not_finite_are_no_picture():
+def test_samples_that_are_not_finite_are_refused():
     with pytest.raises(UserError, match="not finite"):
         to_uint8(torch.tensor([[[[0.5, float("nan")]]]]))
 
@@ -283,7 +283,7 @@ def test_a_trajectory_is_a_strip_and_an_animation(tmp_path):
 
 
 def test_the_example_in_two_dimensions_draws_its_picture(tmp_path, monkeypatch):
-    """The script of docs/, with less training and fewer points."""
+    """Run the example with less training and fewer points."""
     text = (ROOT / "examples/density_2d.py").read_text()
     assert text.count("4000") == 2 and text.count("200_000") == 2
     (tmp_path / "docs").mkdir()

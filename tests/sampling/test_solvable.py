@@ -28,7 +28,7 @@ def start(target, dtype=torch.float32):
 @pytest.mark.parametrize("kind", TARGETS)
 @pytest.mark.parametrize("method", SAMPLERS)
 def test_component_shares(method, kind):
-    """The target's score itself asserts that it is never asked outside the cube."""
+    """The target's score asserts that it is never evaluated outside the cube."""
     target, calls = TARGETS[kind], []
 
     def score_fn(x, sigma):
@@ -36,14 +36,14 @@ def test_component_shares(method, kind):
         return target.score(x, sigma)
 
     out = SAMPLERS[method](score_fn, start(target), torch.Generator().manual_seed(1))
-    errors, spread = target.standard_errors(out.samples).abs().max().item(), target.dequantize(out.samples)
-    print(f"| {kind} | {method} | {out.nfe} | {errors:.1f} | {spread:.4f} |")
+    errors, deviation = target.standard_errors(out.samples).abs().max().item(), target.dequantize(out.samples)
+    print(f"| {kind} | {method} | {out.nfe} | {errors:.1f} | {deviation:.4f} |")
     assert errors < 4
     assert out.samples.min() >= 0 and out.samples.max() <= 1
     assert out.nfe == len(calls)
     # What is left is the noise of sigma_min; an Euler step of variance v from sigma leaves v (1 + v / sigma^2) behind.
     growth = 1.5 if method.startswith("pc, 400") or "langevin" in method else 1.0
-    assert spread == pytest.approx(0.01, rel=0.05 * growth)
+    assert deviation == pytest.approx(0.01, rel=0.05 * growth)
 
 
 @pytest.mark.slow(25)
@@ -59,7 +59,7 @@ def test_the_flow_does_not_move_with_a_tighter_tolerance(kind):
 
 
 def one_point(point, sigma_max):
-    """A score, and the distribution function of its perturbed density, for one point in one dimension."""
+    """Return the score and the distribution function of the perturbed density of one point in one dimension."""
     grid = torch.linspace(0, 1, 200_001, dtype=torch.float64)[None]
 
     def distribution(x, sigma):
@@ -70,7 +70,7 @@ def one_point(point, sigma_max):
 
 
 def test_the_flow_solves_the_equation_to_its_tolerance():
-    """One point in one dimension: the flow keeps the distribution function, so that the end is known exactly."""
+    """For one point in one dimension the flow preserves the distribution function, so its end is known exactly."""
     sde, x_init = ReflectedVE(0.01, 0.2), torch.linspace(0.05, 0.95, 19, dtype=torch.float64)[:, None]
     score_fn, distribution = one_point(0.3, 0.2)
     end = ProbabilityFlow(sde, 1e-9, 1e-9)(score_fn, x_init).samples
@@ -96,17 +96,17 @@ def test_multistep_is_exact_for_a_point_far_from_the_faces():
     np.testing.assert_allclose(end, 0.5 + (x_init - 0.5) / 5, atol=1e-12)
 
 
-@pytest.mark.parametrize(("predictor", "spread"), [("ancestral", 0.0100), ("euler_maruyama", 0.0220)])
+@pytest.mark.parametrize(("predictor", "deviation"), [("ancestral", 0.0100), ("euler_maruyama", 0.0220)])
 @pytest.mark.parametrize("point", [0.0, 0.5, 1.0])
-def test_ancestral_steps_are_exact_for_a_point(predictor, spread, point):
-    """Two steps from a noise of 0.05; on a face, too, where Euler steps leave 2.2 times the noise."""
+def test_ancestral_steps_are_exact_for_a_point(predictor, deviation, point):
+    """Take two steps from a noise of 0.05, also on a face, where Euler steps leave 2.2 times the noise."""
     sde, generator = ReflectedVE(0.01, 0.05), torch.Generator().manual_seed(0)
     x0 = torch.full((20_000, 1), point)
     score_fn, _ = one_point(point, 0.05)
     x_init = heat_kernel.sample(x0, 0.05, generator)
     sampler = PredictorCorrector(sde, steps=2, predictor=predictor)
     x = sampler(score_fn, x_init, generator).samples
-    assert (x - x0).square().mean().sqrt().item() == pytest.approx(spread, rel=0.03)
+    assert (x - x0).square().mean().sqrt().item() == pytest.approx(deviation, rel=0.03)
 
 
 def test_clipping_is_not_the_reflected_process():
@@ -116,7 +116,7 @@ def test_clipping_is_not_the_reflected_process():
 
 
 def test_the_mollified_flow_is_the_published_one():
-    """Against scipy's solver on the published drift, written down here once more."""
+    """Compare with scipy's solver on the published drift, written out here."""
     x_init = start(FIVE_POINTS, torch.float64)[:20]
     ours = ProbabilityFlow(SDE, 1e-8, 1e-8, moll=200, side_eps=0.01)(FIVE_POINTS.score, x_init).samples
 

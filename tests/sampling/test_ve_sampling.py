@@ -47,7 +47,7 @@ def test_few_steps_start_at_sigma_max():
 
 
 def test_thresholds_by_hand():
-    """One image of four values whose denoised estimate is known, in numpy."""
+    """Return one image of four values whose denoised estimate is known, in numpy."""
     x, sigma = torch.tensor([[0.5, 2.0, -1.0, 0.3]], dtype=torch.float64), torch.tensor([0.7], dtype=torch.float64)
     denoised = np.array([0.2, 1.5, -0.5, 0.9])
 
@@ -79,8 +79,8 @@ def test_the_percentile_is_of_each_image():
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("boundary", ["clip", "dynamic"])
-def test_an_estimate_outside_is_held_by_every_sampler(method, boundary):
-    """A score that heads for 2: with its estimate held, samples end within the noise of sigma_min of 1."""
+def test_every_sampler_keeps_the_estimate_in_the_domain(method, boundary):
+    """The score points to 2: with the estimate kept in the domain, samples end within the noise of sigma_min of 1."""
     x_init = SDE.prior_sample((50, 3), torch.Generator().manual_seed(0))
 
     def score_fn(x, sigma):
@@ -127,7 +127,7 @@ def test_other_options_that_do_not_fit_are_refused():
 
 @pytest.mark.parametrize("process", [SDE, ReflectedVE()])
 def test_drawing_by_number(process):
-    """A sample is a function of (seed, number), and what the parts it is made of give."""
+    """A sample is a function of (seed, number), and equals the composition of its parts."""
     sample = sampler("pc", "sampling.steps=5", process=process)
     labels, steps = torch.tensor([3, 1, 4, 1]), []
 

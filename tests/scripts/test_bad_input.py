@@ -1,4 +1,4 @@
-"""What a user can type or download that is wrong: each ends in one line that says what, and leaves nothing behind."""
+"""Bad options and files: each gives a one-line error that names the fault, and leaves no files behind."""
 
 import os
 import pickle
@@ -31,7 +31,7 @@ QUICK = ["device=cpu", "sampling.method=multistep", "sampling.steps=2", "eval.ba
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with a run of the digits, ``run``, an exported file, and some images."""
+    """Make a folder with a run on digits, ``run``, an exported file, and some images."""
     folder = tmp_path_factory.mktemp("bad") / "place"
     folder.mkdir()
     train(tiny_config("training.snapshot_sampling=false"), folder / "run", Distributed(torch.device("cpu")))
@@ -45,22 +45,22 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(place, scripts):
-    """Run a script in ``place``."""
+    """Return a function that runs a script in ``place``."""
     return partial(scripts, place, timeout=60)
 
 
 def said(result):
-    """All that a script said."""
+    """Return the whole output of a script."""
     return result.stdout + result.stderr
 
 
 def contents(folder):
-    """Every file and folder below, with its bytes."""
+    """Return every file and folder below ``folder``, with its bytes."""
     return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
 def refused(result, message):
-    """The script ended non-zero with one line, which holds ``message``."""
+    """Assert that the script exited non-zero with one line that contains ``message``."""
     lines = [line for line in said(result).splitlines() if line.strip()]
     assert result.returncode == 1, (result.returncode, said(result))
     assert len(lines) == 1, said(result)
@@ -229,14 +229,14 @@ def test_the_other_scripts_and_other_data(run, place, script, typed, message):
 
 
 class Hostile:
-    """Leaves a file when it is unpickled by a reader that runs what it reads."""
+    """An object that creates a file when a reader without restrictions unpickles it."""
 
     def __reduce__(self):
         return (Path.touch, (Path("ran"),))
 
 
 def config(old, new):
-    """Another text in the configuration."""
+    """Replace a text in the configuration."""
 
     def damage(run_dir):
         path = run_dir / ".hydra/config.yaml"
@@ -247,7 +247,7 @@ def config(old, new):
 
 
 def checkpoint(change):
-    """Another checkpoint, made of the contents of the old."""
+    """Replace the checkpoint by one made from its contents."""
 
     def damage(run_dir):
         path = run_dir / "checkpoints/checkpoint_1.pth"
@@ -259,7 +259,7 @@ def checkpoint(change):
 
 
 def raw(change):
-    """Other bytes of the checkpoint."""
+    """Change the bytes of the checkpoint."""
 
     def damage(run_dir):
         path = run_dir / "checkpoints/checkpoint_1.pth"
@@ -279,7 +279,7 @@ def compressed(run_dir):
 
 
 def link_to_a_secret(run_dir):
-    """A configuration that is another file, of which no word may be said."""
+    """Link the configuration to a secret file, whose contents must not be shown."""
     secret = run_dir.parent.parent / "secret"
     secret.write_text("machine: x\npassword: [hunter2\n")
     (run_dir / ".hydra/config.yaml").unlink()
@@ -385,10 +385,10 @@ def test_a_damaged_file_of_data(run, place):
     for name, data in (("cut.png", b"\x89PNG\r\n\x1a\n cut"), ("page.jpg", b"<html>")):
         (place / f"images/{name}").write_bytes(data)
     train_on = [*TINY, "data=folder", "data.root=images", "data.image_size=8", "model.model_channels=8"]
-    looked = run("run_train.py", *train_on, "training.n_iters=0", "hydra.run.dir=looked", "dataroot=packs")
-    assert looked.returncode == 0, said(looked)
-    assert all(f"{name} cannot be read and is left out" in said(looked) for name in ("cut.png", "page.jpg"))
-    for folder in ("looked", "packs"):
+    summarized = run("run_train.py", *train_on, "training.n_iters=0", "hydra.run.dir=summarized", "dataroot=data")
+    assert summarized.returncode == 0, said(summarized)
+    assert all(f"{name} cannot be read and is left out" in said(summarized) for name in ("cut.png", "page.jpg"))
+    for folder in ("summarized", "data"):
         shutil.rmtree(place / folder)
 
 
@@ -404,14 +404,14 @@ def test_the_traceback_comes_back_on_demand(run):
 
 
 def examples(pytestconfig):
-    """As many as ``--fuzz`` says, the same ones each time, however long one takes."""
+    """Generate ``--fuzz`` cases, the same ones each time."""
     count, checks = pytestconfig.getoption("fuzz"), list(HealthCheck)
     return settings(max_examples=count, deadline=None, database=None, derandomize=True, suppress_health_check=checks)
 
 
 @pytest.mark.slow(10)
 def test_fuzz_of_damaged_files(run, place, pytestconfig):
-    """Any bytes of a checkpoint or an exported file cut, changed or doubled: an error, or the images as they were."""
+    """Cut, change or double bytes of a checkpoint or an exported file: an error, or the same images, must result."""
     counts = {"refused": 0, "unharmed": 0}
     load = {"checkpoint": "fuzzed", "export": "fuzzed.safetensors"}
     shutil.copytree(place / "run", place / "fuzzed")
@@ -524,7 +524,7 @@ NOT_FUZZED = ("load_dir", "eval.images", "eval.rounds", "eval.batch_size", "ngpu
 
 
 def test_fuzz_of_configurations(run, place, pytestconfig):
-    """Any values for any options: a run, or one line; never a traceback or a run that does not end."""
+    """Give random values to options: a run or a one-line error must result, no traceback and no hang."""
     counts = {"refused": 0, "ran": 0}
 
     @examples(pytestconfig)
@@ -547,7 +547,7 @@ def test_fuzz_of_configurations(run, place, pytestconfig):
 
 
 def test_fuzz_of_the_configuration_of_a_run(place, pytestconfig):
-    """Any values, tagged ones too, or keys in a file from elsewhere: a network, or one line that names the file."""
+    """Put random values, tags or keys into a configuration: a network, or one line that names the file, must result."""
     lines = (place / "run/.hydra/config.yaml").read_text().splitlines()
     places = [number for number, line in enumerate(lines) if re.match(r" *\w+: \S", line)]
     counts, refusals = {"refused": 0, "read": 0}, []

@@ -28,7 +28,7 @@ MEASURE = [
 
 @pytest.fixture
 def place(tmp_path):
-    """A folder with the run as it was after 3 steps."""
+    """Make a folder with the run as it was after 3 steps."""
     shutil.copytree(EARLIER / "run", tmp_path / "run")
     (tmp_path / "run/checkpoints-meta").mkdir()
     shutil.copy(EARLIER / "run/checkpoints/checkpoint_1.pth", tmp_path / "run/checkpoints-meta/checkpoint.pth")
@@ -51,7 +51,7 @@ def test_options_of_the_run_have_their_present_names(place):
 
 def test_it_is_resumed(place, script):
     resumed = script("run_train.py", "resume=run", "training.n_iters=6")
-    assert resumed.returncode == 0 and "going on at step 3" in resumed.stderr, resumed.stderr
+    assert resumed.returncode == 0 and "resuming at step 3" in resumed.stderr, resumed.stderr
     start, expected = read(EARLIER / "run/checkpoints/checkpoint_1.pth"), read(EARLIER / "resumed/checkpoint_2.pth")
     found = read(place / "run/checkpoints/checkpoint_2.pth")
     assert found["step"] == expected["step"] == 6

@@ -37,7 +37,7 @@ FILES = sorted({path for script in GROUPS for path in files_of(script)})
 
 
 def value_of(text):
-    """A default as YAML reads it, with 1e-4 as a number."""
+    """Parse a default as YAML, with 1e-4 as a number."""
     return OmegaConf.create(f"x: {text}").x if "$" not in text and text != "???" else text
 
 

@@ -1,4 +1,4 @@
-"""Paths on the command line, whatever is in them, and what is said of an argument that cannot be read."""
+"""Paths with special characters on the command line, and errors about arguments that cannot be parsed."""
 
 import os
 import shlex
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cli.options import is_path_key, option_keys, path_keys
-from cli.overrides import meant_path, quote_paths, read_override
+from cli.overrides import parse_path, quote_paths, read_override
 from models import create_model
 from models.create import NETWORKS, takes_classes
 from tests.conftest import TINY, composed, metrics, read, tiny_config
@@ -31,13 +31,13 @@ NAMES = ["1", "1e3", "null", "true", "~", "~x", "a b", "a=b", "a,b", "(", "[x]",
 
 
 def hydra_reads(*arguments):
-    """{key: value} that Hydra reads from arguments."""
+    """Return {key: value} as Hydra reads the arguments."""
     return {o.key_or_group: o.value() for o in OverridesParser.create().parse_overrides(list(arguments))}
 
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """An empty folder to be in, and a home."""
+    """Change to an empty folder, and set a home directory."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -52,19 +52,19 @@ def test_an_absolute_path_reaches_hydra_as_it_is(name):
         assert read == {key.lstrip("+"): f"/{name}"}
 
 
-def test_a_name_that_is_there_is_meant(here):
+def test_the_name_of_an_existing_file_is_unchanged(here):
     for name in NAMES:
         (here / name).mkdir()
         assert hydra_reads(*quote_paths([f"load_dir={name}"])) == {"load_dir": name}
 
 
-def test_otherwise_the_home_quotes_and_null_are_meant(here):
+def test_the_home_quotes_and_null_are_replaced(here):
     home = str(here.parent / "home")
     for typed, meant in {
         "~": home, "~/a b": f"{home}/a b", '"~/x, y"': f"{home}/x, y", "'a,b'": "a,b", '"q" and "r"': '"q" and "r"',
         "null": None, "": "", "1e3": "1e3", "'": "'", "~nobody_of_this_name/x": "~nobody_of_this_name/x",
     }.items():  # fmt: skip
-        assert meant_path(typed) == meant, typed
+        assert parse_path(typed) == meant, typed
         assert hydra_reads(*quote_paths([f"data.root={typed}"])) == {"data.root": meant}, typed
 
 
@@ -119,7 +119,7 @@ def test_an_awkward_run_is_resumed_drawn_from_and_measured(script, tmp_path):
     assert os.path.samefile(path, os.path.join(os.path.dirname(__file__), "../../run_train.py"))
     assert shlex.split(line)[2:] == arguments == [f"resume={run}"]
     resumed = script("run_train.py", *arguments, "training.n_iters=3")
-    assert "going on at step 2" in resumed.stderr and len(metrics(run)) == 3, resumed.stderr
+    assert "resuming at step 2" in resumed.stderr and len(metrics(run)) == 3, resumed.stderr
 
     first, quick = f"load_dir={AWKWARD}/checkpoints/checkpoint_1.pth", ["sampling.method=multistep", "device=cpu"]
     drawn = script("run_vis.py", first, *quick, "sampling.steps=2", "eval.batch_size=2", "hydra.run.dir=drawn (1)")
@@ -139,11 +139,11 @@ def test_an_awkward_run_is_resumed_drawn_from_and_measured(script, tmp_path):
 
 
 @pytest.mark.slow(8)
-def test_a_run_of_moved_images_goes_on_and_other_keys_are_named(script, tmp_path):
+def test_a_run_of_moved_images_resumes_and_other_keys_are_named(script, tmp_path):
     (tmp_path / "pics").mkdir()
     for i in range(12):
         Image.fromarray(np.full((8, 8, 3), 20 * i, np.uint8)).save(tmp_path / f"pics/{i:02d}.png")
-    folder = ["data=folder", f"data.root={tmp_path}/pics", "data.image_size=8", f"dataroot={tmp_path}/packs"]
+    folder = ["data=folder", f"data.root={tmp_path}/pics", "data.image_size=8", f"dataroot={tmp_path}/data"]
     train(tiny_config(*folder, "training.snapshot_sampling=false"), tmp_path / "1e3", CPU)
     shutil.move(tmp_path / "pics", tmp_path / "my [new] pics")
     for typed in ("data.root=my [new] pics", "+data.root=my [new] pics"):

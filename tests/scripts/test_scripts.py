@@ -33,7 +33,7 @@ def one(paths):
 
 
 def failed_with(result, message):
-    """The script ended non-zero with ``message`` on stderr, and no traceback."""
+    """Assert that the script exited non-zero with ``message`` on stderr and no traceback."""
     assert result.returncode != 0, result.stdout
     assert message in result.stderr
     assert "Traceback" not in result.stdout + result.stderr
@@ -69,7 +69,7 @@ def test_train_sample_resume_sample(script, tmp_path):
 
     resumed = script("run_train.py", f"resume={run}", "training.n_iters=4", "training.snapshot_freq=2")
     assert resumed.returncode == 0, resumed.stderr
-    assert "going on at step 2" in resumed.stderr
+    assert "resuming at step 2" in resumed.stderr
     assert torch.load(run / "checkpoints/checkpoint_2.pth", weights_only=True)["step"] == 4
     assert one((tmp_path / "runs/digits").glob("*/*")) == run
 
@@ -116,8 +116,8 @@ def test_two_runs_started_together_share_no_directory_unless_told_to(fresh_scrip
 
 @pytest.mark.slow(70)
 @pytest.mark.parametrize("ngpus", [1, 2])
-def test_a_run_killed_at_any_moment_ends_as_an_undisturbed_one(script, tmp_path, pytestconfig, ngpus):
-    """kill -9 at random moments; with a checkpoint every other step, many of them in the middle of one."""
+def test_a_run_killed_at_any_moment_equals_an_uninterrupted_one(script, tmp_path, pytestconfig, ngpus):
+    """Kill a run at random moments; a checkpoint every other step puts many kills into the middle of a save."""
     kills, moments = pytestconfig.getoption("kills"), random.Random(ngpus)
     long = [*TINY, f"ngpus={ngpus}", f"training.n_iters={100 + 40 * kills}", "training.snapshot_freq=50"]
     long += ["training.snapshot_freq_for_preemption=2", "training.snapshot_sampling=false", "training.step_timeout=60"]
@@ -142,7 +142,7 @@ def test_a_run_killed_at_any_moment_ends_as_an_undisturbed_one(script, tmp_path,
 
 @pytest.mark.slow(20)
 def test_a_full_disk_leaves_the_checkpoints(script, tmp_path):
-    """No file may grow beyond what half a checkpoint needs."""
+    """Limit the size of files to half a checkpoint."""
     run = [*TINY, "hydra.run.dir=run", "training.snapshot_sampling=false"]
     assert script("run_train.py", *run).returncode == 0
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.pth")}
@@ -184,7 +184,7 @@ def test_a_terminal_shows_a_progress_bar_and_an_interrupt_ends_it_cleanly(tmp_pa
 
 
 def interrupt(arguments, folder, when):
-    """Run a script, interrupt its processes as a terminal does as soon as ``when``(its number), and what it said."""
+    """Run a script, interrupt its processes as a terminal does once ``when``(its pid); return its output."""
     command = [sys.executable, str(ROOT / arguments[0]), *arguments[1:]]
     process = subprocess.Popen(
         command, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -234,7 +234,7 @@ def test_a_failing_job_fails_a_multirun_and_the_others_finish(script, tmp_path):
 
 
 @pytest.mark.parametrize("argument", ["-m", "--multirun", "hydra.mode=MULTIRUN", "hydra.run.dir=elsewhere"])
-def test_what_does_not_go_with_resume_is_named(tmp_path, argument):
+def test_arguments_that_conflict_with_resume_are_named(tmp_path, argument):
     (tmp_path / ".hydra").mkdir()
     (tmp_path / ".hydra/config.yaml").touch()
     with pytest.raises(InputError, match=f"^{argument} does not go with resume="):

@@ -35,13 +35,13 @@ def slurm(*command):
 
 
 def job_of(sweep):
-    """The number of the job that the sweep has made."""
+    """Return the number of the job that the sweep submitted."""
     (folder,) = (path for path in (sweep / ".submitit").iterdir() if re.fullmatch(r"\d+", path.name))
     return folder.name
 
 
 def start_again(job):
-    """Without the minutes that Slurm lets a requeued job wait."""
+    """Start a requeued job at once, without the minutes that Slurm lets it wait."""
     deadline = time.monotonic() + 40
     while "JobState=PENDING" not in slurm("scontrol", "show", "job", job):
         assert time.monotonic() < deadline, slurm("scontrol", "show", "job", job)
@@ -49,7 +49,7 @@ def start_again(job):
     slurm("scontrol", "update", f"jobid={job}", "StartTime=now")
 
 
-def test_a_job_whose_time_is_up_and_that_is_preempted_ends_as_an_undisturbed_one(tmp_path):
+def test_a_job_at_its_time_limit_and_preempted_equals_an_uninterrupted_one(tmp_path):
     run, options = tmp_path / "sweep/0", ["ngpus=2", "training.n_iters=400"]
     launcher = submitted(tmp_path, *options, "training.log_freq=1")
     wait_for_steps(run, 5, launcher)
@@ -66,7 +66,7 @@ def test_a_job_whose_time_is_up_and_that_is_preempted_ends_as_an_undisturbed_one
     steps = [int(step) for step in re.findall(r"interrupted by SIG\w+: saved at step (\d+)", logs)]
     assert len(steps) == 2 and 5 < steps[0] < steps[1] < 400
     assert "interrupted by SIGUSR2" in logs and "interrupted by SIGTERM" in logs
-    assert [int(step) for step in re.findall(r"going on at step (\d+)", logs)] == steps
+    assert [int(step) for step in re.findall(r"resuming at step (\d+)", logs)] == steps
     assert "over 2 x cpu" in logs
     command = [sys.executable, ROOT / "run_train.py", *TINY, *options, "hydra.run.dir=whole"]
     assert subprocess.run(command, cwd=tmp_path, env=environment(), stderr=subprocess.DEVNULL).returncode == 0
@@ -75,7 +75,7 @@ def test_a_job_whose_time_is_up_and_that_is_preempted_ends_as_an_undisturbed_one
 
 
 def test_jobs_that_fail_are_failed_for_slurm_and_the_other_finishes(tmp_path):
-    """A bad configuration, a loss that is not finite, and a run as it should be."""
+    """Submit a bad configuration, a loss that is not finite, and a good run."""
     options = ["optim.lr=-1,1e30,1e-4", "optim.warmup=0", "optim.grad_clip=-1"]
     launcher = submitted(tmp_path, *options, "training.snapshot_sampling=false")
     said = launcher.communicate(timeout=120)[1]
@@ -110,7 +110,7 @@ def test_a_task_that_is_killed_ends_the_job_and_the_launcher_within_a_minute(tmp
     said = launcher.communicate(timeout=120)[1]
     assert time.monotonic() - start < 60
     assert launcher.returncode == 1
-    reason = "process 0 of 2 cannot go on: process 1 does not answer: it was killed, or its machine is lost"
+    reason = "process 0 of 2 cannot continue: process 1 does not answer: it was killed, or its machine is lost"
     assert said.splitlines()[-2:] == [f"job {job}: {reason}", "1 of 1 jobs failed"]
     assert reason in (tmp_path / "sweep/0/logs").read_text()
     own = (tmp_path / f"sweep/.submitit/{job}/{job}_0_log.err").read_text()

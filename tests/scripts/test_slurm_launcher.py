@@ -1,4 +1,4 @@
-"""What the Slurm launcher makes of what Slurm and the tasks of a job say; test_slurm.py submits real jobs."""
+"""The Slurm launcher with faked answers of squeue and results of tasks; test_slurm.py submits real jobs."""
 
 import os
 import pickle
@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 
 @pytest.fixture
 def launcher(tmp_path):
-    """One whose runs are in ``tmp_path``/NUMBER."""
+    """Create a launcher whose runs are in ``tmp_path``/NUMBER."""
     made = SlurmLauncher(submitit_folder=str(tmp_path / ".submitit/%j"), max_num_timeout=0)
     made.config = OmegaConf.create(
         {"hydra": {"job": {}, "sweep": {"dir": str(tmp_path), "subdir": "${hydra.job.num}"}}}
@@ -27,7 +27,7 @@ def launcher(tmp_path):
 
 @pytest.fixture
 def submitted(tmp_path):
-    """Job 42 of two tasks, which is run 0."""
+    """Create job 42 of two tasks, which is run 0."""
     folder = tmp_path / ".submitit/42"
     folder.mkdir(parents=True)
     paths = SimpleNamespace(folder=folder, stderr=folder / "42_0_log.err")
@@ -41,7 +41,7 @@ def leave(submitted, task, kind, what, time):
     os.utime(path, (time, time))
 
 
-def look(launcher, submitted, *states):
+def poll(launcher, submitted, *states):
     for state in states:
         launcher._update(submitted, state if state is None else {"42": state} if state else {})
     return submitted.outcome, submitted.failure
@@ -56,28 +56,28 @@ def test_both_names_are_this_launcher(name):
 
 def test_a_job_is_done_when_all_its_tasks_are(launcher, submitted):
     leave(submitted, 0, "success", "what task 0 returned", 1)
-    assert look(launcher, submitted, "RUNNING") == (None, None)
+    assert poll(launcher, submitted, "RUNNING") == (None, None)
     leave(submitted, 1, "success", "what task 1 returned", 2)
-    assert look(launcher, submitted, "RUNNING") == ("what task 0 returned", None)
+    assert poll(launcher, submitted, "RUNNING") == ("what task 0 returned", None)
 
 
 def test_the_reason_is_that_of_the_task_that_failed_first(launcher, submitted, capsys):
     leave(submitted, 0, "error", "process 1 is gone", 20)
     leave(submitted, 1, "error", "Traceback\n  of many lines\nValueError: \x1b[31m\u202eno use\n", 10)
-    assert look(launcher, submitted, "RUNNING", "COMPLETING") == (None, None)
-    look(launcher, submitted, "FAILED")
+    assert poll(launcher, submitted, "RUNNING", "COMPLETING") == (None, None)
+    poll(launcher, submitted, "FAILED")
     assert capsys.readouterr().err == "job 42 optim.lr=1: ValueError:  [31m no use\n"
 
 
 @pytest.mark.parametrize("state", ["", "CANCELLED", "NODE_FAIL", "COMPLETED", "PREEMPTED"])
-def test_a_job_that_was_ended_fails_with_what_slurm_said_also_in_the_log_of_its_run(
+def test_a_killed_job_fails_with_the_message_of_slurm_also_in_the_log_of_its_run(
     launcher, submitted, tmp_path, capsys, state
 ):
     (tmp_path / "0").mkdir()
     (tmp_path / "0/logs").write_text("what the run said\n")
     leave(submitted, 0, "success", "what task 0 returned", 1)
     submitted.job.paths.stderr.write_text("starting\nsrun: error: node2: task 1: Killed\nsrun: Force Terminated\n")
-    look(launcher, submitted, *[state] * SETTLED)
+    poll(launcher, submitted, *[state] * SETTLED)
     line = f"job 42 optim.lr=1: ended as {state or 'FORGOTTEN'}: srun: error: node2: task 1: Killed"
     assert capsys.readouterr().err == f"{line}\n"
     first, last = (tmp_path / "0/logs").read_text().splitlines()
@@ -86,7 +86,7 @@ def test_a_job_that_was_ended_fails_with_what_slurm_said_also_in_the_log_of_its_
 
 def test_a_job_that_is_requeued_or_unknown_for_a_moment_is_waited_for(launcher, submitted):
     ended = ["FAILED"] * (SETTLED - 1)
-    assert look(launcher, submitted, *ended, "PENDING", *ended, None, *ended, "COMPLETING", "SIGNALING") == (None, None)
+    assert poll(launcher, submitted, *ended, "PENDING", *ended, None, *ended, "COMPLETING", "SIGNALING") == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_a_job_that_is_requeued_or_unknown_for_a_moment_is_waited_for(launcher, 
         ("echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1", None),
     ],
 )
-def test_what_slurm_answers(tmp_path, monkeypatch, answer, states):
+def test_answers_of_squeue_are_parsed(tmp_path, monkeypatch, answer, states):
     squeue = tmp_path / "squeue"
     wanted = "--noheader --array --states=all --format=%i %T --jobs=42"
     squeue.write_text(f'#!/bin/sh\n[ "$*" = "{wanted}" ] || exit 2\n{answer}\n')

@@ -18,7 +18,7 @@ def test_reflect_keeps_points_of_the_cube_and_tiny_excursions_to_the_bit():
     assert cube.reflect(torch.tensor(1.0 + 2**-23)).item() == 1.0 - 2**-23
 
 
-def test_reflect_stays_in_the_cube_far_away_and_passes_nan_on():
+def test_reflect_stays_in_the_cube_far_away_and_propagates_nan():
     x = torch.randn(100_000, generator=torch.Generator().manual_seed(0)) * 1e6
     folded = cube.reflect(x)
     assert folded.min() >= 0 and folded.max() <= 1

@@ -144,8 +144,8 @@ def test_the_temporaries_of_a_batch_are_small_beside_it(function, images, bound,
 
 
 @pytest.mark.parametrize("function", [heat_kernel.score, heat_kernel.log_density])
-def test_a_device_that_is_not_asked_what_sigma_is_gets_the_same(function, monkeypatch):
-    """The way of a GPU, which evaluates both forms of every image; here on a CPU, whole and in parts."""
+def test_both_forms_without_synchronization_give_the_same(function, monkeypatch):
+    """A GPU evaluates both forms for every image, without reading sigma; tested on a CPU, whole and in chunks."""
     x, x0, sigma = adversarial_points(2000)
     asked = function(x, x0, sigma)
     monkeypatch.setattr(heat_kernel, "SYNC_FREE_DEVICES", ())

@@ -1,4 +1,4 @@
-"""Several processes that train one network: the same numbers, one writer, and an end for all when one ends."""
+"""Training in several processes: the same numbers, one writer, and the end of all processes when one fails."""
 
 import json
 import os
@@ -36,7 +36,7 @@ LONG = [*TINY, "training.n_iters=1000000", "training.snapshot_sampling=false"]
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
-    """A run of SHARED by two processes started here."""
+    """Train a run of SHARED in two processes started here."""
     folder = tmp_path_factory.mktemp("together")
     command = [sys.executable, ROOT / "run_train.py", *SHARED, "ngpus=2", "hydra.run.dir=run"]
     result = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
@@ -46,7 +46,7 @@ def together(tmp_path_factory):
 
 
 def started(folder, *arguments):
-    """A process of run_train.py in ``folder``/run that has made some steps."""
+    """Start a process of run_train.py in ``folder``/run and wait for some steps."""
     command = [sys.executable, ROOT / "run_train.py", *arguments, "hydra.run.dir=run"]
     process = subprocess.Popen(command, cwd=folder, env=environment(), stderr=subprocess.PIPE, text=True)
     wait_for_steps(folder / "run", 3, process)
@@ -54,7 +54,7 @@ def started(folder, *arguments):
 
 
 def children(pid):
-    """Those of a process that train, in the order in which they were started."""
+    """Return the training processes below a process, in the order in which they were started."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -76,7 +76,7 @@ def ended(pids, seconds=30):
 
 @pytest.mark.slow(20)
 def test_processes_and_parts_change_no_number(together, tmp_path):
-    """One, two processes, and three parts of a batch, one after the other: 20 steps that learn."""
+    """Compare 20 steps of one process, of two, and of three micro-batches."""
     train(tiny_config(*SHARED), tmp_path / "one", Distributed(CPU))
     train(tiny_config(*SHARED, "training.grad_accum_steps=3"), tmp_path / "parts", Distributed(CPU))
     one, parts, two = metrics(tmp_path / "one"), metrics(tmp_path / "parts"), metrics(together)
@@ -113,7 +113,7 @@ def test_torchrun_trains_the_same_run(together, tmp_path):
 
 
 def test_a_launcher_starts_a_sweep_and_one_that_fails_stops_no_other(tmp_path, together):
-    """Two processes for each run; where the sweep is started from does not matter."""
+    """Each run has two processes; the sweep may be started from any folder."""
     command = [sys.executable, ROOT / "run_train.py", "-m", *SHARED, "hydra/launcher=submitit_local"]
     command += ["hydra.launcher.tasks_per_node=2", "optim.optimizer=SGD,Adam", "hydra.sweep.dir=sweep"]
     result = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
@@ -121,14 +121,14 @@ def test_a_launcher_starts_a_sweep_and_one_that_fails_stops_no_other(tmp_path, t
     assert "optim.optimizer=SGD: known are" in result.stderr
     deadline = time.monotonic() + 60
     while not (tmp_path / "sweep/1" / NEWEST).exists() and time.monotonic() < deadline:
-        time.sleep(0.1)  # the other job goes on by itself
+        time.sleep(0.1)  # the other job continues by itself
     assert_same(read(tmp_path / "sweep/1" / NEWEST), read(together / NEWEST))
     assert not (tmp_path / "sweep/0" / NEWEST).exists()
     assert "ERROR optim.optimizer=SGD: known are" in (tmp_path / "sweep/0/logs").read_text()
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR2, 140)])
-def test_a_signal_saves_and_says_interrupted(tmp_path, signum, code):
+def test_a_signal_saves_and_reports_the_interruption(tmp_path, signum, code):
     process = started(tmp_path, *LONG)
     process.send_signal(signum)
     said = process.communicate(timeout=60)[1]
@@ -140,7 +140,7 @@ def test_a_signal_saves_and_says_interrupted(tmp_path, signum, code):
 
 
 @pytest.mark.slow(50)
-def test_processes_stopped_by_a_signal_go_on_as_if_undisturbed(tmp_path):
+def test_processes_stopped_by_a_signal_resume_exactly(tmp_path):
     process = started(tmp_path, *LONG, "ngpus=2")
     workers = children(process.pid)
     process.send_signal(signal.SIGTERM)
@@ -157,7 +157,7 @@ def test_processes_stopped_by_a_signal_go_on_as_if_undisturbed(tmp_path):
 
 @pytest.mark.slow(36)
 @pytest.mark.parametrize("victim", ["supervisor", 0, 1])
-def test_none_outlives_a_killed_one(tmp_path, victim):
+def test_no_process_outlives_a_killed_one(tmp_path, victim):
     process = started(tmp_path, *LONG, "ngpus=2")
     workers = children(process.pid)
     assert len(workers) == 2
@@ -217,7 +217,7 @@ def run_two(work, folder, step_timeout=600):
     run_distributed(work, OmegaConf.create({"debug": False, "device": "cpu", "ngpus": 2}), folder, 60, step_timeout)
 
 
-def test_what_processes_exchange(tmp_path):
+def test_collective_operations(tmp_path):
     run_two(_exchange, tmp_path)
     assert json.loads((tmp_path / "shares.json").read_text()) == [[0, 1, 4], [1, 1, 5]]
 
@@ -241,14 +241,14 @@ def test_a_process_that_fails_ends_all_with_its_message(tmp_path, capfd, monkeyp
     assert ("Traceback" in said and act.__name__ in said) == traceback
 
 
-def test_processes_that_do_not_come_are_named():
+def test_processes_that_do_not_start_are_named():
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     store.set("arrived/2", "")
     with pytest.raises(TrainingError, match=r"processes 1, 3 of 4 did not start within startup_timeout=0.2"):
         Distributed(CPU, 0, 4, store, startup_timeout=0.2)
 
 
-def test_a_batch_that_does_not_reach_for_all_is_refused():
+def test_a_batch_smaller_than_the_number_of_processes_is_refused():
     cfg = tiny_config("training.batch_size=5", "training.grad_accum_steps=2")
     check_train(cfg, processes=2)
     with pytest.raises(InputError, match=r"training.batch_size=5: less than an image for each of 3 processes x"):
@@ -277,7 +277,7 @@ SRUN = {"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1"}
         ({"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "8"}, None),  # the batch script, outside srun
     ],
 )
-def test_the_place_that_a_launcher_gives(monkeypatch, variables, env):
+def test_rank_and_world_size_of_each_launcher(monkeypatch, variables, env):
     for name in [*os.environ]:
         if name.startswith(("SLURM_", "SUBMITIT_")) or name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
             monkeypatch.delenv(name)
@@ -288,7 +288,7 @@ def test_the_place_that_a_launcher_gives(monkeypatch, variables, env):
 
 
 @pytest.mark.parametrize(("tasks_here", "threads"), [("2", 4), ("8", 1)])
-def test_a_process_takes_the_cores_that_the_others_on_its_machine_leave(monkeypatch, tmp_path, tasks_here, threads):
+def test_processes_of_a_machine_share_its_cores(monkeypatch, tmp_path, tasks_here, threads):
     """Eight processes on four machines of eight cores each do not take one core each."""
     for name, value in {"RANK": "0", "WORLD_SIZE": "8", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": tasks_here}.items():
         monkeypatch.setenv(name, value)
@@ -304,7 +304,7 @@ def test_a_process_takes_the_cores_that_the_others_on_its_machine_leave(monkeypa
 
 
 def stand_at(monkeypatch, rank, size):
-    """The environment that torchrun gives a process."""
+    """Set the environment variables that torchrun gives a process."""
     for key, value in {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size}.items():
         monkeypatch.setenv(key, str(value))
 
@@ -319,26 +319,26 @@ def _calls(store, server="process 0"):
     return [RollCall(store.clone(), rank, 3, server) for rank in range(3)]
 
 
-def test_a_process_that_is_lost_is_named(monkeypatch):
+def test_a_lost_process_is_named(monkeypatch):
     monkeypatch.setattr("utils.roll_call.ANSWER_TIME", 2.0)
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     first, second, third = _calls(store)
     with first, third:  # the second was killed
-        assert first.find_lost() == "process 1 does not answer: it was killed, or its machine is lost"
+        assert first.find_failed() == "process 1 does not answer: it was killed, or its machine is lost"
     second.report_failure("ValueError: of no use", False)
     third.report_failure("process 1 is gone", False)  # a consequence
-    assert first.find_lost() == "process 1 failed: ValueError: of no use"
+    assert first.find_failed() == "process 1 failed: ValueError: of no use"
 
 
 def test_all_processes_answer_when_none_is_lost():
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     first, second, third = _calls(store)
     with first, second, third:
-        assert first.find_lost() == ""
+        assert first.find_failed() == ""
 
 
 def test_a_process_that_fails_under_a_launcher_tells_the_others_and_the_log(monkeypatch, tmp_path, caplog):
-    """A fault of the program comes with its traceback; bad input is passed on as it is."""
+    """A programming error has its traceback; the message of bad input is unchanged."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     store.set("present/1", "")  # as the other one answers
     monkeypatch.setattr("cli.launch._launcher_store", lambda: store)
@@ -360,7 +360,7 @@ def test_a_process_that_fails_under_a_launcher_tells_the_others_and_the_log(monk
         with pytest.raises(kind) as caught:
             run_under_launcher(failing(error), tiny_config(), tmp_path, 60, 60, StopSignals(), env)
         assert str(caught.value) == message
-        assert RollCall(store, 1, 2, "").find_lost() == f"process 0 failed: {message}"
+        assert RollCall(store, 1, 2, "").find_failed() == f"process 0 failed: {message}"
         assert ("Traceback" in caplog.text) == (kind is TrainingError)
 
 
@@ -370,7 +370,7 @@ def test_the_server_of_a_store_that_is_gone_is_named():
     with call:
         time.sleep(0.3)  # until its thread is connected
         del server
-        assert call.find_lost().startswith("process 0, which serves the store, does not answer")
+        assert call.find_failed().startswith("process 0, which serves the store, does not answer")
     call.report_failure("and nobody hears it", False)
 
 
@@ -395,8 +395,8 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch):
     assert local_device(detect_launcher(), CPU) == CPU
 
 
-def test_a_store_that_is_not_there_is_waited_for(monkeypatch, tmp_path):
-    """What an attempt that was killed left behind leads nowhere."""
+def test_the_rendezvous_waits_for_the_store_of_its_attempt(monkeypatch, tmp_path):
+    """The rendezvous file of a killed attempt is ignored."""
     (tmp_path / ".rendezvous").write_text('["42/0", "127.0.0.1", 1]')
     with pytest.raises(TrainingError, match=r"process 0 did not start within startup_timeout=0.5 seconds"):
         file_rendezvous(DistributedEnv("srun", 1, 2, 1, 2, "42", "42/1"), tmp_path / ".rendezvous", timeout=0.5)

@@ -1,4 +1,4 @@
-"""What makes a step fast changes no number: each switch against the plain way, and exact resuming with it."""
+"""Options that make a step fast: each gives the same numbers as without it, and resumes exactly."""
 
 import copy
 
@@ -29,7 +29,7 @@ def gradients(net, *inputs):
 
 
 def far(tensors, references):
-    """The largest relative distance between two lists of tensors."""
+    """Compute the largest relative distance between two lists of tensors."""
     return max(((a - b).norm() / b.norm()).item() for a, b in zip(tensors, references, strict=True))
 
 
@@ -75,8 +75,8 @@ def test_recomputed_activations_give_the_same_gradient_with_less_memory(network)
     assert smaller < 0.75 * peak
 
 
-def test_moments_come_in_the_memory_format_of_their_parameter():
-    """A checkpoint may be older than channels_last; a fused kernel would take its moments for those of others."""
+def test_moments_get_the_memory_format_of_their_parameter():
+    """A checkpoint may be older than channels_last, and a fused kernel pairs elements by position in memory."""
     cfg = tiny_config()
     parameters = [nn.Parameter(torch.randn(4, 3, 3, 3)) for _ in range(2)]
     parameters[1].data = parameters[0].data.to(memory_format=torch.channels_last)
@@ -102,8 +102,8 @@ SWITCHES = {
 
 @pytest.mark.slow(45)
 @pytest.mark.parametrize("switch", SWITCHES)
-def test_a_run_with_it_resumes_exactly(switch, tmp_path, monkeypatch):
-    """And with compile=true nothing is compiled after the first evaluation and drawing, whatever the batch."""
+def test_a_run_with_each_switch_resumes_exactly(switch, tmp_path, monkeypatch):
+    """With compile=true nothing is compiled after the first evaluation and drawing, for any batch size."""
     counters.clear()
     graphs, honest_write = [], MetricWriter.write
     monkeypatch.setattr(
@@ -120,7 +120,7 @@ def test_a_run_with_it_resumes_exactly(switch, tmp_path, monkeypatch):
 
 
 class Waits(TorchDispatchMode):
-    """Counts the operations for which a GPU would be waited for: their result, or its size, is a number of the host."""
+    """Counts the operations that wait for a GPU, because their result or its size is needed on the host."""
 
     NAMES = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "unique", "is_nonzero")
 
@@ -133,7 +133,7 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_a_step_waits_for_nothing(tmp_path, monkeypatch):
+def test_a_step_does_not_wait_for_the_device(tmp_path, monkeypatch):
     monkeypatch.setattr(heat_kernel, "score", lambda x, x0, sigma: x0 - x)  # a CPU chooses rows by their sigma
     counts = []
     for steps in (2, 7):
@@ -145,7 +145,7 @@ def test_a_step_waits_for_nothing(tmp_path, monkeypatch):
     assert counts[0] == counts[1] > 0  # those of the start and of the end
 
 
-def test_without_a_compiler_one_line_says_so(script, tmp_path, monkeypatch):
+def test_a_missing_compiler_is_one_line(script, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     result = script("run_train.py", *TINY, "compile=true")

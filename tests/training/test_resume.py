@@ -1,4 +1,4 @@
-"""Going on with a run: from which checkpoint, on which data, and over nothing that is there."""
+"""Resuming a run: the choice of the checkpoint, the check of the data, and no overwritten files."""
 
 import json
 import os
@@ -36,28 +36,28 @@ QUICK = ["training.snapshot_sampling=false", "logger=none"]
 
 @pytest.fixture(autouse=True)
 def no_picture_of_losses(monkeypatch):
-    """Which takes longer than the steps of these runs."""
+    """Plotting takes longer than the steps of these runs."""
     monkeypatch.setattr(training.metric_writer, "draw_losses", lambda *_: None)
 
 
 def trained(run_dir: Path, *overrides: str) -> Path:
-    """A run without samples."""
+    """Train a run without samples."""
     train(tiny_config(*QUICK, *overrides), run_dir, CPU)
     return run_dir
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
-    """All files, but for the empty one that says who has the directory."""
+    """Return all files except the empty lock file."""
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
 
 
 def kept(run_dir: Path) -> dict[str, int]:
-    """The checkpoints to keep, and their steps."""
+    """Return the kept checkpoints and their steps."""
     return {path.name[11:-4]: read(path)["step"] for path in sorted((run_dir / "checkpoints").glob("*.pth"))}
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_a_copied_run_goes_on_from_its_last_kept_checkpoint(tmp_path, caplog, precision):
+def test_a_copied_run_resumes_from_its_last_kept_checkpoint(tmp_path, caplog, precision):
     options = ["training.snapshot_freq=2", f"precision={precision}", "model.dropout=0.1"]
     whole = trained(tmp_path / "whole", "training.n_iters=6", *options)
     original = trained(tmp_path / "original", "training.n_iters=4", *options)
@@ -66,7 +66,7 @@ def test_a_copied_run_goes_on_from_its_last_kept_checkpoint(tmp_path, caplog, pr
     before = contents(copy / "checkpoints")
     with caplog.at_level("INFO"):
         trained(copy, "training.n_iters=6", *options)
-    assert f"going on at step 4, from {copy}/checkpoints/checkpoint_2.pth" in caplog.text
+    assert f"resuming at step 4, from {copy}/checkpoints/checkpoint_2.pth" in caplog.text
     assert kept(copy) == {"1": 2, "2": 4, "3": 6}
     assert contents(copy / "checkpoints").items() > before.items()
     assert_same(*(read(run / "checkpoints/checkpoint_3.pth") for run in (whole, copy)))
@@ -96,7 +96,7 @@ def test_a_run_with_a_name_for_its_process_is_still_ours():
     assert published["data"]["dataset"] == "CIFAR10" and from_published(published)["data"] == cfg["data"]
 
 
-def test_a_damaged_kept_checkpoint_is_no_obstacle_and_stays(tmp_path, caplog):
+def test_a_damaged_kept_checkpoint_is_skipped_and_kept(tmp_path, caplog):
     for name in ("whole", "damaged", "copied"):
         trained(tmp_path / name, "training.n_iters=4", "training.snapshot_freq=2")
     for name in ("damaged", "copied"):
@@ -105,7 +105,7 @@ def test_a_damaged_kept_checkpoint_is_no_obstacle_and_stays(tmp_path, caplog):
     for name in ("whole", "damaged", "copied"):
         trained(tmp_path / name, "training.n_iters=6", "training.snapshot_freq=2")
     assert "damaged/checkpoints/checkpoint_2.pth cannot be read as a checkpoint" in caplog.text
-    assert f"going on from the one before, {tmp_path}/copied/checkpoints/checkpoint_1.pth" in caplog.text
+    assert f"resuming from the checkpoint before it, {tmp_path}/copied/checkpoints/checkpoint_1.pth" in caplog.text
     for name, steps in (("damaged", {"1": 2, "3": 6}), ("copied", {"1": 2, "3": 4, "4": 6})):
         assert_same(*(read(tmp_path / n / "checkpoints-meta/checkpoint.pth") for n in ("whole", name)))
         damaged = tmp_path / name / "checkpoints/checkpoint_2.pth"
@@ -114,8 +114,8 @@ def test_a_damaged_kept_checkpoint_is_no_obstacle_and_stays(tmp_path, caplog):
         assert kept(tmp_path / name) == steps
 
 
-def test_checkpoints_are_not_written_over_by_a_run_that_goes_back(tmp_path):
-    """Its own of before come again bit for bit; with other options they are other checkpoints."""
+def test_checkpoints_are_not_overwritten_by_a_run_that_goes_back(tmp_path):
+    """With the same options the same checkpoints are written again; with other options they get other numbers."""
     options = ["training.n_iters=6", "training.snapshot_freq=2", "optim.warmup=0", "training.snapshot_sampling=true"]
     options += ["sampling.method=multistep", "sampling.steps=2", "eval.batch_size=4"]
     run = trained(tmp_path, *options)
@@ -134,7 +134,7 @@ def test_checkpoints_are_not_written_over_by_a_run_that_goes_back(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["checkpoints/checkpoint_1.pth", "checkpoints-meta/checkpoint.pth", "metrics.jsonl"])
-def test_a_new_run_does_not_begin_where_something_else_is(tmp_path, name):
+def test_a_new_run_does_not_start_in_a_used_directory(tmp_path, name):
     path = tmp_path / "run" / name
     path.parent.mkdir(parents=True)
     path.write_bytes(b"of somebody else")
@@ -163,7 +163,7 @@ def pictures(monkeypatch):
 PICTURES = ["data.dataset=pictures", "data.num_classes=3", "training.n_iters=2"]
 
 
-def test_a_run_remembers_its_data(tmp_path, pictures):
+def test_a_run_records_its_data(tmp_path, pictures):
     run = trained(tmp_path, *PICTURES)
     assert json.loads((run / "data.json").read_text()) == {
         "num_classes": 3,
@@ -184,7 +184,7 @@ CHANGES = [
 ]
 
 
-def test_other_data_are_refused_by_name_unless_they_are_wanted(tmp_path, caplog, pictures):
+def test_changed_data_are_refused_unless_allowed(tmp_path, caplog, pictures):
     run = trained(tmp_path, *PICTURES)
     before, as_they_were = contents(run), dict(pictures)
     for change, message in CHANGES:
@@ -194,13 +194,13 @@ def test_other_data_are_refused_by_name_unless_they_are_wanted(tmp_path, caplog,
         assert contents(run) == before
 
     trained(run, *PICTURES, "training.n_iters=3", "training.allow_data_change=true")
-    assert message in caplog.text and "going on with this one" in caplog.text
+    assert message in caplog.text and "continuing with this one" in caplog.text
     assert load_config(run).training.allow_data_change is False
     trained(run, *PICTURES, "training.n_iters=4")  # which is what it was trained on now
     assert read(run / "checkpoints-meta/checkpoint.pth")["step"] == 4
 
 
-def test_a_built_in_data_set_that_is_another_is_refused(tmp_path, monkeypatch):
+def test_a_changed_built_in_data_set_is_refused(tmp_path, monkeypatch):
     run = trained(tmp_path)
     digits = datasets.registry.DATASETS["digits"]
 
@@ -220,7 +220,7 @@ def test_a_folder_that_has_grown_is_refused(tmp_path):
 
     (tmp_path / "pictures").mkdir()
     paint(0, 20)
-    folder = ["data=folder", f"data.root={tmp_path}/pictures", "data.image_size=8", f"dataroot={tmp_path}/packs"]
+    folder = ["data=folder", f"data.root={tmp_path}/pictures", "data.image_size=8", f"dataroot={tmp_path}/data"]
     run = trained(tmp_path / "run", *folder)
     paint(20, 40)
     with pytest.raises(InputError, match="it had 18 images to train on, now 36; it had 2 images held out, now 4"):
@@ -229,7 +229,7 @@ def test_a_folder_that_has_grown_is_refused(tmp_path):
     assert json.loads((run / "data.json").read_text())["training"]["images"] == 36
 
 
-def test_a_run_of_before_the_record_resumes_and_has_one_then(tmp_path, pictures, caplog):
+def test_a_run_without_a_record_resumes_and_writes_one(tmp_path, pictures, caplog):
     run = trained(tmp_path, *PICTURES)
     (run / "data.json").unlink()
     pictures["training"] = 40
@@ -269,7 +269,7 @@ def test_what_is_not_a_run_or_cannot_be_read_is_one_line(tmp_path, monkeypatch):
 
 @contextmanager
 def full_disk(size: int):
-    """Files cannot grow beyond ``size`` bytes."""
+    """Limit the size of files to ``size`` bytes."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     assert signal.getsignal(signal.SIGXFSZ) is signal.SIG_IGN
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
@@ -291,7 +291,7 @@ def test_a_full_disk_leaves_no_temporary_file(tmp_path):
     assert contents(tmp_path) == {}
 
 
-def test_a_file_takes_the_place_of_another_when_it_is_whole(tmp_path):
+def test_a_file_is_replaced_atomically(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
     with suppress(KeyboardInterrupt), replacing(path) as temporary:

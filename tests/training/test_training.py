@@ -64,7 +64,7 @@ def test_labels_are_dropped_image_by_image():
     assert torch.equal(drop_labels(labels, 0.0), labels)
 
 
-def test_a_run_leaves_what_it_should(tmp_path):
+def test_a_run_writes_its_files(tmp_path):
     cfg = tiny_config("training.n_iters=5", "training.snapshot_freq=2")
     train(cfg, tmp_path, CPU)
     assert sorted(os.listdir(tmp_path / "checkpoints")) == [f"checkpoint_{n}.pth" for n in (1, 2, 3)]
@@ -98,7 +98,7 @@ def test_the_same_seed_repeats_and_another_does_not(tmp_path):
     assert losses[0] == losses[1] != losses[2]
 
 
-def test_a_resumed_run_ends_as_an_undisturbed_one(tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     options = ["model.dropout=0.1", "data.random_flip=true"]
     train(tiny_config("training.n_iters=6", *options), tmp_path / "whole", CPU)
     train(tiny_config("training.n_iters=3", *options), tmp_path / "parts", CPU)
@@ -151,7 +151,7 @@ def test_steps_that_overflow_in_fp16_are_skipped_and_lower_the_scale(tmp_path):
     assert [entry["grad_norm"] == 0 for entry in metrics(tmp_path)] == skipped
 
 
-def test_resume_takes_the_runs_own_configuration(tmp_path):
+def test_resume_uses_the_configuration_of_the_run(tmp_path):
     train(tiny_config("optim.lr=0.5"), tmp_path, CPU)
     saved = tmp_path / ".hydra/config.yaml"
     saved.write_text(saved.read_text().replace("precision: fp32\n", ""))  # a run older than that option
@@ -198,8 +198,8 @@ def test_another_run_in_the_same_directory_is_refused_and_changes_nothing(tmp_pa
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
-def test_what_the_loop_gives_to_the_loss(tmp_path, monkeypatch):
-    """Training: the weights that learn, training images, some labels dropped. Evaluation: EMA, held out, all labels."""
+def test_arguments_of_the_loss_in_training_and_evaluation(tmp_path, monkeypatch):
+    """Training: weights, training images, dropped labels. Evaluation: EMA weights, held-out images, all labels."""
     import training.loop
     import training.snapshots
 
@@ -247,7 +247,7 @@ def test_what_the_loop_gives_to_the_loss(tmp_path, monkeypatch):
     assert torch.equal(next(drawn[0].parameters()), saved["ema"]["shadow_params"][0])
 
 
-def test_a_resumed_run_takes_new_optimiser_options_and_goes_on_counting(tmp_path):
+def test_a_resumed_run_takes_new_optimiser_options_and_keeps_its_step_counts(tmp_path):
     train(tiny_config("training.n_iters=6", "training.snapshot_freq=2"), tmp_path, CPU)
     cfg = tiny_config("training.n_iters=7", "training.snapshot_freq=100", "optim.beta1=0.5", "optim.eps=1e-3")
     train(cfg, tmp_path, CPU)
@@ -277,7 +277,7 @@ def test_a_kill_while_drawing_draws_again(tmp_path, monkeypatch):
     assert len(metrics(tmp_path)) == 2
 
 
-def test_restoring_brings_frozen_weights_to_the_average_too(tmp_path):
+def test_restoring_copies_frozen_weights_to_the_average(tmp_path):
     cfg = tiny_config("data.classes=false")
     OmegaConf.set_struct(cfg, False)
     cfg.model = {"name": "ddpmpp", "nf": 8, "ch_mult": [1], "num_res_blocks": 1, "ema_rate": 0.9}
@@ -291,7 +291,7 @@ def test_restoring_brings_frozen_weights_to_the_average_too(tmp_path):
 
 @pytest.mark.parametrize("bad_step", [1, 2, 3])
 def test_a_non_finite_loss_stops_the_run_and_keeps_the_checkpoint(tmp_path, monkeypatch, bad_step):
-    """Logged every 50 steps only: the loss of an unlogged step counts as well."""
+    """Metrics are logged every 50 steps, but the loss of every step is checked."""
     import training.loop
 
     common = ["training.snapshot_freq=1", "training.n_iters=1", "training.log_freq=50", "training.eval_freq=50"]
@@ -361,13 +361,13 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, caplog, dam
         for name in ("whole", "damaged"):
             train(tiny_config("training.n_iters=5", often), tmp_path / name, CPU)
     assert f"{newest} cannot be read as a checkpoint" in caplog.text
-    assert f"going on from the one before, {previous}" in caplog.text and "going on at step 3" in caplog.text
+    assert f"resuming from the checkpoint before it, {previous}" in caplog.text and "resuming at step 3" in caplog.text
     assert_same(*(read(tmp_path / name / "checkpoints-meta/checkpoint.pth") for name in ("whole", "damaged")))
     assert [entry["step"] for entry in metrics(tmp_path / "damaged")] == [1, 2, 3, 4, 5]
 
 
-def test_a_damaged_checkpoint_takes_no_place_of_a_whole_one(tmp_path):
-    """A kill between the two moves of a save finds one that is whole."""
+def test_a_damaged_checkpoint_never_replaces_an_intact_one(tmp_path):
+    """After a kill between the two renames of a save, an intact checkpoint is found."""
     train(tiny_config("training.n_iters=2", "training.snapshot_freq_for_preemption=1"), tmp_path, CPU)
     checkpoints, state = checkpoint.Checkpoints(tmp_path), create_state(tiny_config(), CPU.device)
     previous = checkpoints.previous_path.read_bytes()
@@ -382,7 +382,7 @@ def test_a_damaged_checkpoint_takes_no_place_of_a_whole_one(tmp_path):
     assert checkpoints.previous_path.read_bytes() == newest
 
 
-def test_two_damaged_checkpoints_end_the_run_and_stay(tmp_path):
+def test_two_damaged_checkpoints_end_the_run_and_are_kept(tmp_path):
     train(tiny_config("training.snapshot_freq_for_preemption=1"), tmp_path, CPU)
     for path in (tmp_path / "checkpoints-meta").iterdir():
         path.write_bytes(b"junk")
@@ -408,7 +408,7 @@ def test_load_pretrained_gives_the_averaged_weights(tmp_path):
     assert not torch.equal(next(first.parameters()), next(net.parameters()))
 
 
-def test_load_pretrained_brings_frozen_frequencies(tmp_path):
+def test_load_pretrained_restores_frozen_frequencies(tmp_path):
     cfg = tiny_config("data.classes=false")
     OmegaConf.set_struct(cfg, False)
     cfg.model = {

@@ -1,4 +1,4 @@
-"""What a run shows while it goes: metrics, pictures, TensorBoard, Weights & Biases, and what it says at its start."""
+"""Output of a run: metrics, images, TensorBoard, Weights & Biases, and the summary at its start."""
 
 import importlib.util
 import json
@@ -31,7 +31,7 @@ CPU = Distributed(torch.device("cpu"))
 
 
 def events(run_dir):
-    """{name: {step: value}} of all that TensorBoard shows, and the steps of the pictures."""
+    """Read {name: {step: value}} of all scalars in TensorBoard, and the steps of the images."""
     shown = EventAccumulator(str(run_dir / "tensorboard"), size_guidance={"scalars": 0, "images": 0}).Reload()
     scalars = {tag: [(e.step, e.value) for e in shown.Scalars(tag)] for tag in shown.Tags()["scalars"]}
     assert all(len(dict(pairs)) == len(pairs) for pairs in scalars.values()), "a step is shown twice"
@@ -79,7 +79,7 @@ def test_a_run_killed_before_its_first_checkpoint_leaves_one_history(tmp_path, m
     assert scalars["loss"].keys() == {1, 2, 3, 4, 5, 6} and pictures == {6}
 
 
-def test_a_disk_that_is_full_is_no_traceback_of_a_thread(tmp_path, monkeypatch):
+def test_a_full_disk_prints_no_traceback_of_a_thread(tmp_path, monkeypatch):
     shown = []
     monkeypatch.setattr(threading, "excepthook", shown.append)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -101,17 +101,17 @@ def test_a_disk_that_is_full_is_no_traceback_of_a_thread(tmp_path, monkeypatch):
 
 def test_the_loss_by_quarters_of_the_noise_levels():
     sde = ReflectedVE(0.01, 5.0)
-    window = MetricAccumulator(CPU, sde, UniformTime())
+    accumulator = MetricAccumulator(CPU, sde, UniformTime())
     t = torch.tensor([0.01, 0.2, 0.3, 0.9, 0.99])
-    window.add(1, torch.tensor([1.0, 2.0, 3.0, 4.0, 6.0]), sde.sigma(t), torch.tensor(7.0), images=5)
-    window.add(2, torch.tensor([5.0]), sde.sigma(t[:1]), torch.tensor(9.0), images=1)
-    summary = window.summary()
+    accumulator.add(1, torch.tensor([1.0, 2.0, 3.0, 4.0, 6.0]), sde.sigma(t), torch.tensor(7.0), images=5)
+    accumulator.add(2, torch.tensor([5.0]), sde.sigma(t[:1]), torch.tensor(9.0), images=1)
+    summary = accumulator.summary()
     assert summary["loss_by_sigma"] == pytest.approx([8 / 3, 3.0, None, 5.0])
     assert summary["loss"] == pytest.approx((16 / 5 + 5) / 2) and summary["grad_norm"] == pytest.approx(8.0)
     assert 0.05 < summary["memory_gib"] < 100
 
 
-def test_the_picture_of_the_losses_is_drawn_at_each_kept_checkpoint(tmp_path):
+def test_the_loss_is_plotted_at_each_kept_checkpoint(tmp_path):
     train(tiny_config("training.n_iters=2"), tmp_path, CPU)
     first = np.asarray(Image.open(tmp_path / "loss.png").convert("RGB")).astype(int)
     train(tiny_config("training.n_iters=40", "training.snapshot_freq=20"), tmp_path, CPU)
@@ -121,13 +121,13 @@ def test_the_picture_of_the_losses_is_drawn_at_each_kept_checkpoint(tmp_path):
     assert black > 500 and red > 20 and (first != second).any()
 
 
-def test_a_half_written_line_and_others_are_not_entries(tmp_path):
+def test_damaged_lines_are_not_entries(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "loss": 2.0}\n[]\n{"loss": 1}\n{"step": "2"}\n{"step": 2}\n{"step": 3, "lo')
     assert read_entries(path) == [{"step": 1, "loss": 2.0}] and read_entries(tmp_path / "none") == []
 
 
-def test_a_run_says_what_it_is_at_its_start(tmp_path, caplog):
+def test_a_run_logs_its_summary(tmp_path, caplog):
     caplog.set_level("INFO")
     train(tiny_config("training.grad_accum_steps=2", "precision=bf16"), tmp_path, CPU)
     block = next(message for message in caplog.messages if message.startswith("model "))
@@ -146,17 +146,17 @@ def test_without_a_logger_there_are_the_files_only(tmp_path):
     assert not (tmp_path / "tensorboard").exists() and (tmp_path / "loss.png").exists() and len(metrics(tmp_path)) == 2
 
 
-def test_wandb_goes_on_as_the_same_run(tmp_path):
+def test_wandb_resumes_the_same_run(tmp_path):
     tiny = ["logger=wandb", "logger.mode=offline", "logger.project=digits"]
     for steps in (2, 4):
         train(tiny_config(*tiny, f"training.n_iters={steps}"), tmp_path, CPU)
     name = (tmp_path / "wandb_id").read_text()
     files = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"))
     assert len(files) == 2 and {path.name for path in files} == {f"run-{name}.wandb"}
-    words = (b"digits", b"eval_loss", b"loss_by_sigma/", b"samples", name.encode())
+    names = (b"digits", b"eval_loss", b"loss_by_sigma/", b"samples", name.encode())
     for path in files:
         deadline = time.monotonic() + 30  # wandb writes from a process of its own
-        while missing := [word for word in words if word not in path.read_bytes()]:
+        while missing := [name for name in names if name not in path.read_bytes()]:
             assert time.monotonic() < deadline, missing
             time.sleep(0.1)
 
@@ -168,12 +168,12 @@ def test_wandb_is_imported_only_when_it_is_chosen(fresh_script, tmp_path, monkey
     assert fresh_script("run_train.py", *TINY, "training.snapshot_sampling=false").returncode == 0
 
 
-def test_wandb_that_is_not_here_is_named_before_anything_is_written(tmp_path, monkeypatch):
+def test_missing_wandb_is_named_before_anything_is_written(tmp_path, monkeypatch):
     honest = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == "wandb" else honest(name, *rest)
     )
-    with pytest.raises(InputError, match="logger=wandb wants a package that is not here: pip install wandb"):
+    with pytest.raises(InputError, match="logger=wandb needs a package that is not installed: pip install wandb"):
         train(tiny_config("logger=wandb"), tmp_path, CPU)
     assert not list(tmp_path.iterdir())
 
@@ -186,7 +186,7 @@ def test_wandb_without_an_account_is_one_line(tmp_path, monkeypatch):
         train(tiny_config("logger=wandb"), tmp_path / "run", CPU)
 
 
-def test_metrics_are_json_that_others_read(tmp_path):
+def test_metrics_are_standard_json(tmp_path):
     train(tiny_config(), tmp_path, CPU)
     for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
         entry = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))

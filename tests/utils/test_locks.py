@@ -1,4 +1,4 @@
-"""Locks between two processes: refused, waited for, released by a kill; disks that do not take the lock file."""
+"""Locks between two processes: refused, waited for, released by a kill; disks on which they cannot be written."""
 
 import errno
 import logging
