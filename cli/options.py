@@ -58,17 +58,17 @@ def choices(group: str) -> list[Path]:
 @functools.cache
 def lines_of(path: Path) -> dict[str, Line]:
     """Read the options in a file of configs/, with those of the files in configs/base that it begins with."""
-    text, found = path.read_text(), dict[str, Line]()
+    text, lines = path.read_text(), dict[str, Line]()
     for base in re.findall(r"- /?base/(\w+)@_here_", text):
-        found |= lines_of(CONFIGS / f"base/{base}.yaml")
+        lines |= lines_of(CONFIGS / f"base/{base}.yaml")
     group = path.parent.name
     sections = [group] if path.parent.parent == CONFIGS and group != "base" else []
     if group == "base" and path.stem in GROUPS["train"]:
         sections = [path.stem]
     for line in _lines(text, sections):
-        inherited = found.get(line.key)
-        found[line.key] = Line(line.key, line.default, line.help or (inherited.help if inherited else ""))
-    return found
+        inherited = lines.get(line.key)
+        lines[line.key] = Line(line.key, line.default, line.help or (inherited.help if inherited else ""))
+    return lines
 
 
 def _lines(text: str, outer: list[str]) -> Iterator[Line]:
@@ -144,14 +144,14 @@ def path_keys() -> frozenset[str]:
         "data": (evaluation_options.EvalDataOptions,),
         "metrics": (evaluation_options.MetricsOptions,),
     }
-    found = {
+    keys = {
         key
         for section, classes in from_classes.items()
         for of in classes
         for key, option in _prefixed(section, options_of(of)).items()
         if is_path(option.annotation)
     }
-    return frozenset({*found, *HYDRA_PATHS})
+    return frozenset({*keys, *HYDRA_PATHS})
 
 
 def is_path_key(key: str, value: str) -> bool:

@@ -69,7 +69,9 @@ def _report(root: Path, stats: DecodeStats, options: DecodeOptions) -> None:
         InputError: if all images of 16 bits, or all of floating point, would be nearly black.
     """
     if stats.transparent and options.num_channels != 4:
-        log.info("%d images have transparent parts, laid on data.background=%s", stats.transparent, options.background)
+        log.info(
+            "%d images have transparent parts, composited on data.background=%s", stats.transparent, options.background
+        )
     if stats.paged:
         log.info("%d files have more than one page or frame: the first is taken", stats.paged)
     if stats.deep and stats.peak < DARK and options.white is None:

@@ -283,7 +283,7 @@ def _upper_bits(image: Image.Image, white: float | None) -> int:
         UnreadableError: if ``white`` is not that of 16 bits, which would need the lower bits.
     """
     if white not in (None, WHITE):
-        raise UnreadableError(f"colours of 16 bits are read by their upper 8: data.white={white:g} cannot be heeded")
+        raise UnreadableError(f"colours of 16 bits are read by their upper 8: data.white={white:g} is not supported")
     ranges = image.getextrema()
     highest = max(high for _, high in ranges) if isinstance(ranges[0], tuple) else ranges[1]
     return int(highest) << 8 | 0xFF

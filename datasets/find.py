@@ -59,7 +59,7 @@ AGAIN = "links to what is there already or to a folder above"
 SPECIAL = "pipes, sockets or devices"
 UNREADABLE = "folders that cannot be read"
 HIDDEN = "hidden images"
-OURS = "folders or files that this project wrote"
+OUTPUT = "folders or files that this project wrote"
 # Start of the file `logs` in an output directory: a line like 2026-01-31 23:59:59,123 INFO
 FIRST_OF_LOGS = rb"\A\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(,\d{3})? [A-Z]+ "
 
@@ -110,7 +110,7 @@ def find_images(folder: Path) -> list[Path]:
     return found.files
 
 
-def scan_folder(folder: Path, without_ours: bool = False, ours: Iterable[Path] = ()) -> Scan:
+def scan_folder(folder: Path, skip_outputs: bool = False, outputs: Iterable[Path] = ()) -> Scan:
     """Search for image files, by their suffix, in ``folder`` and below.
 
     Links are followed, except to a folder above. A file that is reached twice counts once, under its real path if that
@@ -119,22 +119,22 @@ def scan_folder(folder: Path, without_ours: bool = False, ours: Iterable[Path] =
 
     Args:
         folder: folder to search.
-        without_ours: whether to leave out output of the scripts of this project: runs, drawn images, evaluations.
-        ours: further folders to leave out as output.
+        skip_outputs: whether to leave out output of the scripts of this project: runs, drawn images, evaluations.
+        outputs: further folders to leave out as output.
 
     Raises:
         InputError: if ``folder`` itself cannot be read.
     """
-    return _Search(folder, without_ours, ours).found
+    return _Search(folder, skip_outputs, outputs).found
 
 
 class _Search:
     """A search of real folders first and then of the targets of links, so that files are found by their real paths."""
 
-    def __init__(self, folder: Path, without_ours: bool, ours: Iterable[Path]) -> None:
+    def __init__(self, folder: Path, skip_outputs: bool, outputs: Iterable[Path]) -> None:
         self.found = Scan()
-        self.without_ours = without_ours
-        self.left = {os.path.realpath(path) for path in ours}  # real paths that are left out as output
+        self.skip_outputs = skip_outputs
+        self.skipped = {os.path.realpath(path) for path in outputs}  # real paths that are left out as output
         self.above: set[str] = set()  # real paths of the folders above the starts of the searches
         self.folders: set[tuple[int, int]] = set()
         self.paths: list[str] = []
@@ -160,8 +160,8 @@ class _Search:
             folder, name = os.path.split(target)
             status = os.stat(folder)
             searched = (status.st_dev, status.st_ino) in self.folders
-            if self._is_ours(target):
-                self.found.leave_out(OURS, link)
+            if self._is_output(target):
+                self.found.leave_out(OUTPUT, link)
             elif target in targets or (searched and _is_image(name) and not name.startswith(".")):
                 self.found.leave_out(AGAIN, link)
             else:
@@ -170,14 +170,14 @@ class _Search:
 
     def _follow(self, link: str, target: str) -> None:
         """Search the folder ``target`` of a link, unless it was searched before or is above the start of a search."""
-        if self._is_ours(target):
-            self.found.leave_out(OURS, link)
+        if self._is_output(target):
+            self.found.leave_out(OUTPUT, link)
         elif target in self.above or not self._walk(link):
             self.found.leave_out(AGAIN, link)
 
-    def _is_ours(self, target: str) -> bool:
+    def _is_output(self, target: str) -> bool:
         """Return whether a real path is left out as output of this project, or is below such a path."""
-        return not self.left.isdisjoint((target, *map(str, Path(target).parents)))
+        return not self.skipped.isdisjoint((target, *map(str, Path(target).parents)))
 
     def _walk(self, start: str, at_top: bool = False) -> bool:
         """Search ``start`` and the real folders below; return whether any of them was new.
@@ -205,18 +205,18 @@ class _Search:
                 continue
             new = True
             real = real_start + folder[len(start) :]
-            names = {entry.name for entry in entries} if self.without_ours else set()
-            ours: set[str] = set()
-            if real in self.left or _is_output_dir(folder, names):
+            names = {entry.name for entry in entries} if self.skip_outputs else set()
+            outputs: set[str] = set()
+            if real in self.skipped or _is_output_dir(folder, names):
                 if not (at_top and folder == start):
-                    self.left.add(real)
-                    self.found.leave_out(OURS, folder)
+                    self.skipped.add(real)
+                    self.found.leave_out(OUTPUT, folder)
                     continue
-                ours = _output_names(folder, names)
+                outputs = _output_names(folder, names)
             for entry in entries:
-                if entry.name in ours:
-                    self.found.leave_out(OURS, entry.path)
-                    self.left.add(os.path.join(real, entry.name))
+                if entry.name in outputs:
+                    self.found.leave_out(OUTPUT, entry.path)
+                    self.skipped.add(os.path.join(real, entry.name))
                 else:
                     self._add(entry, pending)
         return new
@@ -272,14 +272,14 @@ def _is_output_dir(folder: str, names: set[str]) -> bool:
 
 def _output_names(folder: str, names: set[str]) -> set[str]:
     """Return those ``names`` in a ``folder`` under which the scripts of this project write images."""
-    ours = names & {"checkpoints", "checkpoints-meta", "tensorboard", "wandb", "data.png", "loss.png"}
+    outputs = names & {"checkpoints", "checkpoints-meta", "tensorboard", "wandb", "data.png", "loss.png"}
     if "samples" in names and glob.glob(os.path.join(glob.escape(folder), "samples", "iter_*")):
-        ours.add("samples")
+        outputs.add("samples")
     if "eval.yaml" in names and _names_a_run(os.path.join(folder, "eval.yaml")):
-        ours |= names & {"images"}
+        outputs |= names & {"images"}
     if "vis.yaml" in names and _names_a_run(os.path.join(folder, "vis.yaml")):
-        ours |= {name for name in names if re.fullmatch(r"(samples_\d+|trajectory)\.\w+|single", name)}
-    return ours
+        outputs |= {name for name in names if re.fullmatch(r"(samples_\d+|trajectory)\.\w+|single", name)}
+    return outputs
 
 
 def _names_a_run(path: str) -> bool:

@@ -178,7 +178,7 @@ def _scan(
         InputError: naming the key or the file at fault.
     """
     made = [Path(dataroot) / name for name in ("cache", "ds_imagenet", "imagenet-64x64")]
-    found = scan_folder(top, without_ours=True, ours=_strictly_below(top, [*made, PROJECT / "docs"]))
+    found = scan_folder(top, skip_outputs=True, outputs=_strictly_below(top, [*made, PROJECT / "docs"]))
     notes: list[str] = []  # logged only if there is no error, so that a refusal is one line
 
     def note(text: str, *args: object) -> None:

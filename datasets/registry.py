@@ -42,10 +42,10 @@ def data_options(dataset: str, has_shape: bool = False) -> dict[str, Option]:
 
 def all_data_options() -> dict[str, Option]:
     """Return the options of the section ``data`` of all data sets together."""
-    found: dict[str, Option] = {}
+    options: dict[str, Option] = {}
     for dataset in DATASETS:
-        found |= data_options(dataset) | data_options(dataset, has_shape=True)
-    return found
+        options |= data_options(dataset) | data_options(dataset, has_shape=True)
+    return options
 
 
 def load_images(

@@ -52,9 +52,9 @@ def resumable_map(folder: Path, per_image: PerImage, distributed: Distributed) -
 
     missing = distributed.run_on_main(find_missing)
     if missing:
-        own = len(missing[distributed.rank :: distributed.world_size]) * steps
+        num_own = len(missing[distributed.rank :: distributed.world_size]) * steps
         done = (len(tasks) - len(missing)) * steps // distributed.world_size
-        with progress_bar(distributed, done + own, per_image.name, done) as bar:
+        with progress_bar(distributed, done + num_own, per_image.name, done) as bar:
             todo = [tasks[k] for k in missing]
             for task, rows in parallel_map(lambda task: per_image(task, bar.update), todo, distributed):
                 write_arrays(parts_dir / f"{task.start}.npz", rows)

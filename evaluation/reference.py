@@ -100,16 +100,16 @@ def _statistics(images: ImageDataset, features: Features) -> dict[str, Tensor]:
     kept = set(np.random.default_rng(0).permutation(n)[:KEPT].tolist())
     center, total, products = (torch.zeros(0, dtype=torch.float64) for _ in range(3))
     chosen = []
-    for part in tqdm(range(0, n, BATCH), desc="real images", unit="batch", disable=None):
-        own, _ = features(to_pixels(images.data[part : part + BATCH], images.levels))
-        chosen.append(own[[i in kept for i in range(part, part + len(own))]])
-        own = own.double()
-        if part == 0:
-            center = own.mean(0)
+    for start in tqdm(range(0, n, BATCH), desc="real images", unit="batch", disable=None):
+        batch, _ = features(to_pixels(images.data[start : start + BATCH], images.levels))
+        chosen.append(batch[[i in kept for i in range(start, start + len(batch))]])
+        batch = batch.double()
+        if start == 0:
+            center = batch.mean(0)
             total, products = torch.zeros_like(center), torch.zeros(len(center), len(center), dtype=torch.float64)
-        own = own - center
-        total += own.sum(0)
-        products += own.T @ own
+        batch = batch - center
+        total += batch.sum(0)
+        products += batch.T @ batch
     covariance = (products - torch.outer(total, total) / n) / (n - 1)
     return {"mean": center + total / n, "covariance": covariance, "features": torch.cat(chosen)}
 

@@ -96,7 +96,7 @@ class ADM(Network):
         model_channels: number of channels at the first level.
         channel_mult: channels of each level in units of ``model_channels``; as many levels as entries.
         channel_mult_emb: size of the embedding in units of ``model_channels``.
-        num_blocks: number of residual blocks of a level (one more on the way up).
+        num_blocks: number of residual blocks of a level (one more in the decoder).
         attn_resolutions: image sizes at which blocks of at least 64 channels end in attention.
         dropout: probability that a feature is dropped in training, in [0, 1).
 

@@ -32,10 +32,12 @@ def model_options(name: str) -> dict[str, Option]:
         InputError: for an unknown network.
     """
     check_name("model.name", name, NETWORKS)
-    found = options_of(ModelOptions) | {"parametrization": Option(one_of(PARAMETRIZATIONS).annotation, required=False)}
+    options = options_of(ModelOptions) | {
+        "parametrization": Option(one_of(PARAMETRIZATIONS).annotation, required=False)
+    }
     for parametrization in PARAMETRIZATIONS.values():
-        found |= options_of(parametrization)
-    return found | options_of(NETWORKS[name], leave_out=GIVEN)
+        options |= options_of(parametrization)
+    return options | options_of(NETWORKS[name], leave_out=GIVEN)
 
 
 def takes_classes(name: str) -> bool:

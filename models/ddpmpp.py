@@ -98,7 +98,7 @@ class Attention(nn.Module):
 
 
 class DownLevel(nn.Module):
-    """The blocks of one resolution on the way down, and the downsampling after them, except at the last level."""
+    """The blocks of one resolution of the encoder, and the downsampling after them, except at the last level."""
 
     def __init__(
         self,
@@ -115,7 +115,7 @@ class DownLevel(nn.Module):
 
 
 class UpLevel(nn.Module):
-    """The blocks of one resolution on the way up, one attention, and the upsampling, except at the first level."""
+    """The blocks of one resolution of the decoder, one attention, and the upsampling, except at the first level."""
 
     def __init__(self, blocks: Sequence[nn.Module], attention: nn.Module, up: nn.Module | None = None) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ class DDPMpp(Network):
         data_shape: shape of an image, (C, H, H), with H divisible by 2^(levels - 1).
         nf: number of channels at the first level.
         ch_mult: channels of each level in units of ``nf``; as many levels as entries.
-        num_res_blocks: number of residual blocks of a level (one more on the way up).
+        num_res_blocks: number of residual blocks of a level (one more in the decoder).
         attn_resolutions: image sizes at which attention follows the blocks.
         dropout: probability that a feature is dropped in training, in [0, 1).
         skip_rescale: division of the sum of two branches by sqrt(2).

@@ -61,7 +61,7 @@ class VDM(Network):
         sigma_min: noise level that the embedding maps to 0.
         sigma_max: noise level that the embedding maps to 1.
         channels: number of channels, at least 4.
-        num_blocks: number of residual blocks on the way in (one more on the way out).
+        num_blocks: number of residual blocks of the encoder (one more in the decoder).
         attention: self-attention after every residual block, and not only in the middle.
         image_fourier: further input channels, sin and cos of 2 pi 2^k x for every k in [start, end).
         image_fourier_start: first k of the further channels.

@@ -36,12 +36,12 @@ THRESHOLD_OPTIONS = options_of(WithThreshold, leave_out=("sampler", "boundary"))
 
 def sampling_options() -> dict[str, Option]:
     """Return the options of the section ``sampling``: those of all samplers, and those that wrap a sampler."""
-    found = {"method": one_of(METHODS)}
+    options = {"method": one_of(METHODS)}
     for sampler in METHODS.values():
-        found |= options_of(sampler, leave_out=("process",))
+        options |= options_of(sampler, leave_out=("process",))
     boundaries = one_of(dict.fromkeys((*BOUNDED, *UNBOUNDED))).annotation | None
     choices = {"denoiser": one_of(DENOISERS).annotation, "boundary": boundaries}
-    return found | THRESHOLD_OPTIONS | {key: Option(choice, required=False) for key, choice in choices.items()}
+    return options | THRESHOLD_OPTIONS | {key: Option(choice, required=False) for key, choice in choices.items()}
 
 
 def create_sampler(

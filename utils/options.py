@@ -51,13 +51,13 @@ def options_of(target: Callable[..., Any], leave_out: Collection[str] = ()) -> d
 
     A parameter that has a default may be missing in a configuration.
     """
-    found = {}
+    options = {}
     for name, parameter in inspect.signature(target, eval_str=True).parameters.items():
         if name in leave_out or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         annotation = Any if parameter.annotation is parameter.empty else parameter.annotation
-        found[name] = Option(annotation, parameter.default is parameter.empty, parameter.default)
-    return found
+        options[name] = Option(annotation, parameter.default is parameter.empty, parameter.default)
+    return options
 
 
 def call_with(target: Callable[..., Any], given: Mapping[str, Any], values: Mapping[str, Any]) -> Any:

@@ -202,7 +202,7 @@ VDM_LAYERS = MappingProxyType({"shortcut": "skip", "embed": "cond_map", "out": "
 
 
 def _vdm(net: VDM, _: object) -> Iterator[StoredTensor]:
-    """List the tensors of VDM; blocks and attentions share one count on the way in and one on the way out."""
+    """List the tensors of VDM; blocks and attentions share one count in the encoder and one in the decoder."""
 
     def path(ours: str, theirs: str) -> Iterator[StoredTensor]:
         pairs = [f"{ours}.{i}.{part}" for i in range(len(net.get_submodule(ours))) for part in (0, 1)]

@@ -56,7 +56,7 @@ def test_suffixes_are_those_that_pillow_has_for_these_formats():
 
 
 @pytest.mark.parametrize("suffix", ["png", "webp", "tif", "tga", "avif", "jp2", "qoi", "dds", "ico", "gif"])
-def test_transparent_parts_are_laid_on_the_background(tmp_path, suffix):
+def test_transparent_parts_are_composited_on_the_background(tmp_path, suffix):
     lossless = {"webp": {"lossless": True, "exact": True}, "avif": {"quality": 100, "subsampling": "4:4:4"}}
     path = tmp_path / f"drawing.{suffix}"
     Image.fromarray(DRAWING).save(path, **lossless.get(suffix, {}))
@@ -199,7 +199,7 @@ def test_data_white_scales_what_does_not_fill_its_bits(tmp_path):
     with pytest.raises(UnreadableError, match=r"values of 16 bits are 0 to 4095, not in 0 to 4000 \(data.white\)"):
         decode(tmp_path / "x.png", DecodeOptions(None, 1, white=4000))
     (tmp_path / "rgb.png").write_bytes(png(1, 1, 16, 2, [struct.pack(">3H", 0, 1000, 4095)]))
-    with pytest.raises(UnreadableError, match=r"read by their upper 8: data\.white=4095 cannot be heeded"):
+    with pytest.raises(UnreadableError, match=r"read by their upper 8: data\.white=4095 is not supported"):
         decode(tmp_path / "rgb.png", DecodeOptions(None, white=4095))
     Image.fromarray(np.array([[0, 128, 255]], np.uint8)).save(tmp_path / "eight.png")
     assert pixels(tmp_path / "eight.png", DecodeOptions(None, 1, white=4095))[0, :, 0].tolist() == [0, 128, 255]

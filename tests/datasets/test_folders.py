@@ -472,19 +472,19 @@ def test_what_the_scripts_wrote_is_never_trained_on(tmp_path, script, caplog):
     assert "18 images 3x8x8 to train on, 2 held out" in again.stderr
     assert "caching" not in again.stderr  # the same images as at first
     assert "folders or files that this project wrote (datasets/cache, datasets/imagenet-64x64, eval/x, " in again.stderr
-    top = scan_folder(tmp_path, without_ours=True, ours=[tmp_path / "datasets/imagenet-64x64"])
+    top = scan_folder(tmp_path, skip_outputs=True, outputs=[tmp_path / "datasets/imagenet-64x64"])
     assert [path.parent.name for path in top.files] == ["mine"] * 20
     # a run among the images themselves
     for name in ("loss.png", "data.png", "samples/iter_2/sample_0.png"):
         save(run / name)
     save(run / "own.png")
     save(run / "images/own.png")
-    assert [str(path.relative_to(run)) for path in scan_folder(run, without_ours=True).files] == [
+    assert [str(path.relative_to(run)) for path in scan_folder(run, skip_outputs=True).files] == [
         "images/own.png",
         "own.png",
     ]
     for folder in (evaluated, next((tmp_path / "vis").glob("*/*/images"))):
-        assert scan_folder(folder, without_ours=True).files == []
+        assert scan_folder(folder, skip_outputs=True).files == []
     # and what only looks like it
     fill(tmp_path / "theirs", ["a/0.png", "data.png"])
     (tmp_path / "theirs/eval.yaml").write_text("metrics: [fid]\n")
@@ -492,9 +492,9 @@ def test_what_the_scripts_wrote_is_never_trained_on(tmp_path, script, caplog):
     (tmp_path / "theirs/.hydra").rmdir()
     for other in ("", "epoch 1, loss 0.3\n", "[2026-01-31 23:59:59,123][main][INFO] - by Hydra alone\n"):
         (tmp_path / "theirs/logs").write_text(other)
-        assert len(scan_folder(tmp_path / "theirs", without_ours=True).files) == 2
+        assert len(scan_folder(tmp_path / "theirs", skip_outputs=True).files) == 2
     (tmp_path / "theirs/logs").write_text((tmp_path / "summary/logs").read_text() + other)
-    assert len(scan_folder(tmp_path / "theirs", without_ours=True).files) == 1
+    assert len(scan_folder(tmp_path / "theirs", skip_outputs=True).files) == 1
 
 
 def test_dark_folders_of_16_bits_are_refused_without_white(tmp_path):
@@ -540,7 +540,7 @@ def test_the_background_is_an_option_and_logged_once(tmp_path, caplog):
     for k in range(12):
         Image.fromarray(np.zeros((8, 8, 4 if k < 5 else 3), np.uint8)).save(tmp_path / f"pics/{k:02}.png")
     assert both(tmp_path) == ([255] * 5 + [0] * 6, [0])
-    assert caplog.text.count("5 images have transparent parts, laid on data.background=white") == 1
+    assert caplog.text.count("5 images have transparent parts, composited on data.background=white") == 1
     assert values(load(tmp_path, background="#102030")) == [16] * 5 + [0] * 6
     assert values(load(tmp_path)) == [255] * 5 + [0] * 6  # each has a cache of its own
     four = load(tmp_path, num_channels=4)

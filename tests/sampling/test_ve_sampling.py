@@ -102,7 +102,7 @@ def test_every_sampler_keeps_the_estimate_in_the_domain(method, boundary):
             "reflect",
             "sampling.boundary=reflect does not fit a process that has no bounds: known are none, clip, dyn",
         ),
-        (SDE, "wrap", "sampling.boundary=wrap: known are none, clip, dynamic"),
+        (SDE, "wrap", "sampling.boundary=wrap: known are reflect, clip, none, dynamic, null"),
         (
             ReflectedVE(),
             "dynamic",
