@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from datasets.folders import folder
+from datasets.folders import ClassNames, folder
 from datasets.imagenet import imagenet32, imagenet64c
 from datasets.images import ImageDataset, cifar10, digits, fake
 from datasets.options import DataOptions, ImageOptions, ShapeOptions
@@ -21,6 +21,7 @@ DATASETS: dict[str, Callable[..., ImageDataset]] = {
     "imagenet64c": imagenet64c,
     "folder": folder,
 }
+RECORDED = {"class_names": Option(ClassNames, required=False)}  # what a run adds to its section ``data``
 GIVEN = ("train", "dataroot", "plain_order")  # parameters of a data set's function that are no options of ``data``
 
 
@@ -84,6 +85,9 @@ def load_images(
         raise InputError(f"data.dataset={dataset} has samples of shape {images.shape}, but {keys} for {shape}")
     if classes and num_classes and num_classes != images.num_classes:
         raise InputError(f"data.num_classes={num_classes}, but data.dataset={dataset} has {images.num_classes}")
+    names = options.get("class_names")
+    if names is not None and "class_names" not in options_of(DATASETS[name]) and tuple(names) != images.class_names:
+        raise InputError(f"data.class_names={list(names)}, but data.dataset={dataset} has {list(images.class_names)}")
     if random_flip and not images.is_image:
         raise InputError(f"data.random_flip={random_flip}: data.dataset={dataset} has no images to mirror")
     if images.levels is None:

@@ -124,10 +124,12 @@ class Scripts:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**environment(), "CUDA_VISIBLE_DEVICES": ""},
         )  # fmt: skip
 
-    def __call__(self, cwd: Path, name: str, *args: str, timeout: int = 300) -> subprocess.CompletedProcess[str]:
-        """Run ``python NAME ARGS`` in ``cwd``; the time limit is for hangs only."""
+    def __call__(
+        self, cwd: Path, name: str, *args: str, timeout: int = 300, **changes: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run ``python NAME ARGS`` in ``cwd``, with ``changes`` to the code; the time limit is for hangs only."""
         request = {"script": str(ROOT / name), "args": args, "cwd": str(cwd), "env": environment(), "limit": timeout}
-        self.server.stdin.write(json.dumps({**request, "said": list(map(str, self.said))}) + "\n")
+        self.server.stdin.write(json.dumps({**request, **changes, "said": list(map(str, self.said))}) + "\n")
         self.server.stdin.flush()
         code = json.loads(self.server.stdout.readline())
         return subprocess.CompletedProcess(

@@ -5,6 +5,7 @@ input, a JSON object a line, and answers with the exit status of each.
 """
 
 import contextlib
+import importlib
 import json
 import os
 import runpy
@@ -34,14 +35,33 @@ def main() -> None:
         print(json.dumps(os.waitstatus_to_exitcode(status)), flush=True)
 
 
-def _run(script: str, args: list[str], cwd: str, env: dict[str, str], said: list[str], limit: int) -> None:
-    """Run ``python SCRIPT ARGS`` in ``cwd`` with its output in two files; kill it after ``limit`` seconds."""
+def _run(
+    script: str,
+    args: list[str],
+    cwd: str,
+    env: dict[str, str],
+    said: list[str],
+    limit: int,
+    extension: str | None = None,
+    configs: str | None = None,
+) -> None:
+    """Run ``python SCRIPT ARGS`` in ``cwd`` with its output in two files; kill it after ``limit`` seconds.
+
+    Register the entries of the module ``extension`` first, and use ``configs`` in place of configs/.
+    """
     signal.alarm(limit)
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
     for number, path in enumerate(said, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    if extension is not None:
+        import cli.entry_point
+        import cli.options
+
+        cli.entry_point.CONFIGS = cli.options.CONFIGS = Path(configs)
+        for registry, name, added in importlib.import_module(extension).ENTRIES:
+            registry[name] = added
     sys.argv = [script, *args]
     code: int = 1
     try:

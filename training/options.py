@@ -139,7 +139,7 @@ def check_train(cfg: DictConfig, processes: int) -> None:
 
     # The registries import torch, which takes a second: what is wrong with other options has been said by now.
     from datasets.options import check_shape
-    from datasets.registry import DATASETS, data_options
+    from datasets.registry import DATASETS, RECORDED, data_options
     from losses.noise_levels import create_noise_levels
     from losses.weighting import create_weighting
     from models.create import NETWORKS, model_options
@@ -154,7 +154,8 @@ def check_train(cfg: DictConfig, processes: int) -> None:
         ("sde", PROCESSES, process_options, values["sde"].get("name", DEFAULT)),
         ("data", DATASETS, of_data, str(values["data"].get("dataset")).lower()),
     ):
-        check_section(values[name], of(chosen), name, elsewhere(name, known, of, chosen))
+        recorded = RECORDED if name == "data" else {}
+        check_section(values[name], recorded | of(chosen), name, elsewhere(name, known, of, chosen))
     check_shape(values["data"])
     process = create_process(values["sde"])
     create_noise_levels(values["training"], process)

@@ -1,32 +1,148 @@
-"""A data set of vectors, two moons in the unit square, added by one function and one line of the registry."""
+"""A data set of vectors in one function, and a network for it: trained, resumed, drawn, measured, loaded, exported."""
 
 import logging
+import math
 
 import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
 from sklearn.datasets import make_moons
+from torch import Tensor, nn
 
 from datasets import ImageDataset, Loader, data_shape, load_configured
 from datasets.registry import DATASETS
+from evaluation import log_likelihood
+from models import Network, load_pretrained
+from models.create import NETWORKS
+from models.export import export
+from models.layers import one_hot
+from models.options import Width
+from sde import create_process
+from tests.extending.conftest import SMALL
 from training.data import show_data
 from utils.errors import InputError
+from utils.options import NonNegative
 
 
-def two_moons(train: bool, **_: object) -> ImageDataset:
+def two_moons(train: bool, noise: NonNegative = 0.05, **_: object) -> ImageDataset:
     """Generate 1,000 points of each moon to train on, or 100 that are held out, scaled into the unit square."""
-    points, labels = make_moons(2000 if train else 200, noise=0.05, random_state=int(train))
+    points, labels = make_moons(2000 if train else 200, noise=noise, random_state=int(train))
     x = torch.from_numpy(points).float() / 4 + torch.tensor([0.4, 0.4])
     return ImageDataset(x, torch.from_numpy(labels), num_classes=2, levels=None, class_names=("upper", "lower"))
 
 
-DATA = OmegaConf.create({"dataset": "two_moons", "shape": [2], "classes": True, "num_classes": 2, "random_flip": False})
+class MLP(Network):
+    """A network for vectors: three linear maps of x, log sigma and the class."""
+
+    def __init__(self, data_shape: tuple[int, ...], num_classes: int = 0, *, width: Width = 32) -> None:
+        super().__init__(data_shape, num_classes)
+        (dimension,) = data_shape
+        self.layers = nn.Sequential(
+            nn.Linear(dimension + 1 + num_classes, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
+            nn.Linear(width, dimension),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+        features = [x - 0.5, sigma[:, None].log()]
+        if labels is not None:
+            features.append(one_hot(labels, self.num_classes).to(x.dtype))
+        return self.layers(torch.cat(features, 1))
+
+
+ENTRIES = [(DATASETS, "two_moons", two_moons), (NETWORKS, "mlp", MLP)]
+DATA_FILE = """\
+# Two moons in the unit square
+dataset: two_moons  # name in datasets/registry.py
+shape: [2]          # shape of a sample
+classes: true       # true: the network is told the class
+num_classes: 2      # number of classes
+random_flip: false  # of images only
+dequantize: false   # of data with levels only
+"""
+CONFIGS = [
+    ("data/two_moons.yaml", None, DATA_FILE),
+    ("model/mlp.yaml", None, """\
+# A network for vectors
+defaults:
+  - /base/model@_here_
+  - _self_
+
+name: mlp
+width: 32  # width of its layers
+"""),
+]  # fmt: skip
+DATA = OmegaConf.create(DATA_FILE)
+CHOSEN = ["data=two_moons", "model=mlp", *SMALL]
+
+
+def test_a_data_set_of_vectors_in_one_file(extended):
+    run = extended.train_and_resume(*CHOSEN, "sampling.trajectory=3")
+    folder = run / "samples/iter_4"
+    samples = np.load(folder / "sample_0.npy")
+    assert samples.shape == (20, 2) and samples.dtype == np.float32 and 0 <= samples.min() < samples.max() <= 1
+    assert len(np.unique(samples)) == 40, "not rounded"
+    assert {path.name for path in folder.iterdir()} == {"sample_0.npy", "trajectory.npy"}
+    assert np.load(folder / "trajectory.npy").shape[::2] == (3, 2)
+    net, cfg = load_pretrained(run)
+    assert net.data_shape == (2,) and net.num_classes == 2 and list(cfg.data.class_names) == ["upper", "lower"]
+
+    drawn = extended.draw("label=lower", "sampling.trajectory=3")
+    images = extended.folder / "vis0/images"
+    assert drawn.shape == (6, 2) and drawn.dtype == np.float32 and not list(images.glob("*.png"))
+    assert np.load(images / "samples_0.npz")["labels"].tolist() == [1] * 6 and (images / "trajectory.npy").is_file()
+    export(run, extended.folder / "mlp.safetensors", "safetensors")
+    assert np.array_equal(drawn, extended.draw("label=lower", load_dir="mlp.safetensors"))
+    assert "eval.save_images=True: samples of shape (2,) are no images" in extended.refuse(
+        "run_vis.py", "load_dir=RUN", "eval.save_images=true", "device=cpu"
+    )
+
+
+def test_its_bits_are_those_of_the_density(extended):
+    extended.train_and_resume(*CHOSEN)
+    results = extended.measure("metrics.bpd.rtol=1e-5", "metrics.bpd.atol=1e-5", "metrics.bpd.divergence=exact",
+                               "metrics.elbo.num_times=2000")  # fmt: skip
+    net, cfg = load_pretrained(extended.folder / "RUN")
+    held_out = load(train=False)
+    labels = held_out.labels[:6]
+    density = log_likelihood(
+        lambda x, sigma: net(x, sigma, labels), create_process(cfg.sde), held_out.data[:6], divergence="exact"
+    )
+    nats = -density.log_prob.mean().item() / 2
+    assert results["bpd"]["value"] == pytest.approx(nats / math.log(2), abs=1e-3)
+    for name in ("bpd", "elbo"):
+        assert results[name]["unit"] == "bits per dimension of the density"
+    assert results["bpd"]["dequantisation"] == "none, the data are continuous"
+    assert results["elbo"]["bound_on"] == "density of x"
+    assert results["elbo"]["value"] > results["bpd"]["value"] - 4 * results["elbo"]["error"]
+    assert "RUN has data.shape=[2]: no images" in extended.refuse(
+        "run_eval.py", "load_dir=RUN", "metrics=[fid]", "device=cpu"
+    )
+
+
+def test_its_options_are_checked_by_the_scripts(extended, monkeypatch):
+    train = ("run_train.py", *CHOSEN, "hydra.run.dir=RUN", "training.n_iters=2")
+    for wrong, message in [
+        ("data.shap=[2]", "data.shap: no such option; did you mean data.shape?"),
+        ("data.num_classes=-1", "data.num_classes=-1: need an integer, at least 0, at most 1e+06"),
+        ("data=two_moon", "did you mean two_moons?"),
+        ("data.shape=[3]", "data.dataset=two_moons has samples of shape (2,), but data.shape asks for (3,)"),
+        ("model=adm", "model=adm is for images (C, H, W), and the data have shape (2,)"),
+        ("data.noise=-1.0", "data.noise=-1.0: need a number, at least 0"),
+    ]:
+        assert message in extended.refuse(*train, wrong if "noise" not in wrong else f"+{wrong}")
+    extended.succeed(*train)
+    extended.edit("num_classes: 2", "num_classes: -1")
+    assert "data.num_classes=-1: need" in extended.refuse("run_vis.py", "load_dir=RUN")
+    extended.succeed("run_train.py", *CHOSEN, "training.n_iters=0", "hydra.run.dir=shown")
+    assert not (extended.folder / "shown/data.png").exists()
+    said = extended.run("run_train.py", "--help").stdout
+    assert "data.shape=[2]  shape of a sample (a list of 1 to 4 values)" in said and "model=mlp" in said
 
 
 @pytest.fixture(autouse=True)
-def registered(monkeypatch):
-    monkeypatch.setitem(DATASETS, "two_moons", two_moons)
+def _registered(registered):
+    pass
 
 
 def load(train=True, **changes):
@@ -44,6 +160,7 @@ def test_it_is_loaded_as_its_configuration_says():
     [
         ({"shape": [3]}, r"has samples of shape \(2,\), but data.shape asks for \(3,\)$"),
         ({"num_classes": 5}, "data.num_classes=5, but data.dataset=two_moons has 2$"),
+        ({"class_names": ["a"]}, r"data.class_names=\['a'\], but data.dataset=two_moons has \['upper', 'lower'\]$"),
         ({"random_flip": True}, "data.random_flip=True: data.dataset=two_moons has no images to mirror$"),
         ({"dequantize": True}, "data.dequantize=True: data.dataset=two_moons has no grey levels$"),
     ],

@@ -1,29 +1,22 @@
 """A process in a single file, as docs/contributing.md says: trained, resumed, loaded, sampled, evaluated."""
 
-import json
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-import numpy as np
 import pytest
 import torch
+from pydantic import Field
 from torch.distributions import Normal
 
 import sde
 from evaluation import elbo, log_likelihood
-from evaluation.evaluate import evaluate
-from evaluation.generate import ImageSampler, generate_batches
 from models import load_pretrained
 from sampling import Heun, PredictorCorrector, ProbabilityFlow
 from sde import GeometricSchedule, create_process
-from tests.conftest import composed, tiny_config
-from training.loop import train
-from utils.distributed import Distributed
-from utils.errors import InputError
+from tests.extending.conftest import ADM, DIGITS
 from utils.seeds import BatchGenerator
 
-CPU = torch.device("cpu")
 WINDINGS = torch.arange(-8.0, 9.0)
 
 
@@ -35,7 +28,7 @@ class WrappedVE(GeometricSchedule):
     prior_name: ClassVar[str] = "uniform"
 
     sigma_min: float = 0.01
-    sigma_max: float = 1.5
+    sigma_max: Annotated[float, Field(gt=0, le=8)] = 1.5
 
     @property
     def prior_sigma(self):
@@ -76,42 +69,41 @@ class WrappedVE(GeometricSchedule):
         return x.new_zeros(len(x))
 
 
-@pytest.fixture
-def registered(monkeypatch):
-    """The entry in ``sde/__init__.py``."""
-    monkeypatch.setitem(sde.PROCESSES, "wrapped", WrappedVE)
+ENTRIES = [(sde.PROCESSES, "wrapped", WrappedVE)]
+CONFIGS = [("sde/wrapped.yaml", None, """\
+# Brownian motion on the torus
+defaults:
+  - /base/sde@_here_
+  - _self_
+
+name: wrapped
+sigma_max: 1.5  # noise at t = 1: uniform
+num_scales: 50
+""")]  # fmt: skip
+CHOSEN = [*DIGITS, *ADM, "sde=wrapped"]
 
 
-def config(*overrides):
-    """The configuration that ``sde=wrapped`` gives with a file configs/sde/wrapped.yaml."""
-    return tiny_config("sde.name=wrapped", "sde.sigma_max=1.5", "sde.num_scales=50", *overrides)
-
-
-def test_a_process_in_one_file(registered, tmp_path):
-    run = tmp_path / "run"
-    train(config(), run, Distributed(CPU))
-    train(config("training.n_iters=4"), run, Distributed(CPU))
-    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert steps == [1, 2, 3, 4]
-    assert np.load(run / "samples/iter_4/sample_0.npy").shape == (20, 8, 8, 1)
+def test_a_process_in_one_file(extended):
+    run = extended.train_and_resume(*CHOSEN)
     _, cfg = load_pretrained(run)
     assert create_process(cfg.sde) == WrappedVE(0.01, 1.5, 50)
+    assert extended.draw("label=[3,4]").shape == (6, 8, 8, 1)
+    results = extended.measure()
+    assert "uniform at sigma_max=1.5" in results["bpd"]["density"]
 
-    draw = ["sampling.method=multistep", "sampling.steps=2", "device=cpu", "label=[3,4]", f"load_dir={run}"]
-    sampler = ImageSampler(composed(*draw, name="vis"), CPU)
-    ((_, batch),) = generate_batches(sampler, [0], 6, Distributed(CPU))
-    assert batch.pixels.shape == (6, 8, 8, 1)
 
-    measured = ["metrics=[bpd,elbo]", "eval.images=6", "metrics.bpd.rtol=1e-2", "metrics.bpd.atol=1e-2"]
-    measured += ["metrics.elbo.num_times=4", "device=cpu", f"load_dir={run}"]
-    evaluate(composed(*measured, f"dataroot={tmp_path}", name="eval"), tmp_path / "eval", Distributed(CPU))
-    results = json.loads((tmp_path / "eval/results.json").read_text())["metrics"]
-    for name in ("bpd", "elbo"):
-        bits = np.load(tmp_path / f"eval/{name}.npz")["bits"]
-        assert bits.shape == (6,) and results[name]["value"] == pytest.approx(bits.mean())
-
-    with pytest.raises(InputError, match=r"sde\.name=reflected_ve, but the run in"):
-        train(config("sde.name=reflected_ve"), run, Distributed(CPU))
+def test_its_options_are_checked(extended, monkeypatch):
+    train = ("run_train.py", *CHOSEN, "hydra.run.dir=RUN", "training.snapshot_sampling=false", "training.n_iters=2")
+    assert extended.refuse(*train, "sde.sigma_mx=1") == "sde.sigma_mx: no such option; did you mean sde.sigma_max?"
+    too_large = "sde.sigma_max=9.0: need a number, more than 0, at most 8"
+    assert extended.refuse(*train, "sde.sigma_max=9.0") == too_large
+    assert extended.refuse(*train, "sde=wraped").endswith("known are reflected_ve, ve, wrapped; did you mean wrapped?")
+    extended.succeed(*train)
+    assert "sde.name=reflected_ve, but the run in" in extended.refuse(*train, "sde=reflected_ve", "sde.sigma_max=1.5")
+    extended.edit("sigma_max: 1.5", "sigma_max: 9.0")
+    assert too_large in extended.refuse("run_vis.py", "load_dir=RUN")
+    assert too_large in extended.refuse("run_train.py", "resume=RUN")
+    extended.check_options(monkeypatch, "train", "sde=NAME, one of reflected_ve, ve, wrapped")
 
 
 def test_samplers_and_likelihoods_are_exact_for_points():
