@@ -43,7 +43,7 @@ class FinitePoints:
         """Compute the deviation of the shares of ``x`` from the weights, in binomial standard errors, (K,)."""
         return (self.shares(x) - self.weights) / (self.weights * (1 - self.weights) / len(x)).sqrt()
 
-    def dequantize(self, x: Tensor) -> float:
+    def rms_distance(self, x: Tensor) -> float:
         """Compute the root mean square distance of samples (B, D) from the nearest point, per coordinate."""
         nearest = self.points[torch.cdist(x, self.points).argmin(1)]
         return (x - nearest).square().mean().sqrt().item()

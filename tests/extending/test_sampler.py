@@ -68,7 +68,7 @@ def test_it_draws_from_an_exact_score(registered, process, target):
     x_init = process.prior_sample((4000, 2), torch.Generator().manual_seed(0))
     out = create_sampler(cfg, process)(target.score, x_init)
     assert FIVE_POINTS.standard_errors(out.samples).abs().max() < 4
-    assert FIVE_POINTS.dequantize(out.samples) == pytest.approx(0.01, rel=0.25) and out.nfe == 60
+    assert FIVE_POINTS.rms_distance(out.samples) == pytest.approx(0.01, rel=0.25) and out.nfe == 60
 
 
 def test_a_sampler_in_one_file(extended):

@@ -36,7 +36,7 @@ def test_component_shares(method, kind):
         return target.score(x, sigma)
 
     out = SAMPLERS[method](score_fn, start(target), torch.Generator().manual_seed(1))
-    errors, deviation = target.standard_errors(out.samples).abs().max().item(), target.dequantize(out.samples)
+    errors, deviation = target.standard_errors(out.samples).abs().max().item(), target.rms_distance(out.samples)
     print(f"| {kind} | {method} | {out.nfe} | {errors:.1f} | {deviation:.4f} |")
     assert errors < 4
     assert out.samples.min() >= 0 and out.samples.max() <= 1

@@ -36,7 +36,7 @@ def test_component_shares(method, boundary):
     sample = sampler(method, *METHODS[method], f"sampling.boundary={boundary}")
     out = sample(TARGET.score, x_init, torch.Generator().manual_seed(1))
     assert FIVE_POINTS.standard_errors(out.samples).abs().max() < 4
-    left = FIVE_POINTS.dequantize(out.samples)  # the noise of sigma_min
+    left = FIVE_POINTS.rms_distance(out.samples)  # the noise of sigma_min
     assert left == pytest.approx(0.01, rel=0.15 if method == "pc" else 0.05)
     assert out.samples.min() < 0, "nothing keeps the noise of sigma_min inside"
 
