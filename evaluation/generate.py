@@ -14,7 +14,7 @@ from models import compile_network, load_denoiser, load_pretrained
 from sampling import create_sampler, guided_score
 from sampling.denoising import apply_published_denoiser, posterior_mean
 from sampling.draw import draw_samples
-from sampling.images import to_array
+from sampling.images import share_outside, to_array
 from sampling.labels import labels_of, resolve_labels
 from sde import create_process
 from utils.distributed import Distributed
@@ -30,12 +30,15 @@ class GeneratedBatch:
         labels: classes of the images, int64 (N,); None for a network without classes.
         trajectory: states of the first images from noise to image, (K, n, ...) of the type of ``pixels``, or None.
         nfe: number of evaluations of the score for each image.
+        clipped: share of the values of each image that were outside [0, 1] and are clipped, float32 (N,); zeros for
+            other samples.
     """
 
     pixels: np.ndarray
     labels: np.ndarray | None
     trajectory: np.ndarray | None
     nfe: int
+    clipped: np.ndarray
 
 
 class ImageSampler:
@@ -85,6 +88,7 @@ class ImageSampler:
             None if labels is None else labels.cpu().numpy(),
             None if out.trajectory is None else to_array(out.trajectory, self.is_image),
             out.nfe,
+            share_outside(out.samples) if self.is_image else np.zeros(len(images), np.float32),
         )
 
     def _denoiser(self) -> Callable[[Tensor, Tensor | None], Tensor] | None:
@@ -144,4 +148,5 @@ def _joined(parts: list[GeneratedBatch]) -> GeneratedBatch:
         None if parts[0].labels is None else np.concatenate([part.labels for part in parts]),
         parts[0].trajectory,
         max(part.nfe for part in parts),
+        np.concatenate([part.clipped for part in parts]),
     )

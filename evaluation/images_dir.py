@@ -65,6 +65,8 @@ def generate_images(cfg: DictConfig, out_dir: Path, distributed: Distributed, st
             if drawn is not None:
                 path = save_batch(folder, r, drawn, columns, cfg.eval.save_images)
                 log.info("round %d: %d images, %d evaluations each, in %s", r, len(drawn.pixels), drawn.nfe, path)
+                if share := 100 * drawn.clipped.mean():
+                    log.info("round %d: %.3g %% of the values were outside [0, 1] and are clipped", r, share)
     return 0
 
 
@@ -93,10 +95,15 @@ def save_batch(folder: Path, r: int, drawn: GeneratedBatch, columns: int | None,
         if r == 0 and drawn.trajectory is not None:
             save_trajectory(drawn.trajectory, folder / "trajectory")
     arrays = {"samples": drawn.pixels} | ({} if drawn.labels is None else {"labels": drawn.labels})
+    if drawn.clipped.any():
+        arrays["clipped"] = drawn.clipped
     write_arrays(arrays_path(folder, r), arrays)
     return path
 
 
 def arrays_path(folder: Path, r: int) -> Path:
-    """Return the file of batch ``r``: samples, see ``GeneratedBatch.pixels``, and labels if there are classes."""
+    """Return the file of batch ``r``: ``samples``, the pixels of a ``GeneratedBatch``.
+
+    Also its ``labels``, if there are classes, and ``clipped``, if a value was clipped.
+    """
     return folder / f"samples_{r}.npz"

@@ -107,8 +107,8 @@ class Samples:
                 save_batch(folder, r, drawn, None, each=False)
                 write_text(folder / "evaluations", f"{drawn.nfe}\n")
         self.distributed.all_reduce_max(0)  # until all images are written
-        self.pixels = np.concatenate([np.load(arrays_path(folder, r))["samples"] for r in range(count)])
-        self.pixels = self.pixels[: self.num_images]
+        batches = [_read_batch(arrays_path(folder, r)) for r in range(count)]
+        self.pixels, clipped = (np.concatenate(parts)[: self.num_images] for parts in zip(*batches, strict=True))
         self.protocol = {
             "source": "images/samples_*.npz",
             "seeds": f"image i from ({cfg.seed}, i), i = 0 .. {self.num_images - 1}",
@@ -118,6 +118,7 @@ class Samples:
             "denoiser_path": cfg.denoiser_path,
             "evaluations": f"{(folder / 'evaluations').read_text().strip()} an image, the slowest of the last batch",
             "rounding": "nearest of 256 levels",
+            "clipped_share": float(clipped.mean()),  # of the values, which were outside [0, 1]
             **how,
         }
 
@@ -132,3 +133,10 @@ class Samples:
         features, logits = self.features(self.pixels[images.start : images.stop])
         on_step()
         return {"features": features.numpy(), "logits": logits.numpy()}
+
+
+def _read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Read the images of a batch that ``save_batch`` wrote, and the share of the values of each that is clipped."""
+    with np.load(path, allow_pickle=False) as arrays:
+        pixels = arrays["samples"]
+        return pixels, arrays["clipped"] if "clipped" in arrays else np.zeros(len(pixels), np.float32)

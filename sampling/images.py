@@ -28,8 +28,13 @@ def to_array(x: Tensor, image: bool) -> np.ndarray:
     return x.detach().float().cpu().numpy()
 
 
+def share_outside(x: Tensor) -> np.ndarray:
+    """Compute for each image of ``x`` (N, ...) the share of its values outside [0, 1], float32 (N,)."""
+    return ((x < 0.0) | (x > 1.0)).flatten(1).float().mean(1).cpu().numpy()
+
+
 def to_uint8(x: Tensor) -> np.ndarray:
-    """Round images in [0, 1], (..., C, H, W), to the nearest of 256 levels, uint8 (..., H, W, C).
+    """Clip images (..., C, H, W) to [0, 1] and round them to the nearest of 256 levels, uint8 (..., H, W, C).
 
     Raises:
         UserError: if a value is not finite.

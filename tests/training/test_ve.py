@@ -10,13 +10,17 @@ import torch
 from models import load_pretrained
 from models.export import export
 from models.io.config import load_config
+from sampling import create_sampler
+from sampling.draw import draw_samples
+from sampling.images import share_outside
 from sde import VE, create_process
-from tests.conftest import assert_same, metrics, read, tiny_config
+from tests.conftest import ROOT, assert_same, composed, metrics, read, tiny_config
 from training.loop import train
 from utils.distributed import Distributed
 from utils.errors import InputError
 
 CPU = Distributed(torch.device("cpu"))
+REFLECTED_RUN = ROOT / "tests/golden/reference_run"
 VE_RUN = ["sde=ve", "training.noise_levels=log_normal", "sampling.method=heun", "sampling.boundary=dynamic"]
 
 
@@ -76,6 +80,44 @@ def test_samples_and_likelihoods(run, script, tmp_path):
     assert "normal at sigma_max=50" in json.dumps(results)
     told = script("run_vis.py", f"load_dir={run}", "sampling.boundary=reflect", "device=cpu")
     assert told.returncode == 1 and "sampling.boundary=reflect does not fit a process that has no bounds" in told.stderr
+
+
+@pytest.mark.slow(20)
+def test_the_share_of_values_that_are_clipped_is_reported(run, script, tmp_path):
+    options = [f"load_dir={run}", "sampling.method=multistep", "sampling.steps=4", "device=cpu"]
+    net, cfg = load_pretrained(run)
+    process = create_process(cfg.sde)
+    sampler = create_sampler(composed(*options, name="vis").sampling, process)
+    labels = torch.tensor([3, 3, 3, 3, 3, 3])
+    x = draw_samples(net, process, sampler, (1, 8, 8), range(6), 0, labels).samples
+    outside = ((x < 0) | (x > 1)).float().mean((1, 2, 3)).numpy()
+    assert 0.5 < outside.mean() < 1 and np.ptp(outside) > 0
+
+    told = script("run_vis.py", *options, "label=3", "eval.batch_size=6", "ngpus=2", "hydra.run.dir=drawn")
+    assert told.returncode == 0, told.stderr
+    (line,) = (line for line in told.stderr.splitlines() if "clipped" in line)
+    assert f"round 0: {100 * outside.mean():.3g} % of the values were outside [0, 1] and are clipped" in line
+    np.testing.assert_allclose(np.load(tmp_path / "drawn/images/samples_0.npz")["clipped"], outside, atol=1 / 64)
+
+    options += ["label=3", "metrics=[inception_score]", "metrics.num_images=5", "hydra.run.dir=evaluated"]
+    for _ in range(2):  # the second time with the images of the first
+        told = script("run_eval.py", *options, "eval.batch_size=3")
+        assert told.returncode == 0, told.stderr
+        results = json.loads((tmp_path / "evaluated/results.json").read_text())
+        assert results["drawn_images"]["clipped_share"] == pytest.approx(outside[:5].mean(), abs=0.01)
+        (tmp_path / "evaluated/results.json").unlink()
+
+
+def test_nothing_is_said_of_clipping_where_nothing_is_clipped(script, tmp_path):
+    told = script("run_vis.py", f"load_dir={REFLECTED_RUN}", "sampling.steps=3", "eval.batch_size=2", "device=cpu",
+                  "hydra.run.dir=drawn")  # fmt: skip
+    assert told.returncode == 0 and "round 0: 2 images" in told.stderr and "clipped" not in told.stderr, told.stderr
+    assert "clipped" not in np.load(tmp_path / "drawn/images/samples_0.npz")
+
+
+def test_the_share_outside_by_hand():
+    x = torch.tensor([[0.0, 1.0, 0.5, 0.25], [-1e-6, 1.1, 3.0, 0.5]]).reshape(2, 1, 2, 2)
+    assert share_outside(x).tolist() == [0, 0.75]
 
 
 def test_the_published_layout_has_the_reflected_process_only(run, tmp_path):
