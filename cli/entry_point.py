@@ -197,9 +197,11 @@ def _in_one_line(error: Exception, keys: Iterable[str], typed: list[str]) -> str
     message = str(error)
     if unknown := re.match(r"Could not override '([^']+)'", message):
         return f"{unknown[1]}: no such option{hint(unknown[1], keys)}"
-    if missing := re.search(r"Could not (?:find|load) '(?:[^']*/)?([^/']+)/([^/']+)'", message):
+    if missing := re.search(r"Could not (?:find|load) '(?:hydra/)?([^/']+)/([^']+)'", message):
         group, name = missing[1], missing[2]
-        known = sorted(path.stem for path in CONFIGS.glob(f"**/{group}/*.yaml"))
+        folders = (CONFIGS / group, CONFIGS / "hydra" / group)
+        files = [path.relative_to(folder).with_suffix("") for folder in folders for path in folder.rglob("*.yaml")]
+        known = sorted(map(str, files))
         return f"{group}={name}: known are {', '.join(known)}{did_you_mean(name, known)}"
     if isinstance(error, OverrideParseException):
         return f"{error.override}: {_explain_syntax(error.override or '', message.splitlines()[0], typed)}"

@@ -23,6 +23,7 @@ import logging.config
 import os
 import signal
 import socket
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -37,6 +38,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from torch import multiprocessing as mp
 from torch.multiprocessing.spawn import ProcessException
+from tqdm import tqdm
 
 from utils.devices import choose_device, choose_devices, share_cores
 from utils.distributed import Distributed
@@ -73,6 +75,7 @@ def run_distributed(
         UserError: if a process fails. Other exceptions of ``work`` in this process pass through.
     """
     env = detect_launcher()
+    _use_thread_lock()
     with StopSignals() as stop:
         if env is None and cfg.ngpus > 1:
             signum = _run_group(work, cfg, out_dir, startup_timeout, step_timeout, stop)
@@ -153,6 +156,14 @@ def _reported_error(error: Exception, roll_call: RollCall | None, env: Distribut
     if roll_call is not None:
         roll_call.report_failure(str(error), isinstance(error, InputError))
     return error
+
+
+def _use_thread_lock() -> None:
+    """Let progress bars of this process lock each other out by threads alone; only one process shows any.
+
+    The lock of tqdm is otherwise also a semaphore, of which Python warns on the terminal when the process is killed.
+    """
+    tqdm.set_lock(threading.RLock())
 
 
 def local_device(env: DistributedEnv, device: torch.device) -> torch.device:
@@ -272,6 +283,7 @@ def _run_as(
     os.environ.update({key: str(value) for key, value in {**place, "RANK": rank, "LOCAL_RANK": rank}.items()})
     logging.raiseExceptions = False
     logging.config.dictConfig(logs)
+    _use_thread_lock()
     with StopSignals() as stop:
         unblock_sigint()
         env = detect_launcher()

@@ -26,7 +26,8 @@ from PIL import Image
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # before this folder, which is the first when a script in it is run
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))  # before this folder, which is the first when a script in it is run
 
 from datasets.image_io import SUFFIXES, UnreadableError, cores, find_images, in_processes, read_image  # noqa: E402
 from utils.errors import ArgumentParser, InputError, UserError, printable, writing  # noqa: E402

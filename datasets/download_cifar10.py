@@ -4,7 +4,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # before this folder, which is the first when a script in it is run
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))  # before this folder, which is the first when a script in it is run
 
 from datasets.images import cifar10  # noqa: E402
 from utils.errors import ArgumentParser, UserError, printable  # noqa: E402

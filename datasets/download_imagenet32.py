@@ -14,7 +14,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # before this folder, which is the first when a script in it is run
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))  # before this folder, which is the first when a script in it is run
 
 from datasets.image_io import find_images  # noqa: E402
 from datasets.imagenet import read_arrays  # noqa: E402

@@ -39,13 +39,13 @@ def open_output(folder: Path, cfg: DictConfig, name: str, free: Sequence[str]) -
         wanted = flat(plain(cfg))
         if path.exists():
             try:
-                held = flat(update_old_keys(plain(OmegaConf.load(path))))
+                written = flat(update_old_keys(plain(OmegaConf.load(path))))
             except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, AttributeError) as error:
                 raise InputError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
-            for key in sorted((held.keys() | wanted.keys()) - set(free)):
-                if held.get(key) != wanted.get(key):
+            for key in sorted((written.keys() | wanted.keys()) - set(free)):
+                if written.get(key) != wanted.get(key):
                     raise InputError(
-                        f"{folder} exists, made with {key}={held.get(key)}, not {wanted.get(key)}: choose another "
+                        f"{folder} exists, made with {key}={written.get(key)}, not {wanted.get(key)}: choose another "
                         "hydra.run.dir, or leave it to the default, a new directory"
                     )
         write_text(path, OmegaConf.to_yaml(cfg))

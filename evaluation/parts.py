@@ -1,9 +1,7 @@
-"""Resumable batched map and parallel map over images, and their progress bar."""
+"""Resumable batched map over images, and its progress bar."""
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -12,8 +10,6 @@ from evaluation.metric import PerImage, Rows
 from evaluation.output_dir import write_arrays
 from utils.distributed import Distributed
 
-T = TypeVar("T")
-
 
 def progress_bar(distributed: Distributed, total: int, description: str, initial: int = 0) -> tqdm:
     """Create a progress bar of this process's steps, which only process 0 shows, on a terminal."""
@@ -21,19 +17,11 @@ def progress_bar(distributed: Distributed, total: int, description: str, initial
     return tqdm(total=total, initial=initial, desc=description, unit="step", disable=hidden)
 
 
-def parallel_map(
-    function: Callable[[T], Rows], tasks: Sequence[T], distributed: Distributed
-) -> Iterator[tuple[T, Rows]]:
-    """Apply ``function`` to this process's tasks, every ``world_size``-th from ``rank`` on; yield task and result."""
-    for task in tasks[distributed.rank :: distributed.world_size]:
-        yield task, function(task)
-
-
 def resumable_map(folder: Path, per_image: PerImage, distributed: Distributed) -> Rows | None:
     """Compute the rows of all images of ``per_image`` and write them to ``folder``/NAME.npz.
 
-    Each process writes its batches to ``folder``/.NAME; batches that exist already are not computed again. Process 0
-    concatenates them.
+    Each process computes every ``world_size``-th batch from ``rank`` on and writes it to ``folder``/.NAME; batches that
+    exist already are not computed again. Process 0 concatenates them.
 
     Returns:
         The rows in process 0; None in the others.
@@ -52,12 +40,11 @@ def resumable_map(folder: Path, per_image: PerImage, distributed: Distributed) -
 
     missing = distributed.run_on_main(find_missing)
     if missing:
-        num_own = len(missing[distributed.rank :: distributed.world_size]) * steps
+        own = [tasks[k] for k in missing[distributed.rank :: distributed.world_size]]
         done = (len(tasks) - len(missing)) * steps // distributed.world_size
-        with progress_bar(distributed, done + num_own, per_image.name, done) as bar:
-            todo = [tasks[k] for k in missing]
-            for task, rows in parallel_map(lambda task: per_image(task, bar.update), todo, distributed):
-                write_arrays(parts_dir / f"{task.start}.npz", rows)
+        with progress_bar(distributed, done + len(own) * steps, per_image.name, done) as bar:
+            for task in own:
+                write_arrays(parts_dir / f"{task.start}.npz", per_image(task, bar.update))
         distributed.all_reduce_max(0)  # until all parts are written
     if distributed.rank > 0:
         return None

@@ -49,21 +49,21 @@ def threshold_denoised(score_fn: ScoreFn, boundary: str | None, percentile: floa
     if boundary in (None, "none"):
         return score_fn
 
-    def thresholded(x: Tensor, sigma: Tensor) -> Tensor:
+    def score_of_thresholded(x: Tensor, sigma: Tensor) -> Tensor:
         variance = sigma.to(x.dtype).square().reshape(-1, *[1] * (x.ndim - 1))
         denoised = x + variance * score_fn(x, sigma)
         if boundary == "clip":
-            clipped = denoised.clamp(0.0, 1.0)
+            thresholded = denoised.clamp(0.0, 1.0)
         else:
             u = 2.0 * denoised - 1.0
             rows = u.flatten(1).abs()
             parts = rows.split(max(1, QUANTILE_ELEMENTS // rows.shape[1]))
             s = torch.cat([torch.quantile(part, percentile, dim=1) for part in parts]).clamp(min=1.0)
             s = s.reshape(variance.shape)
-            clipped = 0.5 * (torch.minimum(torch.maximum(u, -s), s) / s + 1.0)
-        return (clipped - x) / variance
+            thresholded = 0.5 * (torch.minimum(torch.maximum(u, -s), s) / s + 1.0)
+        return (thresholded - x) / variance
 
-    return thresholded
+    return score_of_thresholded
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,11 @@ TRAIN_CASES = [
     ("model=unet", "model=unet: known are adm, ddpmpp, vdm"),
     ("model=ddpmp", "did you mean ddpmpp?"),
     ("data=cifar", "data=cifar: known are"),
+    ("experiment=debug/tinny", "did you mean debug/tiny?"),
+    (
+        "experiment=debug",
+        "experiment=debug: known are cifar10_images, cifar10_likelihood, debug/tiny, digits, imagenet",
+    ),
     ("experiment=digit", "did you mean digits?"),
     ("model.name=resnet", "model.name=resnet: known are ddpmpp, vdm, adm"),
     ("data.dataset=mnist", "data.dataset=mnist: known are"),

@@ -184,7 +184,7 @@ def test_shell_completion(tmp_path):
 
 
 def test_make_lists_its_targets():
-    result = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    result = subprocess.run(["make", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
     listed = [line.split(maxsplit=1) for line in result.stdout.splitlines()]
     assert [name for name, _ in listed] == re.search(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE)[1].split()

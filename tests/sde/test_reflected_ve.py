@@ -37,7 +37,7 @@ def test_prior_is_uniform_on_the_cube():
     "sigmas", [(0.0, 5.0), (5.0, 0.01), (1.0, 1.0), (-1.0, 5.0), (0.01, float("inf")), ("small", 5.0), (0.01, None)]
 )
 def test_bad_ranges_are_named(sigmas):
-    with pytest.raises(InputError, match=r"sde\.sigma_min"):
+    with pytest.raises(InputError, match=r"sde\.sigma_m(in|ax)"):
         ReflectedVE(*sigmas)
 
 
