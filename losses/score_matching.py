@@ -86,6 +86,6 @@ def score_error(
     target = (conditional_score or process.conditional_score)(x, x0, t)
 
     # The root of the weight multiplies the error before it is squared: scores reach 1 / sigma_min^2.
-    error = (net(x, sigma, labels) - target).flatten(1) * weighting.weight(sigma).sqrt()[:, None]
+    error = (net(x, sigma, labels) - target).flatten(1) * weighting.root(sigma)[:, None]
     squared = error.square()
     return squared.mean(dim=1) if reduce_mean else 0.5 * squared.sum(dim=1)

@@ -12,23 +12,32 @@ from utils.options import Option, call_with, check_section, one_of, options_of
 
 
 class Weighting(Protocol):
-    """A weight of the squared error of the score, as a function of the noise level."""
+    """A weight of the squared error of the score, as a function of the noise level; implementations derive from it."""
 
     def weight(self, sigma: Tensor) -> Tensor:
         """Return the weights at noise levels ``sigma``, positive, in their shape."""
+        ...
+
+    def root(self, sigma: Tensor) -> Tensor:
+        """Return the square roots of the weights, by which the loss multiplies the error before it is squared."""
+        return self.weight(sigma).sqrt()
 
 
 @dataclass(frozen=True)
-class SigmaSquared:
+class SigmaSquared(Weighting):
     """The weight sigma^2, for images: every noise level has an error of the same order."""
 
     def weight(self, sigma: Tensor) -> Tensor:
         """Return sigma^2."""
         return sigma * sigma
 
+    def root(self, sigma: Tensor) -> Tensor:
+        """Return sigma, without the rounding of the square and its root."""
+        return sigma
+
 
 @dataclass(frozen=True)
-class DiffusionSquared:
+class DiffusionSquared(Weighting):
     """The weight g^2, for likelihood: the loss is then the diffusion term of the variational bound.
 
     Args:
@@ -39,8 +48,11 @@ class DiffusionSquared:
 
     def weight(self, sigma: Tensor) -> Tensor:
         """Return the square of the diffusion coefficient where the noise level is ``sigma``."""
-        g = self.process.diffusion_at(sigma)
-        return g * g
+        return self.root(sigma).square()
+
+    def root(self, sigma: Tensor) -> Tensor:
+        """Return the diffusion coefficient where the noise level is ``sigma``."""
+        return self.process.diffusion_at(sigma)
 
 
 WEIGHTINGS: dict[str, Callable[..., Weighting]] = {"sigma_squared": SigmaSquared, "diffusion_squared": DiffusionSquared}

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from losses.noise_levels import NOISE_LEVELS, ByQuantile, create_noise_levels
-from losses.weighting import WEIGHTINGS, create_weighting
+from losses.weighting import WEIGHTINGS, Weighting, create_weighting
 from models.io.config import load_config
 from sde import Process, create_process
 from tests.conftest import composed, metrics, tiny_config
@@ -34,7 +34,7 @@ class UniformBelowPrior(ByQuantile):
 
 
 @dataclass(frozen=True)
-class CappedSigmaSquared:
+class CappedSigmaSquared(Weighting):
     """The weight min(sigma, cap)^2: large noise levels count less."""
 
     sigma_cap: Positive = 1.0
