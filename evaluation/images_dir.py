@@ -19,7 +19,7 @@ from utils.signals import StopSignals
 
 log = logging.getLogger(__name__)
 
-FREE = ("ngpus", "debug", "eval.rounds")  # keys that may change when drawing goes on: no image depends on them
+FREE = ("ngpus", "debug", "eval.rounds")  # keys that may change when drawing continues: no image depends on them
 
 
 def generate_images(cfg: DictConfig, out_dir: Path, distributed: Distributed, stop: StopSignals | None = None) -> int:
