@@ -93,6 +93,7 @@ class ADM(Network):
     Args:
         data_shape: shape of an image, (C, H, H), with H divisible by 2^(levels - 1).
         num_classes: number of classes; 0 for a network without classes.
+        num_outputs: number of output channels for each channel of the data.
         model_channels: number of channels at the first level.
         channel_mult: channels of each level in units of ``model_channels``; as many levels as entries.
         channel_mult_emb: size of the embedding in units of ``model_channels``.
@@ -109,6 +110,7 @@ class ADM(Network):
         data_shape: Sequence[int],
         num_classes: int = 0,
         *,
+        num_outputs: int = 1,
         model_channels: Width = 192,
         channel_mult: Multiples = (1, 2, 3, 4),
         channel_mult_emb: Multiple = 4,
@@ -166,7 +168,7 @@ class ADM(Network):
             self.decoder.append(Level(size, enter, blocks))
 
         self.norm_out = group_norm(width, EPS)
-        self.conv_out = zero_init(nn.Conv2d(width, num_channels, 3, padding=1))
+        self.conv_out = zero_init(nn.Conv2d(width, num_outputs * num_channels, 3, padding=1))
 
     def embed(self, sigma: Tensor, labels: Tensor | None) -> Tensor:
         """Embed noise level and class, (B,), (B,) -> (B, channel_mult_emb * model_channels)."""

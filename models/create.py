@@ -16,11 +16,13 @@ from models.options import ModelOptions
 from models.parametrization import PARAMETRIZATIONS
 from models.score_model import ScoreModel
 from models.vdm import VDM
+from sde import create_process
 from utils.errors import InputError
 from utils.options import Option, check_name, check_section, one_of, options_of, plain
 
 NETWORKS: dict[str, type[Network]] = {"ddpmpp": DDPMpp, "vdm": VDM, "adm": ADM}
-GIVEN = ("data_shape", "num_classes", "sigma_min", "sigma_max")  # arguments that follow from data and process
+# Arguments that follow from data, parametrization and process.
+GIVEN = ("data_shape", "num_classes", "num_outputs", "sigma_min", "sigma_max")
 
 
 def model_options(name: str) -> dict[str, Option]:
@@ -54,10 +56,11 @@ def create_model(model: Mapping[str, Any], data: Mapping[str, Any], sde: Mapping
         model: ``name`` of the network, ``parametrization`` (``output`` if it is missing), and the options of both;
             ``ema_rate`` is an option of training and ignored here.
         data: shape of the data (see ``data_shape``), and ``classes`` with ``num_classes``.
-        sde: ``sigma_min`` and ``sigma_max``.
+        sde: ``name`` of the process, ``sigma_min`` and ``sigma_max``.
 
     Raises:
-        InputError: for an unknown network, parametrization or option, or a network without classes for data with them.
+        InputError: for an unknown network, parametrization or option, a network without classes for data with them, or
+            a parametrization that does not suit the process or the network.
     """
     model = plain(model) if isinstance(model, DictConfig) else model
     name, kind = model["name"], model.get("parametrization", "output")
@@ -67,9 +70,21 @@ def create_model(model: Mapping[str, Any], data: Mapping[str, Any], sde: Mapping
     num_classes = data["num_classes"] if data["classes"] else 0
     if num_classes and not takes_classes(name):
         raise InputError(f"data.classes=True, but model={name} has no classes: use model=adm or data.classes=False")
+    num_outputs = PARAMETRIZATIONS[kind].num_outputs
+    if num_outputs > 1 and "num_outputs" not in arguments:
+        raise InputError(
+            f"model.parametrization={kind} needs {num_outputs} outputs for each value, and the constructor of "
+            f"model={name} takes no num_outputs"
+        )
+    if PARAMETRIZATIONS[kind].bounded and not create_process(sde).bounded:
+        raise InputError(
+            f"model.parametrization={kind} is for a process reflected at 0 and 1, and sde={sde['name']} has no bounds: "
+            "use model.parametrization=output or edm"
+        )
     given = {
         "data_shape": data_shape(data),
         "num_classes": num_classes,
+        "num_outputs": num_outputs,
         "sigma_min": sde["sigma_min"],
         "sigma_max": sde["sigma_max"],
     }

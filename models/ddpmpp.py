@@ -129,6 +129,7 @@ class DDPMpp(Network):
 
     Args:
         data_shape: shape of an image, (C, H, H), with H divisible by 2^(levels - 1).
+        num_outputs: number of output channels for each channel of the data.
         nf: number of channels at the first level.
         ch_mult: channels of each level in units of ``nf``; as many levels as entries.
         num_res_blocks: number of residual blocks of a level (one more in the decoder).
@@ -146,6 +147,7 @@ class DDPMpp(Network):
         self,
         data_shape: Sequence[int],
         *,
+        num_outputs: int = 1,
         nf: Width = 128,
         ch_mult: Multiples = (1, 2, 2, 2),
         num_res_blocks: NumBlocks = 8,
@@ -202,7 +204,7 @@ class DDPMpp(Network):
             self.up_levels.append(UpLevel(blocks, attention(out, size), up))
 
         self.norm_out = group_norm(width, EPS)
-        self.conv_out = init_layer(nn.Conv2d(width, num_channels, 3, padding=1), init_scale)
+        self.conv_out = init_layer(nn.Conv2d(width, num_outputs * num_channels, 3, padding=1), init_scale)
 
     def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
         """Compute the raw output; see ``Network``."""

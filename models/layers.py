@@ -19,8 +19,10 @@ Resample = Callable[[Tensor], Tensor] | None  # upsample, downsample, or None fo
 class Network(nn.Module):
     """Base class of the networks: (x, sigma, labels) -> raw output, which a parametrization converts to a score.
 
-    ``x`` and the output are (B, *data_shape), noise levels ``sigma`` are (B,). ``labels`` are int64 (B,), -1 where an
-    item has no class; None if and only if ``num_classes`` is 0.
+    ``x`` and the output are (B, *data_shape). For a parametrization with several outputs for each value of the data,
+    the output has as many times the first axis of the data: a constructor that takes ``num_outputs`` is told how many.
+    Noise levels ``sigma`` are (B,). ``labels`` are int64 (B,), -1 where an item has no class; None if and only if
+    ``num_classes`` is 0.
 
     Args:
         data_shape: shape of one item of the data, such as (C, H, W).

@@ -6,13 +6,17 @@ data ``x``, and the call ``(raw, x, sigma) -> score``. To add one, derive from `
 """
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from sde import heat_kernel
 from utils.options import check_section, options_of
+
+DATA_STD = 0.5  # a of the kernel parametrizations: the largest standard deviation of values in [0, 1]
+LOG_WIDTH = 2.0  # minus the logarithm of the initial width of KernelWithWidth, in units of sigma
 
 
 def expand(sigma: Tensor, like: Tensor) -> Tensor:
@@ -22,7 +26,15 @@ def expand(sigma: Tensor, like: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Parametrization:
-    """Base class, in which the input of the network is ``x`` itself; a subclass defines the conversion to a score."""
+    """Base class, in which the input of the network is ``x`` itself; a subclass defines the conversion to a score.
+
+    Attributes:
+        num_outputs: raw outputs for each value of the data; the network stacks them along its first axis.
+        bounded: True for a parametrization of scores of processes reflected at the faces of [0, 1] only.
+    """
+
+    num_outputs: ClassVar[int] = 1
+    bounded: ClassVar[bool] = False
 
     def scale_input(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Return the input of the network for noisy data ``x`` (B, ...) at noise levels ``sigma`` (B,)."""
@@ -32,7 +44,7 @@ class Parametrization:
         """Return the score.
 
         Args:
-            raw: output of the network, float32 or wider, (B, ...).
+            raw: output of the network, float32 or wider, (B, ...), with ``num_outputs`` times the first axis of x.
             x: noisy data, (B, ...).
             sigma: noise levels, (B,).
 
@@ -93,4 +105,59 @@ class EDM(Parametrization):
         return torch.sqrt(expand(sigma, x).square() + self.sigma_data**2)
 
 
-PARAMETRIZATIONS: dict[str, type[Parametrization]] = {"output": OutputParametrization, "edm": EDM}
+@dataclass(frozen=True)
+class Kernel(Parametrization):
+    """The score of the reflected kernel from a denoised point: zero normal component at the faces, whatever the output.
+
+    For a network F, with m = 1/2 and a = ``DATA_STD``,
+
+        score = d/dx log p_sigma(x | D),   D = m + c_skip (x - m) + c_out F(x, sigma),
+        c_skip = a^2 / (sigma^2 + a^2),    c_out = sigma a / sqrt(sigma^2 + a^2),
+
+    where p_sigma is the transition density of the reflected process. The kernel is even and of period 2 in D, so D may
+    have any value. docs/method.md derives it and shows that every score has exactly one D in [0, 1].
+    """
+
+    bounded: ClassVar[bool] = True
+
+    def __call__(self, raw: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+        """See ``Parametrization``."""
+        return heat_kernel.score_towards(x, _offset(raw, x, expand(sigma, x)), sigma)
+
+
+@dataclass(frozen=True)
+class KernelWithWidth(Parametrization):
+    """The score of the reflected kernel from a reflected Gaussian around a denoised point.
+
+    ``Kernel`` at noise level sqrt(sigma^2 + tau^2) in place of sigma, with a second output G for each value:
+
+        tau = sigma exp(G(x, sigma) - 2).
+
+    By the semigroup property of the kernel it is the exact score if, given the other coordinates, the data are a
+    reflected Gaussian of width tau around D: an atom has tau = 0, a density that is smooth up to a face a large tau.
+    """
+
+    num_outputs: ClassVar[int] = 2
+    bounded: ClassVar[bool] = True
+
+    def __call__(self, raw: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+        """See ``Parametrization``."""
+        location, log_width = raw.chunk(2, dim=1)
+        level = expand(sigma, x)
+        # sqrt(1 + (tau / sigma)^2), without overflow
+        widening = torch.exp(0.5 * torch.nn.functional.softplus(2.0 * (log_width - LOG_WIDTH)))
+        return heat_kernel.score_towards(x, _offset(location, x, level), level * widening)
+
+
+def _offset(raw: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+    """Return D - x of ``Kernel``, without the rounding of D, which would be divided by sigma^2."""
+    total = torch.sqrt(sigma.square() + DATA_STD**2)
+    return sigma / total * (DATA_STD * raw - sigma / total * (x - 0.5))
+
+
+PARAMETRIZATIONS: dict[str, type[Parametrization]] = {
+    "output": OutputParametrization,
+    "edm": EDM,
+    "kernel": Kernel,
+    "kernel_width": KernelWithWidth,
+}

@@ -58,6 +58,7 @@ class VDM(Network):
 
     Args:
         data_shape: shape of an image, (C, H, W).
+        num_outputs: number of output channels for each channel of the data.
         sigma_min: noise level that the embedding maps to 0.
         sigma_max: noise level that the embedding maps to 1.
         channels: number of channels, at least 4.
@@ -76,6 +77,7 @@ class VDM(Network):
         self,
         data_shape: Sequence[int],
         *,
+        num_outputs: int = 1,
         sigma_min: float,
         sigma_max: float,
         channels: Annotated[int, Field(ge=4, le=8192)] = 128,
@@ -114,7 +116,7 @@ class VDM(Network):
         self.mid_block2 = ResidualBlock(channels, channels, 4 * channels, dropout)
         self.decoder = nn.ModuleList(block(2 * channels) for _ in range(num_blocks + 1))
         self.norm_out = group_norm(channels, EPS)
-        self.conv_out = zero_init(nn.Conv2d(channels, num_channels, 3, padding=1))
+        self.conv_out = zero_init(nn.Conv2d(channels, num_outputs * num_channels, 3, padding=1))
 
     def embed(self, sigma: Tensor) -> Tensor:
         """Embed the noise level, (B,) -> (B, 4 * channels)."""

@@ -90,6 +90,24 @@ def score(x: Tensor, x0: Tensor, sigma: Tensor | float) -> Tensor:
     return _dispatch_by_sigma(_score_by_images, _score_by_series, x, x0, sigma)
 
 
+def score_towards(x: Tensor, offset: Tensor, sigma: Tensor | float) -> Tensor:
+    """Compute the score d/dx log p(x | x0, sigma) for x0 = reflect(x + offset), elementwise, without forming x0 first.
+
+    Offsets far below the rounding of x keep their digits, as those of a denoised estimate at small sigma do. The result
+    is differentiable in every argument.
+
+    Args:
+        x: points in [0, 1], (B, ...); float32 or float64.
+        offset: differences from ``x``, of any size, in its shape.
+        sigma: free standard deviation, positive: a number, shape (B,), or one for each element, in the shape of ``x``.
+    """
+    forms = _score_towards_by_images, _score_towards_by_series
+    if isinstance(sigma, Tensor) and sigma.ndim == x.ndim > 1:
+        x_flat, offset, sigma = (part.reshape(-1) for part in torch.broadcast_tensors(x, offset, sigma))
+        return _dispatch_by_sigma(*forms, x_flat, offset, sigma).reshape(x.shape)
+    return _dispatch_by_sigma(*forms, x, offset, sigma)
+
+
 def kl_to_uniform(x0: Tensor, sigma: float) -> Tensor:
     """Compute E[log p(x | x0, sigma)] for x ~ p(. | x0, sigma), elementwise.
 
@@ -155,7 +173,7 @@ def _evaluate_both_forms(images: Form, series: Form, x: Tensor, x0: Tensor, sigm
 
 def _log_density_by_images(x: Tensor, x0: Tensor, sigma: Tensor, terms: int) -> Tensor:
     total: Any = -1.0  # the nearest image itself counts 1; log1p takes it
-    for weight, e, _, _, _ in _image_pairs(x, x0, sigma, terms):
+    for weight, e, _, _ in _image_pairs(*_distances(x, x0), sigma, terms):
         total = total + weight * (1.0 + e)
     nearest = -0.5 * ((x - x0) / sigma).square() - torch.log(sigma * math.sqrt(2.0 * math.pi))
     return nearest + torch.log1p(total)
@@ -166,13 +184,7 @@ def _log_density_by_series(x: Tensor, x0: Tensor, sigma: Tensor, terms: int) -> 
 
 
 def _score_by_images(x: Tensor, x0: Tensor, sigma: Tensor, terms: int) -> Tensor:
-    force: Any = 0.0
-    total: Any = 0.0
-    for weight, e, one_minus_e, distance, near in _image_pairs(x, x0, sigma, terms):
-        force = force + weight * (one_minus_e * distance - 2.0 * near * e)
-        total = total + weight * (1.0 + e)
-    inward = torch.where(x > 0.5, -1.0, 1.0).to(x.dtype)  # undoes the reflection of the pair
-    return inward * force / (total * sigma.square())
+    return _inward(x) * _force(*_distances(x, x0), sigma, terms)
 
 
 def _score_by_series(x: Tensor, x0: Tensor, sigma: Tensor, terms: int) -> Tensor:
@@ -180,13 +192,55 @@ def _score_by_series(x: Tensor, x0: Tensor, sigma: Tensor, terms: int) -> Tensor
     return slope / density
 
 
-def _image_pairs(x: Tensor, x0: Tensor, sigma: Tensor, pairs: int) -> Iterator[tuple[Tensor | float, ...]]:
-    """Yield (R_j, e, 1 - e, y_j - x, x) of the module's docstring for each pair +-y_j, with x folded to [0, 1/2]."""
-    upper = x > 0.5
-    x_comp, x0_comp = 1.0 - x, 1.0 - x0
-    near, far = torch.minimum(x, x_comp), torch.maximum(x, x_comp)  # distances of x from its two faces
-    near0, far0 = torch.where(upper, x0_comp, x0), torch.where(upper, x0, x0_comp)  # of x0 from the same
-    step = torch.where(upper, x - x0, x0 - x)  # x0 - x after the fold, from the points as given
+def _score_towards_by_images(x: Tensor, offset: Tensor, sigma: Tensor, terms: int) -> Tensor:
+    near, far = _faces(x)
+    step = _inward(x) * offset
+    near0, far0 = cube.reflect(near + step), cube.reflect(far - step)
+    step = torch.where(near0 == near + step, step, near0 - near)
+    return _inward(x) * _force(near, far, near0, far0, step, sigma, terms)
+
+
+def _score_towards_by_series(x: Tensor, offset: Tensor, sigma: Tensor, terms: int) -> Tensor:
+    return _score_by_series(x, x + offset, sigma, terms)
+
+
+def _force(near: Tensor, far: Tensor, near0: Tensor, far0: Tensor, step: Tensor, sigma: Tensor, terms: int) -> Tensor:
+    """Compute the score in the coordinate of the nearer face, from the distances that ``_distances`` returns."""
+    force: Any = 0.0
+    total: Any = 0.0
+    for weight, e, one_minus_e, distance in _image_pairs(near, far, near0, far0, step, sigma, terms):
+        force = force + weight * (one_minus_e * distance - 2.0 * near * e)
+        total = total + weight * (1.0 + e)
+    return force / (total * sigma.square())
+
+
+def _inward(x: Tensor) -> Tensor:
+    """Return 1 where the face 0 is nearer to ``x``, else -1: the sign of a step away from the nearer face."""
+    return torch.where(x > 0.5, -1.0, 1.0).to(x.dtype)
+
+
+def _faces(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the distances of ``x`` from the nearer and the farther face."""
+    # Not torch.minimum, whose gradient at x = 1/2 is the mean of both.
+    upper, x_comp = x > 0.5, 1.0 - x
+    return torch.where(upper, x_comp, x), torch.where(upper, x, x_comp)
+
+
+def _distances(x: Tensor, x0: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the distances of x and of x0 from the face that is nearer to x and from the other, and x0 - x inwards."""
+    near, far = _faces(x)
+    upper, x0_comp = x > 0.5, 1.0 - x0
+    near0, far0 = torch.where(upper, x0_comp, x0), torch.where(upper, x0, x0_comp)
+    return near, far, near0, far0, torch.where(upper, x - x0, x0 - x)  # from the points as given
+
+
+def _image_pairs(
+    near: Tensor, far: Tensor, near0: Tensor, far0: Tensor, step: Tensor, sigma: Tensor, pairs: int
+) -> Iterator[tuple[Tensor | float, ...]]:
+    """Yield (R_j, e, 1 - e, y_j - x) of the module's docstring for each pair +-y_j, with x folded to [0, 1/2].
+
+    The distances are those of ``_distances``.
+    """
     rate = 2.0 / sigma.square()
     weight: Tensor | float
     for j in range(pairs):
@@ -198,7 +252,7 @@ def _image_pairs(x: Tensor, x0: Tensor, sigma: Tensor, pairs: int) -> Iterator[t
             y, distance = 2 * m + near0, 2 * m + step
             weight = torch.exp(-rate * m * (m + step)) if m else 1.0
         one_minus_e = -torch.expm1(-rate * near * y)
-        yield weight, 1.0 - one_minus_e, one_minus_e, distance, near
+        yield weight, 1.0 - one_minus_e, one_minus_e, distance
 
 
 def _cosine_series(x: Tensor, x0: Tensor, sigma: Tensor, cosines: int) -> tuple[Tensor, Tensor]:
