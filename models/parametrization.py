@@ -5,6 +5,7 @@ data ``x``, and the call ``(raw, x, sigma) -> score``. To add one, derive from `
 ``PARAMETRIZATIONS``; its fields are options of ``model``.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -111,8 +112,8 @@ class Kernel(Parametrization):
 
     For a network F, with m = 1/2 and a = ``DATA_STD``,
 
-        score = d/dx log p_sigma(x | D),   D = m + c_skip (x - m) + c_out F(x, sigma),
-        c_skip = a^2 / (sigma^2 + a^2),    c_out = sigma a / sqrt(sigma^2 + a^2),
+        score = d/dx log p_sigma(x | D),   D = m + c_skip (x - m) + c_out F(m + c_in (x - m), sigma),
+        c_skip = a^2 / (sigma^2 + a^2),    c_out = sigma a / sqrt(sigma^2 + a^2),    c_in = sqrt(12),
 
     where p_sigma is the transition density of the reflected process. The kernel is even and of period 2 in D, so D may
     have any value. docs/method.md derives it and shows that every score has exactly one D in [0, 1].
@@ -120,13 +121,17 @@ class Kernel(Parametrization):
 
     bounded: ClassVar[bool] = True
 
+    def scale_input(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """See ``Parametrization``; the prior, uniform on [0, 1], gets unit variance."""
+        return 0.5 + math.sqrt(12.0) * (x - 0.5)
+
     def __call__(self, raw: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
         """See ``Parametrization``."""
         return heat_kernel.score_towards(x, _offset(raw, x, expand(sigma, x)), sigma)
 
 
 @dataclass(frozen=True)
-class KernelWithWidth(Parametrization):
+class KernelWithWidth(Kernel):
     """The score of the reflected kernel from a reflected Gaussian around a denoised point.
 
     ``Kernel`` at noise level sqrt(sigma^2 + tau^2) in place of sigma, with a second output G for each value:
@@ -138,7 +143,6 @@ class KernelWithWidth(Parametrization):
     """
 
     num_outputs: ClassVar[int] = 2
-    bounded: ClassVar[bool] = True
 
     def __call__(self, raw: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
         """See ``Parametrization``."""

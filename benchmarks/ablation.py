@@ -1,0 +1,169 @@
+"""What does each part of a recipe give? python -m benchmarks.ablation digits|patches DIR [options]
+
+Trains the recipe, the published objective with the same network and steps, and the recipe with one part changed, for
+several seeds, two runs at a time on one thread each; then evaluates them and prints tables: mean over the seeds and its
+standard error. Runs and evaluations that are in DIR already are not repeated.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+PUBLISHED = ("model.parametrization=output", "training.noise_levels=uniform", "training.stratified=false")
+VARIANTS = {
+    "published": PUBLISHED,
+    "recipe": (),
+    "published parametrization": PUBLISHED[:1],
+    "without width": ("model.parametrization=kernel",),
+    "with width": ("model.parametrization=kernel_width",),
+    "not capped": ("training.noise_levels=uniform",),
+    "log-normal": ("training.noise_levels=log_normal",),
+    "importance sampling": ("training.noise_levels=loss_adaptive",),
+    "not stratified": ("training.stratified=false",),
+    "log variance": ("training.weighting=log_variance",),
+}
+# Held-out images for the loss; training options; options of run_eval.py for likelihoods and for drawn images.
+DATA = {
+    "digits": (359, ("training.n_iters=700",), "eval.images=100", "metrics.num_images=500"),
+    "patches": (500, ("training.n_iters=600",), "eval.images=50", "metrics.num_images=200"),
+}
+EVAL_FREQ = 20  # steps between two points of the curve of the held-out loss
+QUALITY = "metrics=[energy_distance,fid]"
+
+
+def evaluations(data: str) -> dict[str, tuple[str, ...]]:
+    """Return the options of run_eval.py for each evaluation, by its name."""
+    _, _, bits, drawn = DATA[data]
+    few = {f"multistep {n}": (QUALITY, "sampling.method=multistep", f"sampling.steps={n}") for n in (5, 10, 20)}
+    flow = (QUALITY, "sampling.method=ode", "sampling.rtol=1e-5", "sampling.atol=1e-5", drawn)
+    return {
+        "elbo": ("metrics=[elbo]", "metrics.elbo.num_times=20"),
+        "bpd": ("metrics=[bpd]", bits),
+        **{name: (*options, "metrics.num_images=1000") for name, options in few.items()},
+        "ode": flow,
+    }
+
+
+def run(script: str, *options: str) -> None:
+    """Run an entry script on one thread, and show its output if it fails."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run([sys.executable, script, *options], env=environment, capture_output=True, text=True)
+    if result.returncode:
+        sys.exit(f"{script} {' '.join(options)}\n{result.stdout}{result.stderr}")
+
+
+def train(data: str, variant: str, seed: int, folder: Path) -> Path:
+    """Train a run if ``folder`` does not have it, and return its directory."""
+    directory = folder / variant.replace(" ", "_") / str(seed)
+    held_out, options, _, _ = DATA[data]
+    if not (directory / "done").exists():
+        run(
+            "run_train.py",
+            f"experiment={data}",
+            *VARIANTS[variant],
+            *options,
+            f"seed={seed}",
+            f"eval.batch_size={held_out}",
+            f"training.eval_freq={EVAL_FREQ}",
+            "training.snapshot_sampling=false",
+            f"hydra.run.dir={directory}",
+        )
+        (directory / "done").touch()
+    return directory
+
+
+def measure(directory: Path, name: str, options: tuple[str, ...]) -> None:
+    """Evaluate a run if that has not been done."""
+    target = directory / "eval" / name.replace(" ", "_")
+    if not (target / "results.json").exists():
+        run("run_eval.py", f"load_dir={directory}", f"hydra.run.dir={target}", "eval.batch_size=100", *options)
+
+
+def curve(directory: Path) -> dict[int, float]:
+    """Return the held-out loss by step."""
+    entries = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return {entry["step"]: entry["eval_loss"] for entry in entries if "eval_loss" in entry}
+
+
+def results(directory: Path, data: str) -> dict[str, float]:
+    """Return the numbers of a run that have been measured, by name."""
+    losses = curve(directory)
+    numbers = {f"loss {step}": losses[step] for step in (200, 400, max(losses))}
+    for name in evaluations(data):
+        path = directory / "eval" / name.replace(" ", "_") / "results.json"
+        if not path.exists():
+            continue
+        found = json.loads(path.read_text())
+        for metric, result in found["metrics"].items():
+            numbers[metric if metric == name else f"{name} {metric}"] = result["value"]
+            if "evaluations" in result and name == "bpd":
+                numbers["bpd evaluations"] = result["evaluations"]["mean"]
+                numbers["bpd evaluations, largest"] = result["evaluations"]["largest"]
+        if name == "ode":
+            numbers["ode evaluations"] = found["drawn_images"]["nfe"]
+    return numbers
+
+
+def mean_and_error(values: list[float]) -> str:
+    """Format a mean and its standard error."""
+    mean = np.mean(values)
+    digits = 0 if abs(mean) >= 100 else 4 if abs(mean) < 1 else 3
+    if len(values) < 2:
+        return f"{mean:.{digits}f}"
+    return f"{mean:.{digits}f} +- {np.std(values, ddof=1) / len(values) ** 0.5:.{digits}f}"
+
+
+def main() -> None:
+    """Train, evaluate, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", choices=DATA)
+    parser.add_argument("folder", type=Path, help="directory of the runs")
+    parser.add_argument("--seeds", type=int, default=5, help="seeds 0, 1, ... of each variant")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="default: all")
+    parser.add_argument("--metrics", nargs="*", help="evaluations, default: all")
+    arguments = parser.parse_args()
+    chosen = evaluations(arguments.data)
+    chosen = {name: chosen[name] for name in (chosen if arguments.metrics is None else arguments.metrics)}
+
+    def work(job: tuple[int, str]) -> None:
+        seed, variant = job
+        directory = train(arguments.data, variant, seed, arguments.folder)
+        for name, options in chosen.items():
+            measure(directory, name, options)
+        print(f"{variant}, seed {seed}: {results(directory, arguments.data)}", file=sys.stderr, flush=True)
+
+    jobs = [(seed, variant) for seed in range(arguments.seeds) for variant in arguments.variants]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(work, jobs))
+
+    seeds = range(arguments.seeds)
+    of = {
+        variant: [train(arguments.data, variant, seed, arguments.folder) for seed in seeds]
+        for variant in arguments.variants
+    }
+    table = {variant: [results(directory, arguments.data) for directory in of[variant]] for variant in of}
+    names = [
+        name for name in next(iter(table.values()))[0] if all(name in row for rows in table.values() for row in rows)
+    ]
+    print("| variant | " + " | ".join(names) + " |\n|" + "---|" * (len(names) + 1))
+    for variant, rows in table.items():
+        print(f"| {variant} | " + " | ".join(mean_and_error([row[name] for row in rows]) for name in names) + " |")
+
+    if "published" in of:
+        goals = [list(curve(directory).values())[-1] for directory in of["published"]]
+        for variant in of:
+            curves = [curve(directory) for directory in of[variant]]
+            steps = [
+                next((s for s, v in c.items() if v <= goal), np.inf) for c, goal in zip(curves, goals, strict=True)
+            ]
+            print(f"steps of {variant} to the final held-out loss of published: {mean_and_error(steps)}")
+
+
+if __name__ == "__main__":
+    main()
