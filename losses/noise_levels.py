@@ -3,21 +3,31 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Generator, Tensor
 
+from losses.loss_history import LossHistory
 from sde import Process
 from utils.errors import InputError
 from utils.options import Option, Positive, call_with, check_section, one_of, options_of
 from utils.seeds import BatchGenerator
 
 T_MIN = 1e-5  # lowest time in training, as in the published code
+UNIFORM_SHARE = 0.1  # of the times of LossAdaptive, so that no loss is divided by less than a tenth
 
 
 class NoiseLevelSampler(Protocol):
-    """A distribution of times t in [0, 1], and with them of noise levels sigma(t)."""
+    """A distribution of times t in [0, 1], and with them of noise levels sigma(t).
+
+    Attributes:
+        importance_sampling: True if training divides the loss by the density of t relative to that of ``UniformTime``,
+            so that its expectation is that of uniform times; False if the density weighs the noise levels.
+    """
+
+    @property
+    def importance_sampling(self) -> bool: ...
 
     def quantile(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Return the times at which the distribution function is ``u``, and the density of t there.
@@ -52,6 +62,8 @@ class NoiseLevelSampler(Protocol):
 class ByQuantile:
     """Base of a ``NoiseLevelSampler`` that defines ``quantile``: draws are the quantiles of uniform numbers."""
 
+    importance_sampling: ClassVar[bool] = False
+
     def quantile(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Return the times at which the distribution function is ``u``, and the density of t there."""
         raise NotImplementedError
@@ -69,17 +81,40 @@ class ByQuantile:
 
 @dataclass(frozen=True)
 class UniformTime(ByQuantile):
-    """Times uniform in [t_min, 1]: log sigma is uniform, as in the published code.
+    """Times uniform in [t_min, t_max]: log sigma is uniform, in the published code up to t_max = 1.
 
     Args:
         t_min: lowest time.
+        t_max: highest time.
     """
 
     t_min: float = T_MIN
+    t_max: float = 1.0
 
     def quantile(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Return t_min + (1 - t_min) u and the density 1 / (1 - t_min); see ``NoiseLevelSampler``."""
-        return self.t_min + (1.0 - self.t_min) * u, torch.full_like(u, 1.0 / (1.0 - self.t_min))
+        """Return t_min + (t_max - t_min) u and the density 1 / (t_max - t_min); see ``NoiseLevelSampler``."""
+        length = self.t_max - self.t_min
+        return self.t_min + length * u, torch.full_like(u, 1.0 / length)
+
+
+def uniform_below_prior(process: Process) -> UniformTime:
+    """Return times uniform up to where the process has reached its prior, above which no score is left to learn.
+
+    Args:
+        process: the process, which says where that is.
+
+    Raises:
+        InputError: if no noise level of training is below it.
+    """
+    if process.prior_sigma >= process.sigma_max:
+        return UniformTime()
+    t_max = process.time(torch.tensor(process.prior_sigma, dtype=torch.float64)).item()
+    if t_max <= T_MIN:
+        raise InputError(
+            f"training.noise_levels=capped leaves no noise level between sde.sigma_min={process.sigma_min} and that of "
+            f"the prior, {process.prior_sigma}"
+        )
+    return UniformTime(t_max=t_max)
 
 
 @dataclass(frozen=True)
@@ -146,27 +181,66 @@ class PiecewiseUniform(ByQuantile):
         return (interval / len(heights) + (u - edges[interval]) / density).clamp(0.0, 1.0), density
 
 
-NOISE_LEVELS: dict[str, Callable[..., NoiseLevelSampler]] = {"uniform": lambda: UniformTime(), "log_normal": LogNormal}
+@dataclass(frozen=True)
+class LossAdaptive(ByQuantile):
+    """Times drawn by the size of the loss, which is divided by their density (Nichol & Dhariwal 2021, section 3.3).
+
+    The density is constant in each interval of the history and proportional to the root mean square of the loss there,
+    which for independent times minimises the variance of the mean loss; UNIFORM_SHARE of the times stay uniform. Until
+    every interval has had some samples all are.
+
+    Args:
+        history: moments of the loss by noise level.
+    """
+
+    importance_sampling: ClassVar[bool] = True
+
+    history: LossHistory
+
+    def probabilities(self) -> Tensor:
+        """Return the probability of each interval of the history, float64 (K,)."""
+        history = self.history
+        sizes = torch.where(history.ready.all(), history.mean_square.sqrt(), 1.0)
+        return (1.0 - UNIFORM_SHARE) * sizes / sizes.sum() + UNIFORM_SHARE / len(history)
+
+    def quantile(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the quantiles of the piecewise constant density and its values there; see ``NoiseLevelSampler``."""
+        share, height = PiecewiseUniform(self.probabilities()).quantile(u.double())
+        t, density = UniformTime().quantile(share)
+        return t.to(u.dtype), (density * height).to(u.dtype)
+
+
+NOISE_LEVELS: dict[str, Callable[..., NoiseLevelSampler]] = {
+    "uniform": lambda: UniformTime(),
+    "capped": uniform_below_prior,
+    "log_normal": LogNormal,
+    "loss_adaptive": LossAdaptive,
+}
+NOT_OPTIONS = ("process", "history")  # arguments of samplers and weightings that no key of a configuration gives
 
 
 def noise_level_options() -> dict[str, Option]:
     """Return the options of the section ``training`` that choose a noise-level sampler, and those of all samplers."""
     found = {"noise_levels": one_of(NOISE_LEVELS)}
     for sampler in NOISE_LEVELS.values():
-        found |= options_of(sampler, leave_out=("process",))
+        found |= options_of(sampler, leave_out=NOT_OPTIONS)
     return found
 
 
-def create_noise_levels(training: Mapping[str, Any], process: Process) -> NoiseLevelSampler:
+def create_noise_levels(
+    training: Mapping[str, Any], process: Process, history: LossHistory | None = None
+) -> NoiseLevelSampler:
     """Build the distribution of noise levels that ``training.noise_levels`` names.
 
     Args:
         training: the section ``training`` of a configuration.
         process: the process.
+        history: moments of the loss, for a sampler that follows them; None for new ones.
 
     Raises:
         InputError: for an unknown name, or an option out of range.
     """
     known = noise_level_options()
     check_section({key: value for key, value in training.items() if key in known}, known, "training")
-    return call_with(NOISE_LEVELS[training["noise_levels"]], {"process": process}, training)
+    given = {"process": process, "history": history or LossHistory()}
+    return call_with(NOISE_LEVELS[training["noise_levels"]], given, training)

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Generator, Tensor
 
 from losses.noise_levels import NoiseLevelSampler, UniformTime
 from losses.weighting import SigmaSquared, Weighting
 from sde import Process
+from utils.seeds import BatchGenerator
 
 UNIFORM_TIME, SIGMA_SQUARED = UniformTime(), SigmaSquared()  # the published choice
 
@@ -20,6 +22,7 @@ def score_matching_loss(
     noise_levels: NoiseLevelSampler = UNIFORM_TIME,
     weighting: Weighting = SIGMA_SQUARED,
     reduce_mean: bool = False,
+    stratified: bool = False,
     generator: Generator | None = None,
 ) -> Tensor:
     """Compute the weighted squared error of a score network against the conditional score, one value a sample.
@@ -27,7 +30,8 @@ def score_matching_loss(
     loss_i = weight(sigma_i) R |net(x_i, sigma_i, label_i) - d/dx log p(x_i | x0_i, sigma_i)|^2, where sigma_i is that
     of a time from ``noise_levels``, x_i comes from the process, and R is half the sum over dimensions, or their mean
     with ``reduce_mean``. With uniform times, the weight g^2 and half the sum, its expectation is the diffusion term of
-    the variational bound.
+    the variational bound; so it is with times drawn for importance sampling, since the loss is then divided by their
+    density relative to uniform times.
 
     Args:
         net: score network, called as net(x, sigma, labels).
@@ -37,21 +41,44 @@ def score_matching_loss(
         noise_levels: distribution of the times.
         weighting: weight of the squared error by noise level.
         reduce_mean: whether to take the mean over dimensions, instead of half the sum.
+        stratified: whether to draw one time in each of B intervals of equal probability.
         generator: source of times and noise, on the device of ``x0``.
 
     Returns:
         Losses, (B,).
     """
-    t, x = perturb(process, x0, noise_levels, generator)
-    return score_error(net, process, x0, t, x, labels, weighting=weighting, reduce_mean=reduce_mean)
+    t, x, importance = perturb(process, x0, noise_levels, generator, stratified)
+    losses = score_error(net, process, x0, t, x, labels, weighting=weighting, reduce_mean=reduce_mean)
+    return losses if importance is None else losses * importance
 
 
 def perturb(
-    process: Process, x0: Tensor, noise_levels: NoiseLevelSampler = UNIFORM_TIME, generator: Generator | None = None
-) -> tuple[Tensor, Tensor]:
-    """Draw the random part of the loss: times t from ``noise_levels``, (B,), and x_t given ``x0``, (B, ...)."""
-    t, _ = noise_levels.draw(len(x0), generator, x0.device, x0.dtype)
-    return t, process.sample(x0, t, generator)
+    process: Process,
+    x0: Tensor,
+    noise_levels: NoiseLevelSampler = UNIFORM_TIME,
+    generator: Generator | None = None,
+    stratified: bool = False,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Draw the random part of the loss.
+
+    Args:
+        process: diffusion process.
+        x0: data in [0, 1], (B, ...).
+        noise_levels: distribution of the times.
+        generator: source of times and noise, on the device of ``x0``.
+        stratified: whether to draw one time in each of B intervals of equal probability, in random order.
+
+    Returns:
+        Times t, (B,); x_t given ``x0``, (B, ...); and the importance weights of the times, (B,), which are their
+        density under ``UniformTime`` over that under ``noise_levels``, or None if that does no importance sampling.
+    """
+    if stratified:
+        u = BatchGenerator(generator).stratified(len(x0), x0.device)
+        t, density = (values.to(x0.dtype) for values in noise_levels.quantile(u))
+    else:
+        t, density = noise_levels.draw(len(x0), generator, x0.device, x0.dtype)
+    importance = UNIFORM_TIME.quantile(torch.zeros_like(t))[1] / density if noise_levels.importance_sampling else None
+    return t, process.sample(x0, t, generator), importance
 
 
 def score_error(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from losses import LossHistory
 from models import ScoreModel
 from models.io.checkpoint import check_whole, read_checkpoint
 from models.io.run_files import checkpoint_numbers
@@ -31,6 +32,7 @@ class TrainState:
         optimizer: optimiser of the trainable parameters.
         scaler: gradient scaler of fp16; disabled in other precisions.
         trainable: parameters of the model that the optimiser updates.
+        history: moments of the loss by noise level, for a loss that follows them; None otherwise.
         step: number of updates made.
     """
 
@@ -39,17 +41,19 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     trainable: list[nn.Parameter]
+    history: LossHistory | None = None
     step: int = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return tensors and plain Python values under the published keys."""
-        return {
+        """Return tensors and plain Python values under the published keys, and ``loss_history`` if there is one."""
+        state = {
             "model": self.model.network.state_dict(),
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "scaler": self.scaler.state_dict() or None,  # None if disabled
         }
+        return state if self.history is None else {**state, "loss_history": self.history.state_dict()}
 
     def check_finite(self) -> None:
         """Raise TrainingError if a weight is not finite: such a state must not replace a good checkpoint."""
@@ -68,6 +72,8 @@ class TrainState:
         load_optimizer(self.optimizer, state["optimizer"])
         if self.scaler.is_enabled() and state["scaler"] is not None:
             self.scaler.load_state_dict(state["scaler"])
+        if self.history is not None and "loss_history" in state:  # a run that did without has to collect one
+            self.history.load_state_dict(state["loss_history"])
         self.step = state["step"]
 
 
@@ -167,13 +173,17 @@ class Checkpoints:
 
 
 def _check_finite(state: TrainState, path: Path) -> None:
-    """Raise InputError, naming the tensor, if a weight, an average or a moment in ``state`` is not finite."""
+    """Raise InputError, naming the tensor, if a number in ``state`` is not finite."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in state.model.network.named_parameters()}
     moments = state.optimizer.state.items()
     tensors = {
         **{name: parameter for parameter, name in names.items()},
         **{f"the average of {name}": average for name, average in state.ema.model.network.named_parameters()},
         **{f"{key} of {names[parameter]}": value for parameter, kept in moments for key, value in kept.items()},
+        **{
+            f"{key} of the loss history": value
+            for key, value in (state.history.state_dict() if state.history else {}).items()
+        },
     }
     for name, tensor in tensors.items():
         check_finite(tensor, name, path)

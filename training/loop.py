@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from datasets import Loader
-from losses.noise_levels import create_noise_levels
-from losses.score_matching import perturb, score_error
-from losses.weighting import create_weighting
+from losses import DiffusionSquared, LossHistory, Weighting, create_objective
+from losses.score_matching import SIGMA_SQUARED, UNIFORM_TIME, perturb, score_error
 from models import NULL_LABEL, ScoreModel, compile_network, compiled, create_model, recompute_activations
 from sampling import create_sampler
 from sde import Process, create_process
@@ -63,14 +62,14 @@ def train(cfg: DictConfig, run_dir: Path, distributed: Distributed, stop: StopSi
     check_train(cfg, distributed.world_size)
     options, stop = cfg.training, stop or StopSignals()
     process = create_process(cfg.sde)
-    loss_fn = Loss(cfg, process)
+    loss_fn = Loss(cfg, process, distributed.device)
     create_sampler(cfg.sampling, process)
     check_logger(cfg.logger.name)
     keep_class_names(run_dir, cfg)
     check_same_run(run_dir, cfg)
 
     # Network, EMA and optimiser; training and held-out data.
-    state = create_state(cfg, distributed.device) if options.n_iters else None
+    state = create_state(cfg, distributed.device, loss_fn.history) if options.n_iters else None
     images, held_out = load_splits(cfg, distributed)
     data, device = cfg.data, distributed.device
     loader = Loader(images, options.batch_size, cfg.seed, device, data.random_flip, data.dequantize)
@@ -146,13 +145,15 @@ def train(cfg: DictConfig, run_dir: Path, distributed: Distributed, stop: StopSi
             if state.step:
                 draw_if_due()  # a killed run may have saved this checkpoint but not yet drawn its samples
             distributed.use_step_timeout()
-            accumulator = MetricAccumulator(distributed, process, loss_fn.noise_levels)
+            accumulator = MetricAccumulator(distributed, process, loss_fn.reported_levels)
             while state.step < options.n_iters and not signum:
                 # One update: batch, loss, gradient, optimiser, EMA.
                 lr = learning_rate(cfg.optim, state.step)
                 batch = loss_fn.sample_batch(loader, state.step)
-                losses, sigma, grad_norm = train_step(loss_fn, net, state, batch, distributed, lr, cfg.optim.grad_clip)
-                accumulator.add(state.step, losses, sigma, grad_norm, len(batch))
+                losses, share, grad_norm = train_step(loss_fn, net, state, batch, distributed, lr, cfg.optim.grad_clip)
+                accumulator.add(
+                    state.step, losses, process.sigma(share.t), grad_norm, len(batch), importance=share.importance
+                )
                 metrics.advance()
                 if state.step == first_step:
                     log.info("first step after %.1f s", time.perf_counter() - start)
@@ -183,7 +184,7 @@ def train(cfg: DictConfig, run_dir: Path, distributed: Distributed, stop: StopSi
                 if not signum:
                     draw_if_due()
                 # A new accumulator, so that images_per_sec does not count the time spent here.
-                accumulator = MetricAccumulator(distributed, process, loss_fn.noise_levels)
+                accumulator = MetricAccumulator(distributed, process, loss_fn.reported_levels)
 
         signum = distributed.all_reduce_max(stop.received)  # a signal may have come while the last samples were drawn
         if signum:
@@ -199,7 +200,7 @@ def train_step(
     distributed: Distributed,
     lr: float,
     grad_clip: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, "NoisyBatch", Tensor]:
     """Update the weights by the gradient of the mean loss over ``batch``, and then their moving average.
 
     Each process computes its share of the batch in ``training.grad_accum_steps`` micro-batches. Dropout is a function
@@ -215,20 +216,23 @@ def train_step(
         grad_clip: largest norm of the gradient; negative for no limit.
 
     Returns:
-        The losses and the noise levels of this process's images, both (share,), and the norm of the whole gradient.
+        The losses of this process's images, (share,), with ``Weighting.fixed`` and not divided by a density; its share
+        of the batch; and the norm of the whole gradient.
     """
     # Loss and gradient of this process's share.
     net.train()
     state.optimizer.zero_grad(set_to_none=True)
     share = batch[distributed.local_slice(len(batch))]
-    n, num_micro, losses = len(share), loss_fn.grad_accum_steps, []
+    n, num_micro, parts = len(share), loss_fn.grad_accum_steps, []
     for k in range(num_micro):
         micro_batch = share[n * k // num_micro : n * (k + 1) // num_micro]
         seed_torch(loss_fn.seed, Stream.DROPOUT, state.step, distributed.rank, k)
         with nullcontext() if k == num_micro - 1 else distributed.no_sync(net):
             loss = loss_fn(net, micro_batch, state.model.num_classes)
-            state.scaler.scale(loss.sum() * (distributed.world_size / len(batch))).backward()
-        losses.append(loss.detach())
+            objective = loss_fn.objective(loss, micro_batch)
+            state.scaler.scale(objective.sum() * (distributed.world_size / len(batch))).backward()
+        parts.append(loss.detach())
+    losses = torch.cat(parts)
 
     # Clipped gradient. In half precision the scaler skips a step that overflowed and lowers its scale.
     state.scaler.unscale_(state.optimizer)
@@ -243,20 +247,25 @@ def train_step(
     state.scaler.update()
     state.ema.update(state.model)
     state.step += 1
-    return torch.cat(losses), loss_fn.process.sigma(share.t), grad_norm
+
+    # Moments of the loss by noise level, which the next batch follows.
+    if state.history is not None:
+        state.history.update(share.t, losses, distributed.all_reduce_sum)
+    return losses, share, grad_norm
 
 
 @torch.no_grad()
 def evaluate(loss_fn: "Loss", net: ScoreModel, loader: Loader, distributed: Distributed) -> Tensor:
     """Compute the mean loss of ``net`` over the first batch of ``loader``, which is divided among the processes.
 
-    Times and noise are the same at each evaluation.
+    Times and noise are the same at each evaluation. So that runs can be compared, the times are uniform and the weight
+    is sigma^2, or g^2 with likelihood weighting, whatever the run trains with.
     """
     batch = loss_fn.sample_held_out_batch(loader)
     share = batch[distributed.local_slice(len(batch))]
     total = torch.zeros((), device=batch.t.device)
     if len(share):
-        total = loss_fn(net, share, net.num_classes).sum()
+        total = loss_fn(net, share, net.num_classes, loss_fn.held_out_weighting).sum()
     return distributed.all_reduce_sum(total) / len(batch)
 
 
@@ -269,18 +278,21 @@ class NoisyBatch:
         labels: classes, int64 (B,).
         t: times, (B,).
         x: samples of the process at these times, (B, ...).
+        importance: importance weights of the times, (B,); None for 1.
     """
 
     x0: Tensor
     labels: Tensor
     t: Tensor
     x: Tensor
+    importance: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.x0)
 
     def __getitem__(self, rows: slice) -> "NoisyBatch":
-        return NoisyBatch(self.x0[rows], self.labels[rows], self.t[rows], self.x[rows])
+        importance = None if self.importance is None else self.importance[rows]
+        return NoisyBatch(self.x0[rows], self.labels[rows], self.t[rows], self.x[rows], importance)
 
 
 class Loss:
@@ -291,23 +303,32 @@ class Loss:
     Args:
         cfg: configuration of run_train.py.
         process: diffusion process.
+        device: device of the batches, for the history.
+
+    Attributes:
+        history: moments of the loss that the noise levels or the weighting follow; None if neither does.
+        held_out_weighting: weighting of the loss on held-out images.
+        reported_levels: distribution by whose quartiles the losses are reported.
 
     Raises:
         InputError: if the noise-level sampler or the weighting cannot be made.
     """
 
-    def __init__(self, cfg: DictConfig, process: Process) -> None:
+    def __init__(self, cfg: DictConfig, process: Process, device: torch.device | str = "cpu") -> None:
         options = cfg.training
         self.process, self.seed = process, cfg.seed
-        self.noise_levels = create_noise_levels(options, process)
-        self.weighting = create_weighting(options, process)
-        self.reduce_mean, self.drop_label = options.reduce_mean, options.drop_label
+        self.noise_levels, self.weighting, self.history = create_objective(options, process, device)
+        self.held_out_weighting = self.weighting if isinstance(self.weighting, DiffusionSquared) else SIGMA_SQUARED
+        self.reported_levels = UNIFORM_TIME if self.noise_levels.importance_sampling else self.noise_levels
+        self.reduce_mean, self.drop_label, self.stratified = options.reduce_mean, options.drop_label, options.stratified
         self.grad_accum_steps = options.grad_accum_steps
         score = process.conditional_score
         self.conditional_score = torch.no_grad()(compiled(score)) if cfg.compile else score
 
-    def __call__(self, net: nn.Module, batch: NoisyBatch, num_classes: int) -> Tensor:
-        """Compute the loss of each sample of ``batch``, (B,)."""
+    def __call__(
+        self, net: nn.Module, batch: NoisyBatch, num_classes: int, weighting: Weighting | None = None
+    ) -> Tensor:
+        """Compute the loss of each sample of ``batch``, (B,), with ``weighting`` or else with ``Weighting.fixed``."""
         return score_error(
             net,
             self.process,
@@ -316,22 +337,35 @@ class Loss:
             batch.x,
             batch.labels if num_classes else None,
             self.conditional_score,
-            weighting=self.weighting,
+            weighting=weighting or self.weighting.fixed,
             reduce_mean=self.reduce_mean,
         )
 
+    def objective(self, losses: Tensor, batch: NoisyBatch) -> Tensor:
+        """Multiply the ``losses`` of ``batch`` by importance weights and by the part of the weighting that changes."""
+        fixed = self.weighting.fixed
+        if batch.importance is not None:
+            losses = losses * batch.importance
+        if self.weighting is not fixed:
+            sigma = self.process.sigma(batch.t)
+            losses = losses * (self.weighting.weight(sigma) / fixed.weight(sigma))
+        return losses
+
     def sample_batch(self, loader: Loader, step: int) -> NoisyBatch:
-        """Draw training batch ``step``; flips, dropped labels, times and noise are functions of (seed, step)."""
+        """Draw training batch ``step``; flips, dropped labels, times and noise are functions of (seed, step).
+
+        The times also depend on the history, if the noise levels follow it.
+        """
         seed_torch(self.seed, Stream.TRAIN, step)
         x0, labels = loader(step)
         labels = drop_labels(labels, self.drop_label)
-        return NoisyBatch(x0, labels, *perturb(self.process, x0, self.noise_levels))
+        return NoisyBatch(x0, labels, *perturb(self.process, x0, self.noise_levels, stratified=self.stratified))
 
     def sample_held_out_batch(self, loader: Loader) -> NoisyBatch:
         """Draw the held-out batch; images, times and noise are the same at each call."""
         seed_torch(self.seed, Stream.EVAL)
         x0, labels = loader(0)
-        return NoisyBatch(x0, labels, *perturb(self.process, x0, self.noise_levels))
+        return NoisyBatch(x0, labels, *perturb(self.process, x0, UNIFORM_TIME, stratified=self.stratified))
 
 
 def drop_labels(labels: Tensor, rate: float) -> Tensor:
@@ -340,8 +374,8 @@ def drop_labels(labels: Tensor, rate: float) -> Tensor:
     return torch.where(dropped, NULL_LABEL, labels)
 
 
-def create_state(cfg: DictConfig, device: torch.device) -> TrainState:
-    """Create a freshly initialised network with its EMA and optimiser."""
+def create_state(cfg: DictConfig, device: torch.device, history: LossHistory | None = None) -> TrainState:
+    """Create a freshly initialised network with its EMA and optimiser, for a loss that follows ``history``."""
     seed_torch(cfg.seed, Stream.INIT)
     net = create_model(cfg.model, cfg.data, cfg.sde).set_precision(cfg.precision).to(device)
     ema = EMA(net, cfg.model.ema_rate)
@@ -352,4 +386,4 @@ def create_state(cfg: DictConfig, device: torch.device) -> TrainState:
         compile_network(ema.model)
     trainable = [p for p in net.parameters() if p.requires_grad]
     scaler = torch.amp.GradScaler(device.type, enabled=cfg.precision == "fp16")
-    return TrainState(net, ema, create_optimizer(trainable, cfg.optim), scaler, trainable)
+    return TrainState(net, ema, create_optimizer(trainable, cfg.optim), scaler, trainable, history)

@@ -30,13 +30,21 @@ class MetricAccumulator:
         self._distributed = distributed
         inner = torch.arange(1, QUARTERS, device=distributed.device) / QUARTERS
         self._edges = process.sigma(noise_levels.quantile(inner)[0])  # between the quartiles of sigma
-        # Loss, norm of the gradient; sum of the losses in each quartile; number of images in each quartile.
+        # Loss, norm of the gradient; sum of the losses in each quartile; number (or weight) of images in each quartile.
         self._sums = torch.zeros(2 + 2 * QUARTERS, dtype=torch.float64, device=distributed.device)
         self._bad = torch.full((3,), math.inf, device=distributed.device)  # step, lowest sigma, minus the highest
         self._steps = self._images = 0
         self._start = time.perf_counter()
 
-    def add(self, step: int, losses: Tensor, sigma: Tensor, grad_norm: Tensor, images: int) -> None:
+    def add(
+        self,
+        step: int,
+        losses: Tensor,
+        sigma: Tensor,
+        grad_norm: Tensor,
+        images: int,
+        importance: Tensor | None = None,
+    ) -> None:
         """Add the metrics of a step.
 
         Args:
@@ -45,11 +53,14 @@ class MetricAccumulator:
             sigma: noise levels of this process's images, (share,).
             grad_norm: norm of the gradient of the whole batch.
             images: number of images in the whole batch.
+            importance: weights of the losses in all means, (share,); None for 1.
         """
-        whole = torch.stack([losses.sum() / images, grad_norm / self._distributed.world_size])
+        weighted = losses if importance is None else losses * importance
+        whole = torch.stack([weighted.sum() / images, grad_norm / self._distributed.world_size])
         of_quartile = torch.bucketize(sigma, self._edges) == torch.arange(QUARTERS, device=sigma.device)[:, None]
-        by_quartile = torch.where(of_quartile, losses, 0.0).sum(1)
-        self._sums += torch.cat([whole, by_quartile, of_quartile.sum(1)])
+        by_quartile = torch.where(of_quartile, weighted, 0.0).sum(1)
+        counts = of_quartile if importance is None else torch.where(of_quartile, importance, 0.0)
+        self._sums += torch.cat([whole, by_quartile, counts.sum(1)])
         self._steps += 1
         self._images += images
         bad = ~torch.isfinite(losses)

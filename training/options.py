@@ -71,6 +71,7 @@ class TrainingOptions:
     likelihood_weighting: bool
     reduce_mean: bool
     drop_label: Probability
+    stratified: bool
     startup_timeout: Seconds
     step_timeout: Seconds
     allow_data_change: bool
@@ -140,8 +141,7 @@ def check_train(cfg: DictConfig, processes: int) -> None:
     # The registries import torch, which takes a second: what is wrong with other options has been said by now.
     from datasets.options import check_shape
     from datasets.registry import DATASETS, RECORDED, data_options
-    from losses.noise_levels import create_noise_levels
-    from losses.weighting import create_weighting
+    from losses import create_objective
     from models.create import NETWORKS, model_options
     from sampling import sampling_options
     from sde import DEFAULT, PROCESSES, create_process, process_options
@@ -158,6 +158,5 @@ def check_train(cfg: DictConfig, processes: int) -> None:
         check_section(values[name], recorded | of(chosen), name, elsewhere(name, known, of, chosen))
     check_shape(values["data"])
     process = create_process(values["sde"])
-    create_noise_levels(values["training"], process)
-    create_weighting(values["training"], process)
+    create_objective(values["training"], process)
     check_section(values["sampling"], sampling_options(), "sampling")

@@ -81,8 +81,14 @@ def test_their_options_are_checked(extended, monkeypatch):
         ("training.share_of_prio=1", ": no such option; did you mean training.share_of_prior?"),
         ("training.share_of_prior=0", "=0: need a number, more than 0, at most 1"),
         ("training.sigma_cap=0", "=0: need a number, more than 0"),
-        ("training.noise_levels=below", "=below: known are uniform, log_normal, below_prior"),
-        ("training.weighting=caped", "=caped: known are sigma_squared, diffusion_squared, capped, null; did you mean"),
+        (
+            "training.noise_levels=below",
+            "=below: known are uniform, capped, log_normal, loss_adaptive, below_prior; did you mean below_prior?",
+        ),
+        (
+            "training.weighting=caped",
+            "=caped: known are sigma_squared, diffusion_squared, log_variance, capped, null; did",
+        ),
     ]:
         assert wrong.split("=")[0] + message in extended.refuse(*train, wrong)
     both = extended.refuse(*train, "training.likelihood_weighting=true")
