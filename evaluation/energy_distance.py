@@ -37,6 +37,9 @@ def distances_within(x: Tensor, others: Tensor) -> Tensor:
     Args:
         x: some of the vectors, float64 (N, D).
         others: all vectors, those of x among them, float64 (M, D).
+
+    Returns:
+        Mean over the other vectors for each x, float64 (N,).
     """
     return mean_distances(x, others) * (len(others) / (len(others) - 1))
 

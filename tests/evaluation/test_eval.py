@@ -35,7 +35,7 @@ from utils.errors import InputError
 CPU = torch.device("cpu")
 ALONE = Distributed(CPU)
 PROTOCOL = {"checkpoint": {"sha256": "of the test"}}
-ALL = "metrics=[bpd,elbo,fid,kid,inception_score,precision_recall]"
+ALL = "metrics=[bpd,elbo,energy_distance,fid,kid,inception_score,precision_recall]"
 QUICK = [
     "metrics.bpd.rtol=1e-2",
     "metrics.bpd.atol=1e-2",
