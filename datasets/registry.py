@@ -9,12 +9,14 @@ from datasets.folders import ClassNames, folder
 from datasets.imagenet import imagenet32, imagenet64c
 from datasets.images import ImageDataset, cifar10, digits, fake
 from datasets.options import DataOptions, ImageOptions, ShapeOptions
+from datasets.patches import patches
 from datasets.shape import data_shape
 from utils.errors import InputError
 from utils.options import Option, check_name, options_of
 
 DATASETS: dict[str, Callable[..., ImageDataset]] = {
     "digits": digits,
+    "patches": patches,
     "fake": fake,
     "cifar10": cifar10,
     "imagenet32": imagenet32,

@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from scipy.spatial.distance import cdist
 
 from datasets.images import DIGIT_LEVELS, digits
+from evaluation.energy_distance import energy_distance
 from evaluation.read_samples import read_labels, read_samples
 from utils.errors import ArgumentParser, InputError, printable
 
@@ -46,22 +46,6 @@ class DigitClassifier:
         if samples.shape[1:] != (8, 8, 1):
             raise InputError(f"the digits are (8, 8, 1), not {samples.shape[1:]}")
         return self._svc.predict(samples.reshape(len(samples), -1) * ((DIGIT_LEVELS - 1) / 255.0))
-
-
-def energy_distance(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """Estimate the energy distance 2 E|X - Y| - E|X - X'| - E|Y - Y'| without bias, |.| being the Euclidean norm.
-
-    Args:
-        x: samples of X as vectors, (N, D).
-        y: samples of Y as vectors, (M, D).
-
-    Returns:
-        The estimate, and its standard error due to the finite number of samples of X.
-    """
-    across = cdist(x, y).mean(1)
-    within, other = (cdist(z, z).sum(1) / (len(z) - 1) for z in (x, y))
-    distance = 2 * across.mean() - within.mean() - other.mean()
-    return float(distance), float(2 * (across - within).std() / np.sqrt(len(x)))
 
 
 def main() -> None:

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datasets.images import digits
+from datasets.images import ImageDataset, digits
+from datasets.patches import patches
 from models.io.checkpoint import read_checkpoint
 from models.io.weights import check_finite
 from utils.errors import InputError
@@ -42,24 +43,33 @@ class Features(ABC):
         """
 
 
-def features_of(dataset: str, weights: str | None) -> "type[DigitFeatures] | type[Inception]":
+def features_of(dataset: str, weights: str | None) -> "type[DigitFeatures] | type[PatchFeatures] | type[Inception]":
     """Return the class of the map that ``create_features`` creates from the same arguments."""
-    return DigitFeatures if dataset == "digits" and weights is None else Inception
+    if weights is not None:
+        return Inception
+    return DigitFeatures if dataset == "digits" else PatchFeatures if dataset == "patches" else Inception
 
 
-def create_features(dataset: str, weights: str | None, device: torch.device) -> Features:
-    """Create the map for a data set: ``DigitFeatures`` for ``digits`` without ``weights``, else ``Inception``.
+def create_features(dataset: str, weights: str | None, device: torch.device, image_size: int) -> Features:
+    """Create the map for a data set.
+
+    This is ``Inception``, except for ``digits`` and ``patches`` without ``weights``: these have small maps of their
+    own, so that nothing is downloaded.
 
     Args:
         dataset: name of the data set.
         weights: file of Inception weights; None for torch-fidelity's, downloaded at the first use.
         device: device to compute on.
+        image_size: height and width of the images.
 
     Raises:
         InputError: if there are no weights, or the file does not hold them.
     """
-    if features_of(dataset, weights) is DigitFeatures:
+    kind = features_of(dataset, weights)
+    if kind is DigitFeatures:
         return DigitFeatures()
+    if kind is PatchFeatures:
+        return PatchFeatures(image_size)
     return Inception(_downloaded_weights() if weights is None else Path(weights), device)
 
 
@@ -98,27 +108,30 @@ class Inception(Features):
         return features.float().cpu(), logits.float().cpu()
 
 
-class DigitFeatures(Features):
-    """A small map for the 8x8 digits that needs no download.
+class RandomFilters(Features):
+    """A small map that needs no download.
 
     Two layers of 3x3 filters drawn from a fixed seed, each followed by absolute values, and means over each quarter of
-    the image: 64 features, of mean 0 and deviation 1 over the training digits. The logits are those of a logistic
-    regression on them, fitted to the training digits.
+    the image: 64 features, of mean 0 and deviation 1 over the training images. The logits are those of a logistic
+    regression on them, fitted to the classes of the training images.
+
+    Args:
+        real: training images, with classes.
     """
 
-    name = "digits-64"
     SEED, WIDTHS = 0, (32, 16)
     dimension = 4 * WIDTHS[-1]
 
-    def __init__(self) -> None:
+    def __init__(self, real: ImageDataset) -> None:
         from sklearn.linear_model import LogisticRegression  # a slow import
 
         rng = np.random.RandomState(self.SEED)  # gives the same numbers in every version of numpy
         inner, outer = self.WIDTHS
-        self.filters = [torch.from_numpy(rng.standard_normal((n, m, 3, 3))) for n, m in ((inner, 1), (outer, inner))]
+        shapes = ((inner, real.shape[0]), (outer, inner))
+        self.filters = [torch.from_numpy(rng.standard_normal((n, m, 3, 3))) for n, m in shapes]
         self.sha256 = hashlib.sha256(b"".join(f.numpy().tobytes() for f in self.filters)).hexdigest()
-        real = digits(train=True)
-        features = self._responses(to_pixels(real.data, real.levels))
+        pixels = to_pixels(real.data, real.levels)
+        features = torch.cat([self._responses(pixels[i : i + 2000]) for i in range(0, len(pixels), 2000)])
         self.mean, self.scale = features.mean(0), features.std(0)
         self.classifier = LogisticRegression(max_iter=2000).fit((features - self.mean) / self.scale, real.labels)
 
@@ -132,6 +145,28 @@ class DigitFeatures(Features):
         for filters in self.filters:
             x = F.conv2d(x, filters / filters[0].numel() ** 0.5, padding=1).abs()
         return F.adaptive_avg_pool2d(x, 2).flatten(1)
+
+
+class DigitFeatures(RandomFilters):
+    """The map for the 8x8 digits."""
+
+    name = "digits-64"
+
+    def __init__(self) -> None:
+        super().__init__(digits(train=True))
+
+
+class PatchFeatures(RandomFilters):
+    """The map for patches of photographs; their classes are the photographs.
+
+    Args:
+        image_size: height and width of the patches.
+    """
+
+    name = "patches-64"
+
+    def __init__(self, image_size: int) -> None:
+        super().__init__(patches(train=True, image_size=image_size))
 
 
 def to_pixels(pixels: Tensor, levels: int | None) -> np.ndarray:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from utils.distributed import Distributed
 
 if TYPE_CHECKING:
-    from evaluation.samples import Samples
+    from evaluation.samples import SampleFeatures, Samples
 
 Rows = dict[str, np.ndarray]
 """Arrays by name, each with one row per image."""
@@ -119,3 +119,10 @@ class EvaluationInputs:
         from evaluation.samples import Samples
 
         return Samples(self)
+
+    @cached_property
+    def features(self) -> "SampleFeatures":
+        """Features of the samples that most of these metrics share."""
+        from evaluation.samples import SampleFeatures
+
+        return SampleFeatures(self)

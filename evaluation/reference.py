@@ -137,8 +137,8 @@ def read_statistics(path: Path, dimension: int) -> Reference:
             raise InputError(f"{path}: {name} is {dtype} {shape}, need numbers (d,) of mu and (d, d) of sigma")
         if shape[0] != dimension:
             raise InputError(
-                f"{path}: {name} is of {shape[0]} features, those of this run have {dimension} (64 of the digits, 2048 "
-                "of Inception, which metrics.feature_weights=PATH chooses)"
+                f"{path}: {name} is of {shape[0]} features, those of this run have {dimension} (64 of digits and "
+                "patches, 2048 of Inception, which metrics.feature_weights=PATH chooses)"
             )
     mean, covariance = (read_array(stored, name).astype(np.float64) for name in ("mu", "sigma"))
     for name, values in (("mu", mean), ("sigma", covariance)):

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from evaluation.bpd import ElboBPD, FlowBPD
+from evaluation.energy_distance import EnergyDistance
 from evaluation.metric import Metric
 from evaluation.sample_quality import FID, KID, InceptionScore, PrecisionRecall
 from utils.errors import InputError
@@ -10,6 +11,7 @@ from utils.errors import InputError
 METRICS: dict[str, Callable[..., Metric]] = {
     "bpd": FlowBPD,
     "elbo": ElboBPD,
+    "energy_distance": EnergyDistance,
     "fid": FID,
     "kid": KID,
     "inception_score": InceptionScore,

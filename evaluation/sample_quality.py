@@ -10,7 +10,7 @@ from torch import Tensor
 
 from evaluation.metric import EvaluationInputs, Result, RowsMetric
 from evaluation.reference import Reference
-from evaluation.samples import Samples
+from evaluation.samples import SampleFeatures
 from utils.options import Count
 
 PAPERS_USE = 50_000  # samples
@@ -36,15 +36,14 @@ class SampleMetric(RowsMetric, ABC):
     def __init__(self, inputs: EvaluationInputs, fewest: int = 2) -> None:
         super().__init__()
         self.seed = inputs.cfg.seed
-        self.samples: Samples = inputs.samples
-        self.per_image: Samples = self.samples
-        self.samples.check_numbers(fewest, self.compares_with != "nothing")
+        self.per_image: SampleFeatures = inputs.features
+        self.per_image.check_numbers(fewest, self.compares_with != "nothing")
 
     def result(self) -> dict[str, Result]:
         """Compute the metric of all samples so far."""
         rows = self.rows()
         features, logits = (torch.from_numpy(rows[name]) for name in ("features", "logits"))
-        return self.compute(features, logits, None if self.compares_with == "nothing" else self.samples.reference)
+        return self.compute(features, logits, None if self.compares_with == "nothing" else self.per_image.reference)
 
     @abstractmethod
     def compute(self, features: Tensor, logits: Tensor, real: Reference | None) -> dict[str, Result]:

@@ -1,4 +1,4 @@
-"""The samples that metrics share: drawn or read once, with their features and the statistics of real images."""
+"""The samples that metrics share, drawn or read once, and their features with the statistics of real images."""
 
 import hashlib
 import math
@@ -22,10 +22,13 @@ from utils.options import plain
 
 
 class Samples:
-    """Generated images, drawn from a network or read from files, and the computation of their features.
+    """Generated images or other samples, drawn from a network or read from files.
 
     Attributes:
-        pixels: images, uint8 (N, H, W, C), after ``prepare``.
+        pixels: images, uint8 (N, H, W, C), or other samples, float32 (N, *shape), after ``prepare``.
+        num_images: number of samples.
+        sampler: network and sampler that the samples are drawn with.
+        protocol: description of the samples, after ``prepare``.
 
     Args:
         inputs: configuration and processes of the evaluation.
@@ -34,64 +37,37 @@ class Samples:
         InputError: naming the key or file at fault.
     """
 
-    name, num_steps, batch_size = "features", 1, BATCH
-
     def __init__(self, inputs: EvaluationInputs) -> None:
         cfg = self.cfg = inputs.cfg
-        self.distributed, self.hashes = inputs.distributed, inputs.hashes
+        self.distributed = inputs.distributed
         self.sampler = ImageSampler(cfg, self.distributed.device)
         data = self.sampler.run.data
-        self.dataset = str(data.dataset)
-        if not self.sampler.is_image:
-            raise InputError(f"{cfg.load_dir} has data.shape={list(data.shape)}: no images, which this metric is of")
-        if data.num_channels not in (1, 3):
-            raise InputError(
-                f"{cfg.load_dir} has data.num_channels={data.num_channels}: samples can be measured with 1 or 3"
-            )
-        self.read_reference: Reference | None = None
-        if cfg.metrics.reference is not None:
-            dimension = features_of(self.dataset, cfg.metrics.feature_weights).dimension
-            self.read_reference = read_statistics(Path(cfg.metrics.reference), dimension)
-            self.hashes["reference_sha256"] = self.read_reference.protocol["statistics_sha256"]
-        self.features = create_features(self.dataset, cfg.metrics.feature_weights, self.distributed.device)
         self.pixels: np.ndarray | None = None
+        self.sha256 = ""
         if cfg.metrics.samples_path is not None:
+            if not self.sampler.is_image:
+                raise InputError(
+                    f"metrics.samples_path={cfg.metrics.samples_path}: {cfg.load_dir} has data.shape="
+                    f"{list(data.shape)}, and only images can be read"
+                )
             self.pixels = read_samples(Path(cfg.metrics.samples_path), data.image_size, data.num_channels)
-            self.hashes["samples_sha256"] = hashlib.sha256(self.pixels.data).hexdigest()
-        self.hashes["features_sha256"] = self.features.sha256
+            self.sha256 = inputs.hashes["samples_sha256"] = hashlib.sha256(self.pixels.data).hexdigest()
         self.num_images = cfg.metrics.num_images if self.pixels is None else len(self.pixels)
         self.protocol: dict[str, Any] = {}
 
-    def check_numbers(self, fewest: int, compared: bool) -> None:
-        """Check that there are enough samples and, if they are ``compared``, real images.
-
-        Raises:
-            InputError: naming the key at fault, or because the real images are not there.
-        """
+    def check_number(self, fewest: int) -> None:
+        """Raise InputError, naming the key at fault, if there are fewer samples than ``fewest``."""
         if self.num_images < fewest:
             path = self.cfg.metrics.samples_path
             key = f"metrics.num_images={self.num_images}" if path is None else f"metrics.samples_path={path}"
             raise InputError(f"{key}: {self.num_images} images, need at least {fewest}")
-        if compared and self.read_reference is None and len(self._real) < fewest:
-            raise InputError(f"the training images are {len(self._real)}, need at least {fewest}")
-
-    @cached_property
-    def _real(self) -> Any:
-        return load_split(self.cfg, self.sampler.run, "train", self.distributed)
-
-    @cached_property
-    def reference(self) -> Reference:
-        """Statistics of the real images: those of ``metrics.reference``, or of the training images, from a cache."""
-        if self.read_reference is not None:
-            return self.read_reference
-        return reference_statistics(self._real, self.dataset, self.features, Path(self.cfg.dataroot) / "statistics")
 
     def prepare(self, folder: Path) -> None:
-        """Draw the images that are missing, and read all images."""
-        how = {"features": self.features.name, "features_sha256": self.features.sha256}
+        """Draw the samples that are missing, and read all of them; done once, by all processes together."""
+        if self.protocol:
+            return
         if self.pixels is not None:
-            source = {"source": str(self.cfg.metrics.samples_path), "sha256": self.hashes["samples_sha256"]}
-            self.protocol = {**source, **how}
+            self.protocol = {"source": str(self.cfg.metrics.samples_path), "sha256": self.sha256}
             return
         cfg, folder = self.cfg, folder / "images"
         size = cfg.eval.batch_size
@@ -117,20 +93,79 @@ class Samples:
             "sampling": plain(cfg.sampling),
             "denoiser_path": cfg.denoiser_path,
             "evaluations": f"{(folder / 'evaluations').read_text().strip()} an image, the slowest of the last batch",
-            "rounding": "nearest of 256 levels",
+            "rounding": "nearest of 256 levels" if self.sampler.is_image else "none",
             "clipped_share": float(clipped.mean()),  # of the values, which were outside [0, 1]
-            **how,
         }
+
+
+class SampleFeatures:
+    """The computation of the features of the samples.
+
+    Args:
+        inputs: configuration, processes and samples of the evaluation.
+
+    Raises:
+        InputError: naming the key or file at fault.
+    """
+
+    name, num_steps, batch_size = "features", 1, BATCH
+
+    def __init__(self, inputs: EvaluationInputs) -> None:
+        cfg = self.cfg = inputs.cfg
+        self.distributed, self.samples = inputs.distributed, inputs.samples
+        self.num_images = self.samples.num_images
+        data = self.samples.sampler.run.data
+        self.dataset = str(data.dataset)
+        if not self.samples.sampler.is_image:
+            raise InputError(f"{cfg.load_dir} has data.shape={list(data.shape)}: no images, which this metric is of")
+        if data.num_channels not in (1, 3):
+            raise InputError(
+                f"{cfg.load_dir} has data.num_channels={data.num_channels}: samples can be measured with 1 or 3"
+            )
+        weights = cfg.metrics.feature_weights
+        self.read_reference: Reference | None = None
+        if cfg.metrics.reference is not None:
+            dimension = features_of(self.dataset, weights).dimension
+            self.read_reference = read_statistics(Path(cfg.metrics.reference), dimension)
+            inputs.hashes["reference_sha256"] = self.read_reference.protocol["statistics_sha256"]
+        self.features = create_features(self.dataset, weights, self.distributed.device, data.image_size)
+        inputs.hashes["features_sha256"] = self.features.sha256
+
+    def check_numbers(self, fewest: int, compared: bool) -> None:
+        """Check that there are enough samples and, if they are ``compared``, real images.
+
+        Raises:
+            InputError: naming the key at fault, or because the real images are not there.
+        """
+        self.samples.check_number(fewest)
+        if compared and self.read_reference is None and len(self._real) < fewest:
+            raise InputError(f"the training images are {len(self._real)}, need at least {fewest}")
+
+    @cached_property
+    def _real(self) -> Any:
+        return load_split(self.cfg, self.samples.sampler.run, "train", self.distributed)
+
+    @cached_property
+    def reference(self) -> Reference:
+        """Statistics of the real images: those of ``metrics.reference``, or of the training images, from a cache."""
+        if self.read_reference is not None:
+            return self.read_reference
+        return reference_statistics(self._real, self.dataset, self.features, Path(self.cfg.dataroot) / "statistics")
+
+    def prepare(self, folder: Path) -> None:
+        """Draw the images that are missing, and read all images."""
+        self.samples.prepare(folder)
 
     def entries(self) -> dict[str, Any]:
         """Return the protocol of the samples, and that of the real images if a metric used them."""
+        how = {"features": self.features.name, "features_sha256": self.features.sha256}
         reference = {"reference": self.reference.protocol} if "reference" in vars(self) else {}
-        return {"drawn_images": self.protocol, **reference}
+        return {"drawn_images": {**self.samples.protocol, **how}, **reference}
 
     def __call__(self, images: range, on_step: Callable[[], object]) -> Rows:
         """Compute ``features`` and ``logits`` of these samples."""
-        assert self.pixels is not None, "prepare was called"
-        features, logits = self.features(self.pixels[images.start : images.stop])
+        assert self.samples.pixels is not None, "prepare was called"
+        features, logits = self.features(self.samples.pixels[images.start : images.stop])
         on_step()
         return {"features": features.numpy(), "logits": logits.numpy()}
 

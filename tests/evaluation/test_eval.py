@@ -35,7 +35,7 @@ from utils.errors import InputError
 CPU = torch.device("cpu")
 ALONE = Distributed(CPU)
 PROTOCOL = {"checkpoint": {"sha256": "of the test"}}
-ALL = "metrics=[bpd,elbo,fid,kid,inception_score,precision_recall]"
+ALL = "metrics=[bpd,elbo,energy_distance,fid,kid,inception_score,precision_recall]"
 QUICK = [
     "metrics.bpd.rtol=1e-2",
     "metrics.bpd.atol=1e-2",
@@ -71,8 +71,8 @@ def evaluate(cfg, folder):
 
 def sample_metrics(features, logits, known, chosen, seed=0):
     """Compute metrics of samples; return {name: Result}."""
-    samples = SimpleNamespace(check_numbers=lambda *_: None, reference=known)
-    inputs = SimpleNamespace(cfg=SimpleNamespace(seed=seed), samples=samples)
+    shared = SimpleNamespace(check_numbers=lambda *_: None, reference=known)
+    inputs = SimpleNamespace(cfg=SimpleNamespace(seed=seed), features=shared)
     results = {}
     for name, options in chosen.items():
         metric = METRICS[name](inputs, **options)
@@ -528,7 +528,7 @@ def inception_weights(path, monkeypatch):
 def test_inception_with_given_weights(tmp_path, run_dir, monkeypatch):
     path = tmp_path / "weights.pth"
     net = inception_weights(path, monkeypatch)
-    features = create_features("digits", str(path), CPU)
+    features = create_features("digits", str(path), CPU, 8)
     pixels = to_pixels(digits(False).data[:3], 17)
     expected, logits = net(torch.from_numpy(pixels).movedim(-1, 1).repeat(1, 3, 1, 1))
     found = features(pixels)
@@ -561,7 +561,7 @@ def test_invalid_inception_weights_are_named(tmp_path, monkeypatch):
     with pytest.raises(
         InputError, match=r"could not be downloaded \(no route to host\).*metrics\.feature_weights=PATH"
     ):
-        create_features("cifar10", None, CPU)
+        create_features("cifar10", None, CPU, 32)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from datasets import ImageDataset, Loader, data_shape, load_configured
 from datasets.registry import DATASETS
 from evaluation import log_likelihood
+from evaluation.energy_distance import energy_distance
 from models import Network, load_pretrained
 from models.create import NETWORKS
 from models.export import export
@@ -101,7 +102,8 @@ def test_a_data_set_of_vectors_in_one_file(extended):
 def test_its_bits_are_those_of_the_density(extended):
     extended.train_and_resume(*CHOSEN)
     results = extended.measure("metrics.bpd.rtol=1e-5", "metrics.bpd.atol=1e-5", "metrics.bpd.divergence=exact",
-                               "metrics.elbo.num_times=2000")  # fmt: skip
+                               "metrics.elbo.num_times=2000", "metrics=[bpd,elbo,energy_distance]",
+                               "metrics.num_images=50", "sampling.method=multistep", "sampling.steps=3")  # fmt: skip
     net, cfg = load_pretrained(extended.folder / "RUN")
     held_out = load(train=False)
     labels = held_out.labels[:6]
@@ -115,8 +117,14 @@ def test_its_bits_are_those_of_the_density(extended):
     assert results["bpd"]["dequantisation"] == "none, the data are continuous"
     assert results["elbo"]["bound_on"] == "density of x"
     assert results["elbo"]["value"] > results["bpd"]["value"] - 4 * results["elbo"]["error"]
+    drawn = np.load(extended.folder / "measured/images/samples_0.npz")["samples"]
+    expected, _ = energy_distance(drawn[:50], load(train=False).data.numpy())
+    assert results["energy_distance"]["value"] == pytest.approx(expected, abs=1e-9)
     assert "RUN has data.shape=[2]: no images" in extended.refuse(
         "run_eval.py", "load_dir=RUN", "metrics=[fid]", "device=cpu"
+    )
+    assert "metrics.samples_path=x.npz: RUN has data.shape=[2], and only images can be read" in extended.refuse(
+        "run_eval.py", "load_dir=RUN", "metrics=[energy_distance]", "metrics.samples_path=x.npz", "device=cpu"
     )
 
 

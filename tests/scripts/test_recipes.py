@@ -24,6 +24,7 @@ RECIPES = {
     "imagenet32_likelihood": ("vdm", 512, 2000001, 2e-4, 0.0001, 32, False),
     "imagenet64_guided": ("adm", 2048, 400001, 1e-4, 0.01, 64, True),
     "digits": ("adm", 128, 700, 1e-3, 0.01, 8, True),
+    "patches": ("adm", 128, 1500, 1e-3, 0.01, 16, False),
 }
 
 

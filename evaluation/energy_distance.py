@@ -1,0 +1,149 @@
+"""The energy distance (Szekely & Rizzo 2013) between samples and images of the data set, of their values as vectors."""
+
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datasets import ImageDataset
+from evaluation.bpd import load_split
+from evaluation.metric import EvaluationInputs, Result, Rows, RowsMetric
+from utils.errors import InputError
+
+MOST = 10_000  # real images that are compared with, chosen at random with a fixed seed
+ROWS = 256  # rows of a matrix of distances that are in memory at once
+
+
+def mean_distances(x: Tensor, y: Tensor) -> Tensor:
+    """Compute the mean Euclidean distance of each vector to all of others.
+
+    Args:
+        x: vectors, float64 (N, D).
+        y: vectors, float64 (M, D).
+
+    Returns:
+        Mean over y for each x, float64 (N,).
+    """
+    return torch.cat([torch.cdist(part, y).mean(1) for part in x.split(ROWS)])
+
+
+def distances_within(x: Tensor, others: Tensor) -> Tensor:
+    """Compute the mean Euclidean distance of each vector to all but itself.
+
+    Args:
+        x: some of the vectors, float64 (N, D).
+        others: all vectors, those of x among them, float64 (M, D).
+
+    Returns:
+        Mean over the other vectors for each x, float64 (N,).
+    """
+    return mean_distances(x, others) * (len(others) / (len(others) - 1))
+
+
+def combine(across: np.ndarray, within: np.ndarray, other: float) -> tuple[float, float]:
+    """Estimate 2 E|X - Y| - E|X - X'| - E|Y - Y'| without bias from distances of the samples of X.
+
+    Args:
+        across: mean distance of each sample of X to those of Y, (N,).
+        within: mean distance of each sample of X to the others of X, (N,).
+        other: mean distance of the samples of Y to each other.
+
+    Returns:
+        The estimate, and its standard error due to the finite number of samples of X.
+    """
+    distance = 2 * across.mean() - within.mean() - other
+    return float(distance), float(2 * (across - within).std() / np.sqrt(len(across)))
+
+
+def energy_distance(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """Estimate the energy distance 2 E|X - Y| - E|X - X'| - E|Y - Y'| without bias, |.| being the Euclidean norm.
+
+    Args:
+        x: samples of X as vectors, (N, D).
+        y: samples of Y as vectors, (M, D).
+
+    Returns:
+        The estimate, and its standard error due to the finite number of samples of X.
+    """
+    a, b = (torch.as_tensor(z, dtype=torch.float64) for z in (x, y))
+    other = distances_within(b, b).mean().item()
+    return combine(mean_distances(a, b).numpy(), distances_within(a, a).numpy(), other)
+
+
+class EnergyDistance(RowsMetric):
+    """Energy distance between the drawn samples and images of the data set.
+
+    It needs no features, and is of samples of any shape.
+
+    Args:
+        inputs: configuration, processes and shared samples of the evaluation.
+        split: split of the data set to compare with, test (held out) or train; of more than ``MOST`` images, so many.
+
+    Raises:
+        InputError: naming the key or file at fault.
+    """
+
+    name, num_steps = "energy_distance", 1
+
+    def __init__(self, inputs: EvaluationInputs, *, split: Literal["test", "train"]) -> None:
+        super().__init__()
+        self.split, self.samples, self.per_image = split, inputs.samples, self
+        self.samples.check_number(2)
+        self.num_images, self.batch_size = self.samples.num_images, ROWS
+        self.device = inputs.distributed.device
+        images = load_split(inputs.cfg, self.samples.sampler.run, split, inputs.distributed)
+        self.available = len(images)
+        if self.available < 2:
+            raise InputError(f"metrics.energy_distance.split={split}: {self.available} images, need at least 2")
+        self._real = _vectors(images).to(self.device)
+
+    def prepare(self, folder: Path) -> None:
+        """Draw the samples that are missing, and read all of them."""
+        self.samples.prepare(folder)
+
+    def entries(self) -> dict[str, Any]:
+        """Return the protocol of the samples."""
+        return {"drawn_images": self.samples.protocol}
+
+    @cached_property
+    def _drawn(self) -> Tensor:
+        """Values of all samples in [0, 1], float64 (N, D); channels first, as those of the data set."""
+        pixels = self.samples.pixels
+        assert pixels is not None, "prepare was called"
+        values = torch.from_numpy(pixels).to(self.device, torch.float64)
+        if self.samples.sampler.is_image:
+            values = values.movedim(-1, 1) / 255.0
+        return values.flatten(1)
+
+    def __call__(self, images: range, on_step: Callable[[], object]) -> Rows:
+        """Compute the mean distances of these samples: ``across`` to real images, and ``within`` to other samples."""
+        x = self._drawn[images.start : images.stop]
+        rows = {"across": mean_distances(x, self._real), "within": distances_within(x, self._drawn)}
+        on_step()
+        return {name: values.cpu().numpy() for name, values in rows.items()}
+
+    def result(self) -> dict[str, Result]:
+        """Estimate the distance; the error is due to the number of samples, not to that of the real images."""
+        rows = self.rows()
+        other = distances_within(self._real, self._real).mean().item()
+        value, error = combine(rows["across"], rows["within"], other)
+        protocol = {
+            "error_is": f"standard error of {self.num_images} drawn images",
+            "drawn": self.num_images,
+            "real": f"{self.split}, {len(self._real)} of {self.available} images",
+            "norm": "Euclidean, of all values in [0, 1]",
+        }
+        return {self.name: Result(value, error, protocol)}
+
+
+def _vectors(images: ImageDataset) -> Tensor:
+    """Return the values in [0, 1] of at most ``MOST`` images, float64 (N, D)."""
+    data = images.data
+    if len(data) > MOST:
+        data = data[np.sort(np.random.RandomState(0).permutation(len(data))[:MOST])]
+    top = 1 if images.levels is None else images.levels - 1
+    return data.flatten(1).double() / top
