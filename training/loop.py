@@ -362,10 +362,10 @@ class Loss:
         return NoisyBatch(x0, labels, *perturb(self.process, x0, self.noise_levels, stratified=self.stratified))
 
     def sample_held_out_batch(self, loader: Loader) -> NoisyBatch:
-        """Draw the held-out batch; images, times and noise are the same at each call."""
+        """Draw the held-out batch; images, stratified times and noise are the same at each call, and in all runs."""
         seed_torch(self.seed, Stream.EVAL)
         x0, labels = loader(0)
-        return NoisyBatch(x0, labels, *perturb(self.process, x0, UNIFORM_TIME, stratified=self.stratified))
+        return NoisyBatch(x0, labels, *perturb(self.process, x0, UNIFORM_TIME, stratified=True))
 
 
 def drop_labels(labels: Tensor, rate: float) -> Tensor:
