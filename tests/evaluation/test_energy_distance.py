@@ -109,6 +109,6 @@ def test_features_of_patches_need_no_download(tmp_path, monkeypatch):
     good = of(pixels)
     print({"held out": good, "cats": cats, "noise": noise})
     assert good["fid"] < cats["fid"] < noise["fid"]
-    assert noise["precision"] < 0.01 and noise["recall"] < 0.01
+    assert noise["precision"] < 0.05 and noise["recall"] < 0.01
     assert good["precision"] > 0.5 and cats["recall"] < 0.3
     assert (features(pixels)[1].argmax(1) == held_out.labels[::4]).float().mean() > 0.5
