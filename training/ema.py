@@ -72,19 +72,22 @@ class EMA:
 class PowerEMA:
     """Averages of the trainable parameters over a power of the step (Karras et al. 2024, models/posthoc_ema.py).
 
+    They are float64: late in a long run an update moves an average by less than the last digit of float32.
+
     Args:
         model: model to average; its initial weights do not enter the averages.
         lengths: relative length of each average.
 
     Attributes:
-        averages: averages by relative length and name in ``model.network``, float32 as the parameters; undefined
-            before the first update.
+        averages: averages by relative length and name in ``model.network``; undefined before the first update.
     """
 
     def __init__(self, model: ScoreModel, lengths: Sequence[float]) -> None:
         named = {name: p for name, p in model.network.named_parameters() if p.requires_grad}
         self._parameters = list(named.values())
-        self.averages = {float(x): {name: p.detach().clone() for name, p in named.items()} for x in lengths}
+        self.averages = {
+            float(x): {name: p.detach().to(torch.float64, copy=True) for name, p in named.items()} for x in lengths
+        }
         self._gammas = {length: gamma_of(length) for length in self.averages}
 
     @torch.no_grad()
@@ -92,7 +95,9 @@ class PowerEMA:
         """Move the averages towards the weights of the model after update ``step``, from 1."""
         weights = [p.data for p in self._parameters]
         for length, averages in self.averages.items():
-            torch._foreach_lerp_(list(averages.values()), weights, 1.0 - decay_of(step, self._gammas[length]))
+            decay, values = decay_of(step, self._gammas[length]), list(averages.values())
+            torch._foreach_mul_(values, decay)
+            torch._foreach_add_(values, weights, alpha=1.0 - decay)
 
     def state_dict(self) -> dict[str, Any]:
         """Return ``lengths``, and ``averages``: a list for each length, in the order of the parameters."""

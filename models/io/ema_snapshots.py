@@ -69,7 +69,7 @@ def encode_snapshot(
 ) -> tuple[bytes, SnapshotInfo]:
     """Encode a snapshot; the same averages give the same bytes.
 
-    A tensor with a value beyond the range of float16 stays in its own type.
+    A tensor with a value beyond the range of float16 is written in float32.
 
     Args:
         step: step of the averages.
@@ -88,7 +88,7 @@ def model_digest(model: Mapping[str, Tensor]) -> str:
 
 def _half(tensor: Tensor) -> Tensor:
     rounded = tensor.detach().to("cpu", torch.float16).contiguous()
-    return rounded if torch.isfinite(rounded).all() else tensor.detach().cpu().contiguous()
+    return rounded if torch.isfinite(rounded).all() else tensor.detach().to("cpu", torch.float32).contiguous()
 
 
 def read_info(path: Path) -> SnapshotInfo:
