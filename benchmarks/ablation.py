@@ -23,7 +23,7 @@ VARIANTS = {
     "without width": ("model.parametrization=kernel",),
     "with width": ("model.parametrization=kernel_width",),
     "not capped": ("training.noise_levels=uniform",),
-    "log-normal": ("training.noise_levels=log_normal",),
+    "log-normal": ("training.noise_levels=log_normal", "training.log_sigma_mean=-2.5", "training.log_sigma_std=1.5"),
     "importance sampling": ("training.noise_levels=loss_adaptive",),
     "not stratified": ("training.stratified=false",),
     "log variance": ("training.weighting=log_variance",),

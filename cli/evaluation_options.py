@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 from pydantic import Field
 
 from training.options import CommonOptions
+from utils.ema_options import EMALength, WeightsName, check_weights
 from utils.errors import InputError
 from utils.options import Count, NumImages, Option, PathName, check_section, options_of
 
@@ -29,6 +30,8 @@ class VisEvalOptions:
     """Options of run_vis.py in the section ``eval``."""
 
     ckpt: CheckpointNumber
+    ema: EMALength | None
+    weights: WeightsName
     batch_size: NumImages
     rounds: Count
     save_images: bool
@@ -53,6 +56,8 @@ class EvalEvalOptions:
     """Options of run_eval.py in the section ``eval``."""
 
     ckpt: CheckpointNumber
+    ema: EMALength | None
+    weights: WeightsName
     batch_size: NumImages
     split: Literal["test", "train"]
     images: Count | None
@@ -105,3 +110,4 @@ def _check(cfg: DictConfig, top: type, sections: Mapping[str, type], others: tup
     check_section(cfg, options_of(top) | {name: Option(Any) for name in (*sections, *others)})
     for name, options in sections.items():
         check_section(cfg[name], options_of(options), name)
+    check_weights(cfg.eval.ema, cfg.eval.weights)

@@ -84,7 +84,9 @@ class Evaluation:
         self.results: dict[str, Any] = {**protocol, "metrics": {}}
         self.inputs = EvaluationInputs(cfg, distributed)
         if protocol:
-            self.inputs.hashes["checkpoint_sha256"] = protocol["checkpoint"]["sha256"]
+            for name in ("sha256", "snapshots_sha256"):
+                if name in protocol["checkpoint"]:
+                    self.inputs.hashes[f"checkpoint_{name}"] = protocol["checkpoint"][name]
         chosen = {name: cfg.metrics[name] for name in METRICS if name in cfg.metrics}
         self.metrics: dict[str, Metric] = {name: METRICS[name](self.inputs, **chosen[name]) for name in chosen}
 

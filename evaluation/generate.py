@@ -45,8 +45,8 @@ class ImageSampler:
     """Draws image number i as a function of (seed, i), from the network that a configuration of run_vis.py names.
 
     Args:
-        cfg: configuration with ``load_dir``, ``eval.ckpt``, ``precision``, ``compile``, ``sampling``,
-            ``denoiser_path``, ``label``, ``w`` and ``seed``.
+        cfg: configuration with ``load_dir``, ``eval.ckpt``, ``eval.ema``, ``eval.weights``, ``precision``,
+            ``compile``, ``sampling``, ``denoiser_path``, ``label``, ``w`` and ``seed``.
         device: device to compute on.
 
     Raises:
@@ -55,7 +55,7 @@ class ImageSampler:
 
     def __init__(self, cfg: DictConfig, device: torch.device) -> None:
         self.cfg, self.device = cfg, device
-        self.net, self.run = load_pretrained(cfg.load_dir, cfg.eval.ckpt, device)
+        self.net, self.run = load_pretrained(cfg.load_dir, cfg.eval.ckpt, device, cfg.eval.ema, cfg.eval.weights)
         self.net.set_precision(cfg.precision)
         if cfg.compile:
             compile_network(self.net)

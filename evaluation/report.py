@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
+from models.io.checkpoint import read_checkpoint
+from models.io.ema_snapshots import find_snapshots, snapshots_digest
+
 PACKAGES = ("numpy", "scipy", "pillow", "torch-fidelity", "scikit-learn")
 
 
@@ -24,11 +27,19 @@ def protocol(cfg: DictConfig, checkpoint: Path, devices: list[str]) -> dict[str,
         cfg: configuration of run_eval.py.
         checkpoint: file of the weights.
         devices: names of the devices of all processes.
+
+    Raises:
+        InputError: if the snapshots that ``eval.ema`` needs are missing or damaged.
     """
     with checkpoint.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
+    weights = {"weights": "exponential moving average" if cfg.eval.weights == "ema" else "not averaged"}
+    if cfg.eval.ema is not None and checkpoint.suffix != ".safetensors":
+        infos = find_snapshots(checkpoint.parent.parent, read_checkpoint(checkpoint).get("step"), checkpoint)
+        weights["weights"] = f"power-function average of relative length {cfg.eval.ema}"
+        weights["snapshots_sha256"] = snapshots_digest(infos)
     return {
-        "checkpoint": {"file": str(checkpoint), "sha256": digest, "weights": "exponential moving average"},
+        "checkpoint": {"file": str(checkpoint), "sha256": digest, **weights},
         "seed": cfg.seed,
         "precision": cfg.precision,
         "compile": cfg.compile,

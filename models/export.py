@@ -1,4 +1,4 @@
-"""Export a trained model: python -m models.export RUN_DIR OUT [--format published|safetensors] [--ckpt N]
+"""Export a trained model: python -m models.export RUN_DIR OUT [--format published|safetensors] [--ckpt N] [--ema L]
 
 published    a model directory that the published code reads: its configuration keys, tensor names and EMA order
 safetensors  one file with the EMA weights under our names and the configuration in its metadata; load_dir= takes it
@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ from torch import nn
 
 from models.io.checkpoint import read_checkpoint
 from models.io.config import load_config
-from models.io.pretrained import build_shapes
+from models.io.pretrained import average_weights, build_shapes
 from models.io.published import published_tensors, to_published
 from models.io.run_files import find_checkpoint, named_checkpoint
 from models.io.safetensors import write_safetensors
 from models.io.weights import Weights, read_weights
+from utils.ema_options import check_weights
 from utils.errors import ArgumentParser, InputError, UserError, printable
 from utils.options import plain
 
@@ -36,7 +38,7 @@ NEW_SCALER = {
 }
 
 
-def export(run_dir: Path, out: Path, layout: str = "published", ckpt: int = -1) -> None:
+def export(run_dir: Path, out: Path, layout: str = "published", ckpt: int = -1, ema: float | None = None) -> None:
     """Write a checkpoint of ``run_dir`` to ``out``, a directory (``published``) or a file (``safetensors``).
 
     Args:
@@ -44,6 +46,8 @@ def export(run_dir: Path, out: Path, layout: str = "published", ckpt: int = -1) 
         out: path that does not exist yet; it appears when it is complete.
         layout: ``published`` or ``safetensors``.
         ckpt: number of the checkpoint; -1 for the highest.
+        ema: relative length of the power-function average that takes the place of the one in the checkpoint; None to
+            keep that; see ``load_pretrained``.
 
     Raises:
         InputError: if the run cannot be read, is in that layout already or cannot be written in it, or ``out`` exists.
@@ -52,6 +56,7 @@ def export(run_dir: Path, out: Path, layout: str = "published", ckpt: int = -1) 
         raise InputError(f"{out} exists: choose another name, nothing is overwritten")
     if layout == "safetensors" and out.suffix != ".safetensors":
         raise InputError(f"{out}: the name of such a file ends in .safetensors")
+    check_weights(ema, "ema")
     run_dir, ckpt = named_checkpoint(run_dir, ckpt)
     cfg = load_config(run_dir)
     net = build_shapes(cfg, run_dir / ".hydra/config.yaml").network
@@ -67,6 +72,7 @@ def export(run_dir: Path, out: Path, layout: str = "published", ckpt: int = -1) 
     path = find_checkpoint(run_dir, ckpt)
     checkpoint = read_checkpoint(path)
     weights = read_weights(net, cfg, checkpoint, path)
+    weights = replace(weights, averages=average_weights(net, run_dir, checkpoint, path, weights, ema))
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
@@ -140,9 +146,10 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="directory (published) or file (safetensors) to write")
     parser.add_argument("--format", choices=("published", "safetensors"), default="published")
     parser.add_argument("--ckpt", type=int, default=-1, help="number of the checkpoint; -1, the default: the highest")
+    parser.add_argument("--ema", type=float, help="length of the average instead of the one in the checkpoint")
     options = parser.parse_args()
     try:
-        export(options.run_dir, options.out, options.format, options.ckpt)
+        export(options.run_dir, options.out, options.format, options.ckpt, options.ema)
     except (UserError, OSError) as error:
         sys.exit(printable(str(error)))
     print(printable(f"wrote {options.out}"))

@@ -1,11 +1,12 @@
-"""Checkpoints of a run: the training state that they contain, writing and reading."""
+"""Checkpoints of a run and snapshots of its averages: the training state they contain, writing and reading."""
 
 import logging
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +14,12 @@ from torch import Tensor, nn
 from losses import LossHistory
 from models import ScoreModel
 from models.io.checkpoint import check_whole, read_checkpoint
+from models.io.ema_snapshots import FOLDER, SnapshotInfo, encode_snapshot, read_info, snapshot_path, snapshot_steps
 from models.io.run_files import checkpoint_numbers
 from models.io.weights import check_finite
-from training.ema import EMA
+from training.ema import EMA, PowerEMA
 from training.optimizer import load_optimizer
-from utils.errors import InputError, TrainingError
+from utils.errors import InputError, TrainingError, writing
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +36,7 @@ class TrainState:
         trainable: parameters of the model that the optimiser updates.
         history: moments of the loss by noise level, for a loss that follows them; None otherwise.
         step: number of updates made.
+        power_ema: averages to reconstruct others from; None without ``training.ema_snapshot_freq``.
     """
 
     model: ScoreModel
@@ -43,6 +46,7 @@ class TrainState:
     trainable: list[nn.Parameter]
     history: LossHistory | None = None
     step: int = 0
+    power_ema: PowerEMA | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and plain Python values under the published keys, and ``loss_history`` if there is one."""
@@ -52,6 +56,7 @@ class TrainState:
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "scaler": self.scaler.state_dict() or None,  # None if disabled
+            **({} if self.power_ema is None else {"power_ema": self.power_ema.state_dict()}),
         }
         return state if self.history is None else {**state, "loss_history": self.history.state_dict()}
 
@@ -74,14 +79,22 @@ class TrainState:
             self.scaler.load_state_dict(state["scaler"])
         if self.history is not None and "loss_history" in state:  # a run that did without has to collect one
             self.history.load_state_dict(state["loss_history"])
+        if self.power_ema is not None:
+            if "power_ema" not in state:
+                raise InputError(
+                    "training.ema_snapshot_freq: it has no power-function averages, which begin with the first step; "
+                    "use training.ema_snapshot_freq=null"
+                )
+            self.power_ema.load_state_dict(state["power_ema"])
         self.step = state["step"]
 
 
 class Checkpoints:
-    """The checkpoint files of a run: snapshots to keep, and two files to resume from.
+    """The files of a run with its state: snapshots to keep, two files to resume from, and averages of the weights.
 
     Snapshots, ``checkpoints/checkpoint_N.pth``, are never overwritten. The files to resume from are
     ``checkpoints-meta/checkpoint.pth``, the newest, and ``checkpoint_previous.pth``, in case the newest is damaged.
+    Snapshots of the power-function averages alone are ``ema/step_N.safetensors``.
 
     Args:
         run_dir: directory of the run.
@@ -89,10 +102,12 @@ class Checkpoints:
 
     def __init__(self, run_dir: Path) -> None:
         self.folder = run_dir / "checkpoints"
+        self.run_dir = run_dir
         self.resume_path = run_dir / "checkpoints-meta" / "checkpoint.pth"
         self.previous_path = self.resume_path.with_name("checkpoint_previous.pth")
         self._next = 1
         self._newest_damaged = False
+        self._last_averages = 0  # step up to which the snapshots of averages are those of this course of the run
 
     def save_snapshot(self, state: TrainState) -> tuple[Path, bool]:
         """Write the next snapshot, under the next free number.
@@ -111,6 +126,35 @@ class Checkpoints:
         self._next += 1
         return path, True
 
+    def save_averages(self, state: TrainState) -> Path:
+        """Write a snapshot of the power-function averages.
+
+        After a kill, the same snapshot, bit for bit, may exist already; then no file is written. If another one does,
+        all later snapshots are of another course of the run, and are moved to ``ema/before_STEP``.
+
+        Returns:
+            The path of the snapshot.
+        """
+        assert state.power_ema is not None, "the run tracks averages"
+        path = snapshot_path(self.run_dir, state.step)
+        encoded, info = encode_snapshot(state.step, state.power_ema.averages, state.model.network.state_dict())
+        later = [step for step in snapshot_steps(self.run_dir) if step > self._last_averages]
+        if later and not (later[0] == state.step and _has_info(path, info)):
+            number, kept = 1, path.with_name(f"before_{state.step}")
+            while kept.exists():
+                number += 1
+                kept = path.with_name(f"before_{state.step}_{number}")
+            log.warning("the snapshots in %s from step %d on are of other weights: see %s", path.parent, later[0], kept)
+            with writing(kept):
+                kept.mkdir()
+                for step in later:
+                    stale = snapshot_path(self.run_dir, step)
+                    stale.rename(kept / stale.name)
+        if not path.exists():
+            _write_atomically(lambda file: file.write(encoded), path)
+        self._last_averages = state.step
+        return path
+
     def save_for_resume(self, state: TrainState) -> None:
         """Write the checkpoint to resume from, and keep the previous one unless it is damaged."""
         save_atomically(state.state_dict(), self.resume_path, None if self._newest_damaged else self.previous_path)
@@ -118,7 +162,7 @@ class Checkpoints:
 
     def clear(self) -> None:
         """Remove the temporary files of an interrupted save; the caller must have locked the run directory."""
-        for folder in (self.folder, self.resume_path.parent):
+        for folder in (self.folder, self.resume_path.parent, self.run_dir / FOLDER):
             for stale in folder.glob(".*.tmp"):
                 stale.unlink()
 
@@ -161,6 +205,7 @@ class Checkpoints:
             reason = " ".join(str(error).split())
             raise InputError(f"{path} does not fit this run: {reason}") from error
         _check_finite(state, path)
+        self._last_averages = state.step
         # Numbering continues after snapshots up to this step: later ones, from before a kill, will be written again.
         for number in reversed(checkpoint_numbers(self.folder)):
             snapshot = self._snapshot_path(number)
@@ -185,6 +230,8 @@ def _check_finite(state: TrainState, path: Path) -> None:
             for key, value in (state.history.state_dict() if state.history else {}).items()
         },
     }
+    for length, averages in state.power_ema.averages.items() if state.power_ema else ():
+        tensors |= {f"the average of {name} of relative length {length}": value for name, value in averages.items()}
     for name, tensor in tensors.items():
         check_finite(tensor, name, path)
 
@@ -203,6 +250,14 @@ def _has_contents(path: Path, contents: dict[str, Any]) -> bool:
     """Return whether a checkpoint equals ``contents``, bit for bit."""
     try:
         return _equal(read_checkpoint(path), contents)
+    except InputError:
+        return False
+
+
+def _has_info(path: Path, info: SnapshotInfo) -> bool:
+    """Return whether a snapshot of averages has the same lengths, checksums and step."""
+    try:
+        return read_info(path) == info
     except InputError:
         return False
 
@@ -228,11 +283,16 @@ def save_atomically(contents: dict[str, Any], path: Path, previous: Path | None 
     Raises:
         TrainingError: if the file cannot be written; the old file is then unchanged.
     """
+    _write_atomically(lambda file: torch.save(contents, file), path, previous)
+
+
+def _write_atomically(write: Callable[[BinaryIO], object], path: Path, previous: Path | None = None) -> None:
+    """Write a file as ``save_atomically`` does, with what ``write`` writes to a file object."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
-            torch.save(contents, file)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         if previous is not None and path.exists():

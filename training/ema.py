@@ -1,12 +1,14 @@
-"""Exponential moving average of the weights."""
+"""Moving averages of the weights: the published one, and those from which others are reconstructed after training."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from models import ScoreModel
+from models.posthoc_ema import decay_of, gamma_of
 from utils.errors import InputError
 
 
@@ -65,3 +67,54 @@ class EMA:
                 raise InputError(f"{name} is {tuple(shadow.shape)}, the network wants {tuple(p.shape)}")
             p.data.copy_(shadow)
         self.num_updates = state["num_updates"]
+
+
+class PowerEMA:
+    """Averages of the trainable parameters over a power of the step (Karras et al. 2024, models/posthoc_ema.py).
+
+    They are float64: late in a long run an update moves an average by less than the last digit of float32.
+
+    Args:
+        model: model to average; its initial weights do not enter the averages.
+        lengths: relative length of each average.
+
+    Attributes:
+        averages: averages by relative length and name in ``model.network``; undefined before the first update.
+    """
+
+    def __init__(self, model: ScoreModel, lengths: Sequence[float]) -> None:
+        named = {name: p for name, p in model.network.named_parameters() if p.requires_grad}
+        self._parameters = list(named.values())
+        self.averages = {
+            float(x): {name: p.detach().to(torch.float64, copy=True) for name, p in named.items()} for x in lengths
+        }
+        self._gammas = {length: gamma_of(length) for length in self.averages}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Move the averages towards the weights of the model after update ``step``, from 1."""
+        weights = [p.data for p in self._parameters]
+        for length, averages in self.averages.items():
+            decay, values = decay_of(step, self._gammas[length]), list(averages.values())
+            torch._foreach_mul_(values, decay)
+            torch._foreach_add_(values, weights, alpha=1.0 - decay)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return ``lengths``, and ``averages``: a list for each length, in the order of the parameters."""
+        return {"lengths": list(self.averages), "averages": [list(own.values()) for own in self.averages.values()]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned.
+
+        Raises:
+            InputError: if the lengths or the shapes of the tensors are others.
+        """
+        if state["lengths"] != list(self.averages):
+            raise InputError(
+                f"training.ema_lengths={list(self.averages)}, but the run has averages of {state['lengths']} so far"
+            )
+        for own, stored in zip(self.averages.values(), state["averages"], strict=True):
+            for (name, average), value in zip(own.items(), stored, strict=True):
+                if average.shape != value.shape:
+                    raise InputError(f"the average of {name} is {tuple(value.shape)}, not {tuple(average.shape)}")
+                average.copy_(value)

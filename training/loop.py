@@ -22,7 +22,7 @@ from sde import Process, create_process
 from training.checkpoint import Checkpoints, TrainState
 from training.data import load_splits, show_data
 from training.data_record import check_same_data, describe_data, write_record
-from training.ema import EMA
+from training.ema import EMA, PowerEMA
 from training.loggers import check_logger
 from training.metric_accumulator import MetricAccumulator
 from training.metric_writer import MetricWriter, NullMetricWriter
@@ -41,8 +41,8 @@ log = logging.getLogger(__name__)
 def train(cfg: DictConfig, run_dir: Path, distributed: Distributed, stop: StopSignals | None = None) -> int:
     """Train the run in ``run_dir``, from its newest checkpoint if it has one, for ``training.n_iters`` updates in all.
 
-    Writes ``metrics.jsonl``, ``loss.png``, ``checkpoints/``, ``checkpoints-meta/``, ``samples/`` and the files of the
-    logger there. With ``training.n_iters`` 0 it only loads the data set, and writes ``data.png``.
+    Writes ``metrics.jsonl``, ``loss.png``, ``checkpoints/``, ``checkpoints-meta/``, ``ema/``, ``samples/`` and the
+    files of the logger there. With ``training.n_iters`` 0 it only loads the data set, and writes ``data.png``.
 
     Args:
         cfg: configuration of run_train.py, resolved.
@@ -158,6 +158,11 @@ def train(cfg: DictConfig, run_dir: Path, distributed: Distributed, stop: StopSi
                 if state.step == first_step:
                     log.info("first step after %.1f s", time.perf_counter() - start)
 
+                # Power-function averages, also at each kept checkpoint: its step is that of a reconstruction.
+                if state.power_ema and (due(options.ema_snapshot_freq) or due(options.snapshot_freq)):
+                    state.check_finite()
+                    distributed.run_on_main(lambda: str(checkpoints.save_averages(state)))
+
                 # A signal in any process stops all of them after the same step.
                 signum = distributed.all_reduce_max(stop.received)
                 saving = bool(signum) or due(options.snapshot_freq_for_preemption) or due(options.snapshot_freq)
@@ -247,6 +252,8 @@ def train_step(
     state.scaler.update()
     state.ema.update(state.model)
     state.step += 1
+    if state.power_ema is not None:
+        state.power_ema.update(state.step)
 
     # Moments of the loss by noise level, which the next batch follows.
     if state.history is not None:
@@ -386,4 +393,7 @@ def create_state(cfg: DictConfig, device: torch.device, history: LossHistory | N
         compile_network(ema.model)
     trainable = [p for p in net.parameters() if p.requires_grad]
     scaler = torch.amp.GradScaler(device.type, enabled=cfg.precision == "fp16")
-    return TrainState(net, ema, create_optimizer(trainable, cfg.optim), scaler, trainable, history)
+    options = cfg.training
+    power_ema = None if options.ema_snapshot_freq is None else PowerEMA(net, options.ema_lengths)
+    optimizer = create_optimizer(trainable, cfg.optim)
+    return TrainState(net, ema, optimizer, scaler, trainable, history, power_ema=power_ema)

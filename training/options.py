@@ -4,6 +4,7 @@ The sections ``model``, ``sde``, ``sampling`` and ``data`` have the options of w
 knows; ``logger`` those of its class in training/loggers.py.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Literal
@@ -12,6 +13,7 @@ from omegaconf import DictConfig
 from pydantic import Field
 
 from training.loggers import LOGGERS, logger_options
+from utils.ema_options import EMALength
 from utils.errors import InputError
 from utils.options import (
     Count,
@@ -72,6 +74,8 @@ class TrainingOptions:
     reduce_mean: bool
     drop_label: Probability
     stratified: bool
+    ema_snapshot_freq: Count | None
+    ema_lengths: Annotated[Sequence[EMALength], Field(min_length=1, max_length=4)]
     startup_timeout: Seconds
     step_timeout: Seconds
     allow_data_change: bool
@@ -132,6 +136,9 @@ def check_train(cfg: DictConfig, processes: int) -> None:
     check_section(cfg.logger, logger_options(logger), "logger", elsewhere("logger", LOGGERS, logger_options, logger))
     if cfg.optim.grad_clip == 0:
         raise InputError("optim.grad_clip=0 leaves no gradient: need a positive norm, or a negative one for no limit")
+    lengths = list(cfg.training.ema_lengths)
+    if len(set(lengths)) < len(lengths):
+        raise InputError(f"training.ema_lengths={lengths}: a length occurs twice")
     if cfg.training.batch_size < processes * cfg.training.grad_accum_steps:
         raise InputError(
             f"training.batch_size={cfg.training.batch_size}: less than an image for each of {processes} processes x "

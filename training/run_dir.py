@@ -15,7 +15,7 @@ from utils.locks import exclusive
 
 IDENTITY = ("model", "data", "sde", "seed", "optim.optimizer")  # a change of these would make it another run
 # Files that a run writes after its configuration: without one they belong to something else and are not overwritten.
-WRITTEN = ("checkpoints", "checkpoints-meta", "samples", "metrics.jsonl", "data.json")
+WRITTEN = ("checkpoints", "checkpoints-meta", "samples", "ema", "metrics.jsonl", "data.json")
 
 
 def resumed_config(composed: DictConfig, run_dir: Path, overrides: list[str]) -> DictConfig:

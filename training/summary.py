@@ -40,8 +40,20 @@ def summary(
         "precision": ", ".join([cfg.precision, *switches]),
         "steps": f"{state.step:,} of {options.n_iters:,} done; a checkpoint to keep every {options.snapshot_freq:,}, "
         f"one to resume from every {options.snapshot_freq_for_preemption:,}",
+        **({"averages": _averages(cfg, state)} if state.power_ema else {}),
         "output": str(run_dir),
         "resume": f"python {script} {quote(f'resume={run_dir}')}",
         **({"watch": watched} if watched else {}),
     }
     return [f"{key:9}  {value}" for key, value in lines.items()]
+
+
+def _averages(cfg: DictConfig, state: TrainState) -> str:
+    """Describe the snapshots of power-function averages, which have two bytes for each number."""
+    freqs, steps = (cfg.training.ema_snapshot_freq, cfg.training.snapshot_freq), cfg.training.n_iters
+    count = len({step for freq in freqs for step in (*range(freq, steps, freq), steps)})
+    size = 2e-6 * len(cfg.training.ema_lengths) * sum(map(Tensor.numel, state.trainable))
+    return (
+        f"of relative lengths {', '.join(map(str, cfg.training.ema_lengths))}, a snapshot of {size:,.1f} MB every "
+        f"{freqs[0]:,} and with each checkpoint that is kept, {count * size:,.0f} MB in all"
+    )

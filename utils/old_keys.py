@@ -16,6 +16,8 @@ RENAMED = {
 }
 # {present key: value with which this version does what a version without the key did}
 ADDED = {"sde.name": "reflected_ve", "model.parametrization": "output", "sampling.percentile": 0.995}
+# {added key: (key that its section must have too, value)}: training has a section eval with other options
+ADDED_BESIDE = {"eval.weights": ("ckpt", "ema")}
 # {key: (added key, old value, present value)} for configurations without the added key
 CHANGED = {"sampling.boundary": ("sampling.percentile", "reflect", None)}
 
@@ -39,6 +41,10 @@ def update_old_keys(cfg: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in ADDED.items():
         section, name = _find(updated, key)
         if section:
+            section.setdefault(name, value)
+    for key, (other, value) in ADDED_BESIDE.items():
+        section, name = _find(updated, key)
+        if other in section:
             section.setdefault(name, value)
     return updated
 

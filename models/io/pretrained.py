@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -10,15 +11,21 @@ from torch import Tensor, nn
 from models.create import create_model
 from models.io.checkpoint import read_checkpoint
 from models.io.config import load_config
+from models.io.ema_snapshots import check_belongs, find_snapshots, reconstruct
 from models.io.run_files import find_checkpoint, named_checkpoint
 from models.io.safetensors import read_safetensors
-from models.io.weights import check_finite, check_tensors, read_weights
+from models.io.weights import Weights, check_finite, check_tensors, read_weights
 from models.score_model import ScoreModel
+from utils.ema_options import WeightsName, check_weights
 from utils.errors import InputError
 
 
 def load_pretrained(
-    run_dir: str | Path, ckpt: int = -1, device: torch.device | str = "cpu"
+    run_dir: str | Path,
+    ckpt: int = -1,
+    device: torch.device | str = "cpu",
+    ema: float | None = None,
+    weights: WeightsName = "ema",
 ) -> tuple[ScoreModel, DictConfig]:
     """Load a trained model.
 
@@ -27,18 +34,27 @@ def load_pretrained(
             published one; or one of these checkpoints; or a ``.safetensors`` file of models.export.
         ckpt: number of the checkpoint; -1 for the highest.
         device: device of the model.
+        ema: relative length, in [0.01, 0.28], of a power-function average at the step of the checkpoint, which is
+            reconstructed from the snapshots of a run with ``training.ema_snapshot_freq``; None for the average in the
+            checkpoint.
+        weights: ``ema`` for averaged weights, ``model`` for those of the checkpoint without averaging.
 
     Returns:
-        The model with its EMA weights, in evaluation mode, net(x, sigma, labels=None) -> score; and the configuration
+        The model with these weights, in evaluation mode, net(x, sigma, labels=None) -> score; and the configuration
         of its run, in the keys of this code.
 
     Raises:
         InputError: naming the file, if one is missing, damaged, or does not fit the configuration: the file must have
-            exactly the tensors of the network, in their shapes and with finite values.
+            exactly the tensors of the network, in their shapes and with finite values; or naming ``eval.ema`` or
+            ``eval.weights``, if there are no such weights.
     """
+    check_weights(ema, weights)
     run_dir, ckpt = named_checkpoint(run_dir, ckpt)
     if run_dir.suffix == ".safetensors" and run_dir.is_file():
         path = run_dir
+        if ema is not None or weights != "ema":
+            key = "eval.weights=model" if ema is None else f"eval.ema={ema}"
+            raise InputError(f"{path} has only the averages that it was exported with: {key} needs the run")
         cfg, averages = read_safetensors(path)
         net = build_shapes(cfg, path)
         shapes = net.network.state_dict()
@@ -52,8 +68,37 @@ def load_pretrained(
         path = find_checkpoint(run_dir, ckpt)
         checkpoint = read_checkpoint(path)
         _check_size(net, path)
-        averages = read_weights(net.network, cfg, checkpoint, path).averages
+        stored = read_weights(net.network, cfg, checkpoint, path)
+        if weights == "model":
+            averages = stored.model
+        else:
+            averages = average_weights(net.network, run_dir, checkpoint, path, stored, ema)
     return _finish(net, cfg, averages, device), cfg
+
+
+def average_weights(
+    net: nn.Module, run_dir: Path, checkpoint: Mapping[str, Any], path: Path, stored: Weights, ema: float | None
+) -> dict[str, Tensor]:
+    """Return averaged weights: those of a checkpoint, or for a length ``ema`` those reconstructed from snapshots.
+
+    Args:
+        net: network; only names, shapes and types of its tensors, and which of them are trained, are used.
+        run_dir: directory of the run.
+        checkpoint: contents of the checkpoint.
+        path: path of the checkpoint, for error messages.
+        stored: weights in the checkpoint.
+        ema: relative length of the average, or None.
+
+    Raises:
+        InputError: if there are no snapshots for this checkpoint, or one is damaged or of another network.
+    """
+    if ema is None:
+        return stored.averages
+    shapes = {name: p for name, p in net.named_parameters() if p.requires_grad}
+    infos = find_snapshots(run_dir, checkpoint.get("step"), path)
+    check_belongs(run_dir, infos[-1], checkpoint["model"], path)
+    averages = reconstruct(run_dir, infos, ema, shapes)
+    return stored.model | {name: average.to(shapes[name].dtype) for name, average in averages.items()}
 
 
 def load_denoiser(run_dir: str | Path, device: torch.device | str = "cpu") -> tuple[ScoreModel, DictConfig, bool]:

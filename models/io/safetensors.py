@@ -1,8 +1,10 @@
 """Exported models: one safetensors file with the EMA weights, and the configuration and a checksum in its metadata."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -38,19 +40,37 @@ def read_safetensors(path: Path) -> tuple[DictConfig, dict[str, Tensor]]:
     Raises:
         InputError: if the file is damaged or has no configuration.
     """
+    metadata = read_metadata(path)
+    tensors = read_tensors(path)
+    text = metadata.get("config")
+    if text is None:
+        raise InputError(f"{path} holds no configuration: it was not written by python -m models.export")
+    if metadata.get("sha256") != digest(text, tensors):
+        raise InputError(f"{path} is damaged: its checksum is another")
+    return parse_config(text, path), tensors
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Read the metadata of a safetensors file; raise InputError if it is damaged or its header is too long."""
+    with _opened(path) as file:
+        return file.metadata() or {}
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a safetensors file; raise InputError if it is damaged or its header is too long."""
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a safetensors file after a check of the size of its header; convert errors in the context to InputError."""
     try:
         with path.open("rb") as header:
             length = int.from_bytes(header.read(8), "little")
         if length > MAX_HEADER_BYTES:
             raise InputError(f"{path} cannot be read: its header has {length:,} bytes, more than {MAX_HEADER_BYTES:,}")
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            text = metadata.get("config")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            yield file
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
-    if text is None:
-        raise InputError(f"{path} holds no configuration: it was not written by python -m models.export")
-    if metadata.get("sha256") != digest(text, tensors):
-        raise InputError(f"{path} is damaged: its checksum is another")
-    return parse_config(text, path), tensors

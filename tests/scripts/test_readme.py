@@ -56,7 +56,7 @@ def place(tmp_path_factory):
     """Make a folder with a run on digits (RUN, runs/demo), one with 1,000 classes, images and sampled digits."""
     folder = tmp_path_factory.mktemp("readme")
     cpu = Distributed(torch.device("cpu"))
-    train(tiny_config("training.snapshot_sampling=false"), folder / "RUN", cpu)
+    train(tiny_config("training.snapshot_sampling=false", "training.ema_snapshot_freq=1"), folder / "RUN", cpu)
     shutil.copytree(folder / "RUN", folder / "runs/demo")
     classes = ["data=fake", "data.image_size=8", "data.classes=true", "data.num_classes=1000"]
     many = [option for option in TINY if option != "data=digits"] + ["training.snapshot_sampling=false"]

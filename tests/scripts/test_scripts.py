@@ -121,6 +121,7 @@ def test_a_run_killed_at_any_moment_equals_an_uninterrupted_one(script, tmp_path
     kills, moments = pytestconfig.getoption("kills"), random.Random(ngpus)
     long = [*TINY, f"ngpus={ngpus}", f"training.n_iters={100 + 40 * kills}", "training.snapshot_freq=50"]
     long += ["training.snapshot_freq_for_preemption=2", "training.snapshot_sampling=false", "training.step_timeout=60"]
+    long += ["training.ema_snapshot_freq=3"]
     command = [sys.executable, str(ROOT / "run_train.py"), *long, "hydra.run.dir=killed"]
     for kill in range(kills):
         process = subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=subprocess.DEVNULL, process_group=0)
@@ -137,6 +138,12 @@ def test_a_run_killed_at_any_moment_equals_an_uninterrupted_one(script, tmp_path
     for path in paths:
         if path.name != "checkpoint_previous.pth":  # the last save comes again if the kill was just after it
             assert_same(*(read(tmp_path / name / path) for name in ("killed", "whole")))
+    averages = [path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*.safetensors")]
+    assert len(averages) > 30
+    assert all(
+        (tmp_path / "killed" / path).read_bytes() == (tmp_path / "whole" / path).read_bytes() for path in averages
+    )
+    assert not list((tmp_path / "killed/ema").glob("before_*"))
     assert [entry["step"] for entry in metrics(tmp_path / "killed")] == list(range(1, 101 + 40 * kills))
 
 

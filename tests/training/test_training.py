@@ -534,6 +534,8 @@ def test_the_published_defaults():
         "weighting": None,
         "reduce_mean": False,
         "drop_label": 0.2,
+        "ema_snapshot_freq": None,
+        "ema_lengths": [0.05, 0.1],
         "noise_levels": "uniform",
         "stratified": False,
         "log_sigma_mean": -1.2,
