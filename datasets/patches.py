@@ -29,7 +29,8 @@ def patches(train: bool, image_size: int, **_: object) -> ImageDataset:
     """Cut patches of six photographs of half size; the class of a patch is its photograph.
 
     Each photograph is divided into vertical strips, by turns four patches wide to train on and one patch wide and held
-    out. A patch lies within one strip, so that no pixel is in both splits.
+    out. A patch lies within one strip, so that no pixel is in both splits. The order is random and fixed, so that
+    the first patches are of all photographs.
 
     Args:
         train: whether to cut the training patches instead of the held-out ones.
@@ -51,10 +52,9 @@ def patches(train: bool, image_size: int, **_: object) -> ImageDataset:
         windows = np.lib.stride_tricks.sliding_window_view(photograph, (image_size, image_size), axis=(0, 1))
         cut.append(windows[top, left])
         labels.append(np.full(len(top), label))
-    pixels = torch.from_numpy(np.concatenate(cut)).contiguous()
-    return ImageDataset(
-        pixels, torch.from_numpy(np.concatenate(labels)), len(PHOTOGRAPHS), class_names=tuple(PHOTOGRAPHS)
-    )
+    order = np.random.RandomState(0).permutation(sum(map(len, labels)))
+    pixels, classes = (torch.from_numpy(np.concatenate(parts)[order]) for parts in (cut, labels))
+    return ImageDataset(pixels.contiguous(), classes, len(PHOTOGRAPHS), class_names=tuple(PHOTOGRAPHS))
 
 
 def read_photograph(name: str) -> np.ndarray:
