@@ -6,7 +6,7 @@ data ``x``, and the call ``(raw, x, sigma) -> score``. To add one, derive from `
 """
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -22,7 +22,13 @@ def expand(sigma: Tensor, like: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Parametrization:
-    """Base class, in which the input of the network is ``x`` itself; a subclass defines the conversion to a score."""
+    """Base class, in which the input of the network is ``x`` itself; a subclass defines the conversion to a score.
+
+    Attributes:
+        vanishes_at_faces: whether the component of the score normal to a face of the cube is 0 there for every network.
+    """
+
+    vanishes_at_faces: ClassVar[bool] = False
 
     def scale_input(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Return the input of the network for noisy data ``x`` (B, ...) at noise levels ``sigma`` (B,)."""

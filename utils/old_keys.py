@@ -15,9 +15,17 @@ RENAMED = {
     "metrics.features": "metrics.feature_weights",
 }
 # {present key: value with which this version does what a version without the key did}
-ADDED = {"sde.name": "reflected_ve", "model.parametrization": "output", "sampling.percentile": 0.995}
+ADDED = {
+    "sde.name": "reflected_ve",
+    "model.parametrization": "output",
+    "sampling.percentile": 0.995,
+    "sampling.face_width": 0.0,
+    "metrics.bpd.face_width": 0.0,
+}
 # {key: (added key, old value, present value)} for configurations without the added key
 CHANGED = {"sampling.boundary": ("sampling.percentile", "reflect", None)}
+# The same for sampling.method=pc, which reads none of these: its samples do not change, and drawing them continues.
+UNREAD_BY_PC = {"face_width": (0.0, "auto"), "rtol": (1e-6, None), "atol": (1e-6, None)}
 
 
 def update_old_keys(cfg: Mapping[str, Any]) -> dict[str, Any]:
@@ -36,10 +44,16 @@ def update_old_keys(cfg: Mapping[str, Any]) -> dict[str, Any]:
         section, name = _find(updated, key)
         if name in section and section[name] == before and added.rpartition(".")[2] not in _find(updated, added)[0]:
             section[name] = now
-    for key, value in ADDED.items():
+    sampling = _find(updated, "sampling.face_width")[0]
+    new_key = "face_width" not in sampling
+    for key, default in ADDED.items():
         section, name = _find(updated, key)
         if section:
-            section.setdefault(name, value)
+            section.setdefault(name, default)
+    if sampling.get("method") == "pc" and new_key:
+        for name, (unread, current) in UNREAD_BY_PC.items():
+            if sampling.get(name) == unread:
+                sampling[name] = current
     return updated
 
 
