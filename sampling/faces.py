@@ -4,10 +4,12 @@ The exact score has no component normal to a face. That of a network may have on
 at the face in unfolded coordinates: where it points outward, a solver that controls its error takes its smallest steps.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import Field
 from torch import Generator, Tensor
 
@@ -19,33 +21,35 @@ from utils.errors import InputError
 FaceWidth = Literal["auto"] | Annotated[float, Field(ge=0, le=10)]
 AUTO_WIDTH = 0.1
 NOISY_METHODS = ("pc",)  # whose noise makes a jump of the score harmless
-TINY = 1e-30  # keeps 0 / 0 out of the result and its derivative
 
 
 def vanish_at_faces(score_fn: ScoreFn, width: float) -> ScoreFn:
-    """Return the score with each component limited by the distance of the coordinate from its faces.
+    """Return the gradient of log p(z(x)), for the score of log p and a map z that moves points away from the faces.
 
-    With b = x (1 - x) / (width sigma^2), elementwise,
+    Elementwise, with w = pi width sigma,
 
-        s'(x, sigma) = s(x, sigma) / sqrt(1 + (s(x, sigma) / b)^2),
+        cos(pi z) = cos(pi x) / sqrt(1 + w^2),     dz/dx = sin(pi x) / sqrt(sin(pi x)^2 + w^2),
+        s'(x, sigma) = dz/dx s(z, sigma).
 
-    which is 0 on a face and differs from s within a distance of width sigma |sigma s| from it. A component that is
-    proportional to the distance from the face, as the exact score is, is multiplied by a number close to 1: for data
-    on the face, with sigma^2 s = -x, by 1 / sqrt(1 + width^2).
+    Near a face, at distance d, z is at the distance sqrt(d^2 + (width sigma)^2). dz/dx is 0 on the face, and even about
+    it, so that the unfolded s' is smooth there for any smooth score. A component in proportion to the distance from the
+    face, as that of an exact score, stays as it is. ``score_fn`` is called once.
 
     Args:
         score_fn: score_fn(x, sigma) with x (B, ...) in [0, 1] and sigma (B,).
-        width: width of the layer at a face, in units of sigma for a score of size 1 / sigma; 0 for ``score_fn`` itself.
+        width: width of the layer at a face, in units of sigma; 0 for ``score_fn`` itself.
     """
     if not width:
         return score_fn
 
-    def limited(x: Tensor, sigma: Tensor) -> Tensor:
-        score = score_fn(x, sigma)
-        bound = x * (1.0 - x) / (width * expand(sigma.to(x.dtype), x).square())
-        return score * bound / (score.square() + bound.square() + TINY).sqrt()
+    def pulled_back(x: Tensor, sigma: Tensor) -> Tensor:
+        w = math.pi * width * expand(sigma.to(x.dtype), x)
+        sine = torch.sin(math.pi * torch.minimum(x, 1.0 - x))  # exactly 0 on both faces
+        hypotenuse = (sine.square() + w.square()).sqrt()
+        z = torch.atan2(hypotenuse, torch.cos(math.pi * x)) / math.pi
+        return sine / hypotenuse * score_fn(z, sigma)
 
-    return limited
+    return pulled_back
 
 
 def resolve_face_width(width: float | str, process: Process, parametrization: Parametrization | None) -> float:

@@ -49,25 +49,28 @@ def test_the_normal_component_is_zero_at_the_faces_and_only_there(dtype, sigma):
         assert (score[on_face] == 0).all() and score.isfinite().all()
         assert (score[~on_face].sign() == np.sign(size)).all()
         assert (score.abs() <= constant(size)(x, sigma).abs()).all()
-    silent = vanish_at_faces(lambda x, sigma: torch.zeros_like(x), 0.1)(x, sigma)
-    assert (silent == 0).all()
 
 
 def test_far_from_the_faces_nothing_changes():
     x, sigma = torch.linspace(0.1, 0.9, 9)[:, None], torch.full((9,), 0.01)
-    score, limited = constant(1.0)(x, sigma), vanish_at_faces(constant(1.0), 0.1)(x, sigma)
-    torch.testing.assert_close(limited, score, rtol=1e-4, atol=0)
-    plain = constant(1.0)
-    assert vanish_at_faces(plain, 0) is plain
+
+    def wave(x, sigma):
+        return torch.cos(5 * x) / sigma[:, None]
+
+    torch.testing.assert_close(vanish_at_faces(wave, 0.1)(x, sigma), wave(x, sigma), rtol=1e-4, atol=5e-3)
+    assert vanish_at_faces(wave, 0) is wave
 
 
-@pytest.mark.parametrize("sigma", [0.01, 0.1, 0.3])
+@pytest.mark.parametrize("sigma", [0.01, 0.1])
 def test_the_score_of_data_on_a_face_stays(sigma):
-    """A component that vanishes at the face by itself is multiplied by about 1 / sqrt(1 + width^2) at all distances."""
-    x = torch.linspace(0.0, 2 * sigma, 50, dtype=torch.float64)[:, None]
-    exact = heat_kernel.score(x, torch.zeros_like(x), sigma)
-    limited = vanish_at_faces(lambda x, sigma: heat_kernel.score(x, torch.zeros_like(x), sigma), 0.1)
-    torch.testing.assert_close(limited(x, torch.full((50,), sigma)), exact, rtol=0.03, atol=0)
+    """A component that is proportional to the distance from the face is the same at all distances."""
+    for face in (0.0, 1.0):
+        x = (face - torch.linspace(0.0, 2 * sigma, 50, dtype=torch.float64)[:, None]).abs()
+        exact = heat_kernel.score(x, torch.full_like(x, face), sigma)
+        limited = vanish_at_faces(
+            lambda x, sigma, face=face: heat_kernel.score(x, torch.full_like(x, face), sigma), 0.1
+        )
+        torch.testing.assert_close(limited(x, torch.full((50,), sigma)), exact, rtol=2e-3, atol=0)
 
 
 def test_an_exact_score_keeps_its_samples_and_its_density():
