@@ -23,8 +23,10 @@ from losses import PiecewiseUniform
 from models import compile_network, load_pretrained
 from sampling.base import ScoreFn
 from sampling.dopri5 import REPORTS
+from sampling.faces import FaceWidth, resolve_face_width, vanish_at_faces
 from sde import create_process
 from utils.distributed import Distributed
+from utils.errors import InputError
 from utils.options import Count, Positive
 from utils.seeds import Stream, derived_seed, image_generators
 
@@ -137,6 +139,7 @@ class FlowBPD(DatasetMetric):
         inputs: configuration, processes and shared samples of the evaluation.
         divergence: estimate by sign vectors ("hutchinson"), or the exact trace ("exact").
         num_probes: number of sign vectors.
+        face_width: width for ``vanish_at_faces``; see ``resolve_face_width``.
         rtol: relative error of a step.
         atol: absolute error of a step.
     """
@@ -147,12 +150,17 @@ class FlowBPD(DatasetMetric):
         *,
         divergence: Literal["hutchinson", "exact"],
         num_probes: Annotated[int, Field(ge=1, le=10**4)],
+        face_width: FaceWidth,
         rtol: Positive,
         atol: Positive,
     ) -> None:
         super().__init__(inputs, "bpd", REPORTS)
         self.options: dict[str, Any] = {"divergence": divergence, "rtol": rtol, "atol": atol}
         self.num_probes = num_probes
+        try:
+            self.face_width = resolve_face_width(face_width, self.sde, self.net.parametrization)
+        except InputError as error:
+            raise InputError(f"metrics.bpd.{error}") from None
 
     def protocol(self) -> dict[str, object]:
         """Describe how the numbers are computed."""
@@ -164,6 +172,7 @@ class FlowBPD(DatasetMetric):
             if self.images.levels is None
             else f"x = (k + u) / {self.images.levels}, u uniform, from (seed, image){trained}",
             "solver": "Dormand-Prince 5(4), step sizes of each image's own, unfolded coordinates",
+            "face_width": self.face_width,
             **self.options,
             **({"probes": self.num_probes} if self.options["divergence"] == "hutchinson" else {}),
         }
@@ -171,7 +180,7 @@ class FlowBPD(DatasetMetric):
     def __call__(self, images: range, on_step: Callable[[], object]) -> Rows:
         """Compute ``bits`` and ``evaluations`` of these images."""
         out = log_likelihood(
-            self.score_fn(images),
+            vanish_at_faces(self.score_fn(images), self.face_width),
             self.sde,
             self.dequantize(images),
             generator=image_generators(self.seed, images, self.device, Stream.PROBE),

@@ -11,7 +11,7 @@ from torch import Tensor
 from datasets.shape import is_image
 from evaluation.parts import progress_bar
 from models import compile_network, load_denoiser, load_pretrained
-from sampling import create_sampler, guided_score
+from sampling import Sampler, create_sampler, guided_score
 from sampling.denoising import apply_published_denoiser, posterior_mean
 from sampling.draw import draw_samples
 from sampling.images import share_outside, to_array
@@ -63,14 +63,14 @@ class ImageSampler:
         self.is_image = is_image(self.run.data)
         self.classes = resolve_labels(cfg.label, cfg.w, self.net.num_classes, self.run.data.get("class_names") or ())
         self.denoise = self._denoiser()
-        self.num_steps = create_sampler(cfg.sampling, self.sde, self.denoise and (lambda x: x)).num_steps
+        self.num_steps = self._sampler(self.denoise and (lambda x: x)).num_steps
 
     def __call__(self, images: range, on_step: Callable[[], object] | None = None) -> GeneratedBatch:
         """Draw the images with these numbers, all at once."""
         labels = labels_of(images, self.classes, self.net.num_classes, self.cfg.seed)
         labels = labels if labels is None else labels.to(self.device)
         denoise = self.denoise
-        sampler = create_sampler(self.cfg.sampling, self.sde, denoise and (lambda x: denoise(x, labels)))
+        sampler = self._sampler(denoise and (lambda x: denoise(x, labels)))
         out = draw_samples(
             self.net,
             self.sde,
@@ -90,6 +90,9 @@ class ImageSampler:
             out.nfe,
             share_outside(out.samples) if self.is_image else np.zeros(len(images), np.float32),
         )
+
+    def _sampler(self, denoise: Callable[[Tensor], Tensor] | None) -> Sampler:
+        return create_sampler(self.cfg.sampling, self.sde, denoise, self.net.parametrization)
 
     def _denoiser(self) -> Callable[[Tensor, Tensor | None], Tensor] | None:
         """Return the function of samples and labels that ``sampling.denoiser=network`` applies; None for another."""

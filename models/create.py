@@ -76,7 +76,7 @@ def create_model(model: Mapping[str, Any], data: Mapping[str, Any], sde: Mapping
             f"model.parametrization={kind} needs {num_outputs} outputs for each value, and the constructor of "
             f"model={name} takes no num_outputs"
         )
-    if PARAMETRIZATIONS[kind].bounded and not create_process(sde).bounded:
+    if PARAMETRIZATIONS[kind].vanishes_at_faces and not create_process(sde).bounded:
         raise InputError(
             f"model.parametrization={kind} is for a process reflected at 0 and 1, and sde={sde['name']} has no bounds: "
             "use model.parametrization=output or edm"

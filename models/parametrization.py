@@ -31,11 +31,12 @@ class Parametrization:
 
     Attributes:
         num_outputs: raw outputs for each value of the data; the network stacks them along its first axis.
-        bounded: True for a parametrization of scores of processes reflected at the faces of [0, 1] only.
+        vanishes_at_faces: whether the component of the score normal to a face of the cube is 0 there for every network;
+            such a score is for processes on the cube only.
     """
 
     num_outputs: ClassVar[int] = 1
-    bounded: ClassVar[bool] = False
+    vanishes_at_faces: ClassVar[bool] = False
 
     def scale_input(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Return the input of the network for noisy data ``x`` (B, ...) at noise levels ``sigma`` (B,)."""
@@ -119,7 +120,7 @@ class Kernel(Parametrization):
     have any value. docs/method.md derives it and shows that every score has exactly one D in [0, 1].
     """
 
-    bounded: ClassVar[bool] = True
+    vanishes_at_faces: ClassVar[bool] = True
 
     def scale_input(self, x: Tensor, sigma: Tensor) -> Tensor:
         """See ``Parametrization``; the prior, uniform on [0, 1], gets unit variance."""

@@ -6,12 +6,14 @@ from typing import Any
 from omegaconf import DictConfig
 from torch import Tensor
 
+from models.parametrization import Parametrization
 from sampling.base import Sampler, Samples
 from sampling.boundary import BOUNDED, UNBOUNDED, WithThreshold, check_boundary, threshold_denoised
 from sampling.denoising import WithDenoiser, posterior_mean
+from sampling.faces import FaceWidth, WithVanishingScore, sampling_face_width, vanish_at_faces
 from sampling.few_steps import Heun, Multistep
 from sampling.guidance import guided_score
-from sampling.ode import ProbabilityFlow
+from sampling.ode import NETWORK_TOLERANCE, ProbabilityFlow
 from sampling.pc import PredictorCorrector
 from sde import Process
 from utils.errors import InputError
@@ -27,6 +29,7 @@ __all__ = [
     "create_sampler",
     "guided_score",
     "threshold_denoised",
+    "vanish_at_faces",
 ]
 
 METHODS: dict[str, type] = {"pc": PredictorCorrector, "ode": ProbabilityFlow, "heun": Heun, "multistep": Multistep}
@@ -40,12 +43,15 @@ def sampling_options() -> dict[str, Option]:
     for sampler in METHODS.values():
         options |= options_of(sampler, leave_out=("process",))
     boundaries = one_of(dict.fromkeys((*BOUNDED, *UNBOUNDED))).annotation | None
-    choices = {"denoiser": one_of(DENOISERS).annotation, "boundary": boundaries}
+    choices = {"denoiser": one_of(DENOISERS).annotation, "boundary": boundaries, "face_width": FaceWidth}
     return options | THRESHOLD_OPTIONS | {key: Option(choice, required=False) for key, choice in choices.items()}
 
 
 def create_sampler(
-    cfg: Mapping[str, Any], process: Process, denoise: Callable[[Tensor], Tensor] | None = None
+    cfg: Mapping[str, Any],
+    process: Process,
+    denoise: Callable[[Tensor], Tensor] | None = None,
+    parametrization: Parametrization | None = None,
 ) -> Sampler:
     """Build the sampler that a ``sampling`` configuration names (configs/sampling/default.yaml explains its keys).
 
@@ -53,6 +59,8 @@ def create_sampler(
         cfg: ``method`` and options, those of other methods included.
         process: diffusion process.
         denoise: function that ``denoiser=network`` applies to the samples.
+        parametrization: parametrization of the network whose score the sampler is for; None for a score that is exact
+            at the faces. ``face_width=auto`` and tolerances that are null depend on it.
 
     Raises:
         InputError: for a value that does not exist, is out of range, or does not fit the process.
@@ -63,6 +71,8 @@ def create_sampler(
     check_boundary(boundary, process)
     own = options_of(METHODS[method], leave_out=("process",))
     given = {key: value for key, value in cfg.items() if key in own}
+    if parametrization is not None:
+        given |= {key: NETWORK_TOLERANCE for key in ("rtol", "atol") if key in own and given.get(key) is None}
     if not process.bounded:
         given.pop("boundary", None)
     if denoiser == "network":
@@ -77,4 +87,5 @@ def create_sampler(
     if not process.bounded and boundary is not None:
         chosen = {key: value for key, value in cfg.items() if key in THRESHOLD_OPTIONS}
         sampler = WithThreshold(sampler, boundary, **chosen)
-    return sampler
+    width = sampling_face_width(cfg, process, parametrization)
+    return WithVanishingScore(sampler, width) if width else sampler

@@ -65,7 +65,7 @@ def _draw(
 
     classes = network.num_classes
     labels = torch.tensor(numbers, device=device) % classes if classes else None
-    sampler = create_sampler(cfg.sampling, process)
+    sampler = create_sampler(cfg.sampling, process, parametrization=network.parametrization)
     try:
         out = draw_samples(
             network,

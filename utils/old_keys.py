@@ -15,11 +15,19 @@ RENAMED = {
     "metrics.features": "metrics.feature_weights",
 }
 # {present key: value with which this version does what a version without the key did}
-ADDED = {"sde.name": "reflected_ve", "model.parametrization": "output", "sampling.percentile": 0.995}
+ADDED = {
+    "sde.name": "reflected_ve",
+    "model.parametrization": "output",
+    "sampling.percentile": 0.995,
+    "sampling.face_width": 0.0,
+    "metrics.bpd.face_width": 0.0,
+}
 # {added key: (key that its section must have too, value)}: training has a section eval with other options
 ADDED_BESIDE = {"eval.weights": ("ckpt", "ema")}
 # {key: (added key, old value, present value)} for configurations without the added key
 CHANGED = {"sampling.boundary": ("sampling.percentile", "reflect", None)}
+# The same for sampling.method=pc, which reads none of these: its samples do not change, and drawing them continues.
+UNREAD_BY_PC = {"face_width": (0.0, "auto"), "rtol": (1e-6, None), "atol": (1e-6, None)}
 
 
 def update_old_keys(cfg: Mapping[str, Any]) -> dict[str, Any]:
@@ -38,14 +46,20 @@ def update_old_keys(cfg: Mapping[str, Any]) -> dict[str, Any]:
         section, name = _find(updated, key)
         if name in section and section[name] == before and added.rpartition(".")[2] not in _find(updated, added)[0]:
             section[name] = now
-    for key, value in ADDED.items():
+    sampling = _find(updated, "sampling.face_width")[0]
+    new_key = "face_width" not in sampling
+    for key, default in ADDED.items():
         section, name = _find(updated, key)
         if section:
-            section.setdefault(name, value)
+            section.setdefault(name, default)
     for key, (other, value) in ADDED_BESIDE.items():
         section, name = _find(updated, key)
         if other in section:
             section.setdefault(name, value)
+    if sampling.get("method") == "pc" and new_key:
+        for name, (unread, current) in UNREAD_BY_PC.items():
+            if sampling.get(name) == unread:
+                sampling[name] = current
     return updated
 
 
