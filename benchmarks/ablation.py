@@ -21,17 +21,18 @@ VARIANTS = {
     "recipe": (),
     "published parametrization": PUBLISHED[:1],
     "without width": ("model.parametrization=kernel",),
-    "with width": ("model.parametrization=kernel_width",),
-    "not capped": ("training.noise_levels=uniform",),
-    "log-normal": ("training.noise_levels=log_normal", "training.log_sigma_mean=-2.5", "training.log_sigma_std=1.5"),
+    "uniform noise levels": ("training.noise_levels=uniform",),
+    "capped noise levels": ("training.noise_levels=capped",),
     "importance sampling": ("training.noise_levels=loss_adaptive",),
     "not stratified": ("training.stratified=false",),
-    "log variance": ("training.weighting=log_variance",),
+    "log-variance weighting": ("training.weighting=log_variance",),
+    "published, twice the learning rate": (*PUBLISHED, "optim.lr=2e-3"),
+    "recipe, twice the learning rate": ("optim.lr=2e-3",),
 }
 # Held-out images for the loss; training options; options of run_eval.py for likelihoods and for drawn images.
 DATA = {
     "digits": (359, ("training.n_iters=700",), "eval.images=100", "metrics.num_images=500"),
-    "patches": (500, ("training.n_iters=600",), "eval.images=50", "metrics.num_images=200"),
+    "patches": (500, ("training.n_iters=400",), "eval.images=50", "metrics.num_images=200"),
 }
 EVAL_FREQ = 20  # steps between two points of the curve of the held-out loss
 QUALITY = "metrics=[energy_distance,fid]"
