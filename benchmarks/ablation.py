@@ -32,7 +32,7 @@ VARIANTS = {
 # Held-out images for the loss; training options; options of run_eval.py for likelihoods and for drawn images.
 DATA = {
     "digits": (359, ("training.n_iters=700",), "eval.images=100", "metrics.num_images=500"),
-    "patches": (500, ("training.n_iters=400",), "eval.images=50", "metrics.num_images=200"),
+    "patches": (500, ("training.n_iters=600",), "eval.images=50", "metrics.num_images=200"),
 }
 EVAL_FREQ = 20  # steps between two points of the curve of the held-out loss
 QUALITY = "metrics=[energy_distance,fid]"
