@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,25 +30,33 @@ VARIANTS = {
     "published, twice the learning rate": (*PUBLISHED, "optim.lr=2e-3"),
     "recipe, twice the learning rate": ("optim.lr=2e-3",),
 }
-# Held-out images for the loss; training options; options of run_eval.py for likelihoods and for drawn images.
-DATA = {
-    "digits": (359, ("training.n_iters=700",), "eval.images=100", "metrics.num_images=500"),
-    "patches": (500, ("training.n_iters=600",), "eval.images=50", "metrics.num_images=200"),
-}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Steps of training, and numbers of images."""
+
+    steps: int
+    held_out: int  # for the held-out loss while training
+    density: int  # for the density of the flow
+    drawn: int  # by samplers with few steps
+    drawn_by_ode: int
+
+
+DATA = {"digits": Sizes(700, 359, 100, 1000, 500), "patches": Sizes(600, 500, 50, 500, 100)}
 EVAL_FREQ = 20  # steps between two points of the curve of the held-out loss
 QUALITY = "metrics=[energy_distance,fid]"
 
 
 def evaluations(data: str) -> dict[str, tuple[str, ...]]:
     """Return the options of run_eval.py for each evaluation, by its name."""
-    _, _, bits, drawn = DATA[data]
-    few = {f"multistep {n}": (QUALITY, "sampling.method=multistep", f"sampling.steps={n}") for n in (5, 10, 20)}
-    flow = (QUALITY, "sampling.method=ode", "sampling.rtol=1e-5", "sampling.atol=1e-5", drawn)
+    sizes = DATA[data]
+    few = (QUALITY, f"metrics.num_images={sizes.drawn}", "sampling.method=multistep")
     return {
         "elbo": ("metrics=[elbo]", "metrics.elbo.num_times=20"),
-        "bpd": ("metrics=[bpd]", bits),
-        **{name: (*options, "metrics.num_images=1000") for name, options in few.items()},
-        "ode": flow,
+        "bpd": ("metrics=[bpd]", f"eval.images={sizes.density}"),
+        **{f"multistep {n}": (*few, f"sampling.steps={n}") for n in (5, 10, 20)},
+        "ode": (QUALITY, f"metrics.num_images={sizes.drawn_by_ode}", "sampling.method=ode"),
     }
 
 
@@ -62,15 +71,14 @@ def run(script: str, *options: str) -> None:
 def train(data: str, variant: str, seed: int, folder: Path) -> Path:
     """Train a run if ``folder`` does not have it, and return its directory."""
     directory = folder / variant.replace(" ", "_") / str(seed)
-    held_out, options, _, _ = DATA[data]
     if not (directory / "done").exists():
         run(
             "run_train.py",
             f"experiment={data}",
             *VARIANTS[variant],
-            *options,
+            f"training.n_iters={DATA[data].steps}",
             f"seed={seed}",
-            f"eval.batch_size={held_out}",
+            f"eval.batch_size={DATA[data].held_out}",
             f"training.eval_freq={EVAL_FREQ}",
             "training.snapshot_sampling=false",
             f"hydra.run.dir={directory}",
