@@ -24,7 +24,7 @@ MEASURE = [
     "metrics.bpd.rtol=1e-2", "metrics.bpd.atol=1e-2", "metrics.num_images=20", "metrics.kid.subset_size=10",
     "metrics.kid.subsets=3", "sampling.method=multistep", "sampling.steps=3", "hydra.run.dir=eval", "device=auto",
     # Options with which this version does what that one did: no correction of the score at the faces.
-    "metrics.bpd.face_width=0", "sampling.face_width=0", "sampling.rtol=1e-6", "sampling.atol=1e-6",
+    "sampling.face_width=0", "sampling.rtol=1e-6", "sampling.atol=1e-6",
 ]  # fmt: skip
 
 
