@@ -39,8 +39,9 @@ def test_the_compiled_kernel_is_as_exact():
 
 
 @pytest.mark.slow(25)
-def test_a_compiled_network_is_the_network_in_one_graph_for_batches_of_all_sizes():
-    cfg = tiny_config("model.dropout=0")
+@pytest.mark.parametrize("parametrization", ["output", "kernel_width"])
+def test_a_compiled_network_is_the_network_in_one_graph_for_batches_of_all_sizes(parametrization):
+    cfg = tiny_config("model.dropout=0", f"model.parametrization={parametrization}")
     plain, fast = (create_model(cfg.model, cfg.data, cfg.sde) for _ in range(2))
     for p in plain.parameters():
         nn.init.normal_(p, std=0.1)  # a fresh one gives zeros
