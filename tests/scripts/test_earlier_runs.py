@@ -129,7 +129,8 @@ def test_both_names_of_an_option_are_refused_as_before():
 
 
 def test_values_that_changed_are_those_of_an_earlier_version_only():
-    assert update_old_keys({"sampling": {"boundary": "reflect"}})["sampling"] == {"boundary": None, "percentile": 0.995}
-    assert update_old_keys({"sampling": {"boundary": "clip"}})["sampling"] == {"boundary": "clip", "percentile": 0.995}
-    now = {"sampling": {"boundary": "reflect", "percentile": 0.9}, "sde": {"name": "ve"}}
+    added = {"percentile": 0.995, "face_width": 0.0}
+    assert update_old_keys({"sampling": {"boundary": "reflect"}})["sampling"] == {"boundary": None, **added}
+    assert update_old_keys({"sampling": {"boundary": "clip"}})["sampling"] == {"boundary": "clip", **added}
+    now = {"sampling": {"boundary": "reflect", "percentile": 0.9, "face_width": 0.1}, "sde": {"name": "ve"}}
     assert update_old_keys(now) == now
