@@ -45,7 +45,7 @@ class Sizes:
     drawn_by_ode: int
 
 
-DATA = {"digits": Sizes(700, 359, 100, 1000, 500), "patches": Sizes(400, 500, 50, 500, 100)}
+DATA = {"digits": Sizes(700, 359, 100, 1000, 500), "patches": Sizes(400, 500, 40, 500, 50)}
 EVAL_FREQ = 20  # steps between two points of the curve of the held-out loss
 QUALITY = "metrics=[energy_distance,fid]"
 
