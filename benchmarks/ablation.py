@@ -118,7 +118,7 @@ def results(directory: Path, data: str) -> dict[str, float]:
                 numbers[f"{name} evaluations"] = result["evaluations"]["mean"]
                 numbers[f"{name} evaluations, largest"] = result["evaluations"]["largest"]
         if name == "ode":
-            numbers["ode evaluations"] = found["drawn_images"]["nfe"]
+            numbers["ode evaluations, largest"] = int(found["drawn_images"]["evaluations"].split()[0])
     return numbers
 
 
