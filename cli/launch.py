@@ -236,10 +236,12 @@ def _run_group(
         logs = plain(HydraConfig.get().job_logging, resolve=True)
     arguments = (work, cfg, out_dir, startup_timeout, step_timeout, place, logs)
     logging.getLogger("torch.multiprocessing").setLevel(logging.ERROR)  # the end of a process is reported below
-    with block_sigint():
-        group = mp.start_processes(_run_as, arguments, size, join=False, start_method="spawn")
+    # Deferred and not only blocked: another thread may receive the signal, and a process whose arguments are never sent
+    # prints a traceback.
     stop.quiet = True
     stop.defer()
+    with block_sigint():
+        group = mp.start_processes(_run_as, arguments, size, join=False, start_method="spawn")
     forwarded, failed = False, None
     try:
         while not group.join(timeout=0.2, grace_period=GRACE):

@@ -217,8 +217,8 @@ OTHER_CASES = [
     ("run_vis.py", ["load_dir=run", "sampling.denoiser=network"], "denoiser_path is missing"),
     ("run_vis.py", ["load_dir=run", "sampling.denoiser=network", "denoiser_path=images"], "images is not a run"),
     ("run_vis.py", ["load_dir=run", "sampling.method=ode", "sampling.rtol=0"], "sampling.rtol=0"),
-    ("run_eval.py", ["load_dir=run", "metrics=[fd]"], "metrics=fd: known are bpd, elbo, fid"),
-    ("run_eval.py", ["load_dir=run", "metrics=[]"], "metrics=[]: choose some of bpd, elbo, fid"),
+    ("run_eval.py", ["load_dir=run", "metrics=[fd]"], "metrics=fd: known are bpd, elbo, energy_distance, fid"),
+    ("run_eval.py", ["load_dir=run", "metrics=[]"], "metrics=[]: choose some of bpd, elbo, energy_distance, fid"),
     ("run_eval.py", ["load_dir=run", "metrics.bpd.divergence=trace"], "metrics.bpd.divergence=trace: known are"),
     (
         "run_eval.py",

@@ -47,6 +47,7 @@ def test_a_compiled_network_is_the_network_in_one_graph_for_batches_of_all_sizes
         nn.init.normal_(p, std=0.1)  # a fresh one gives zeros
     fast.load_state_dict(plain.state_dict())
     compile_network(fast)
+    torch._dynamo.reset()  # the number of compilations of a function in one process, the tests', is limited
     graphs = []
     for batch in (8, 20, 33, 3, 1):
         x, sigma, labels = torch.rand(batch, 1, 8, 8), 0.01 + torch.rand(batch), torch.arange(-1, batch - 1) % 10
@@ -56,6 +57,7 @@ def test_a_compiled_network_is_the_network_in_one_graph_for_batches_of_all_sizes
             assert far([fast(x, sigma, labels)], [plain(x, sigma, labels)]) < 1e-5
         graphs.append(counters["stats"]["unique_graphs"])
     assert graphs[0] > 0 and len(set(graphs)) == 1
+    torch._dynamo.reset()
 
 
 @pytest.mark.parametrize("network", SMALL)
