@@ -20,7 +20,7 @@ from utils.errors import InputError
 
 FaceWidth = Literal["auto"] | Annotated[float, Field(ge=0, le=10)]
 AUTO_WIDTH = 0.1
-NOISY_METHODS = ("pc",)  # whose noise makes a jump of the score harmless
+AUTO_METHODS = ("ode",)  # samplers that control their error; fixed steps and noise pass over a jump of the score
 
 
 def vanish_at_faces(score_fn: ScoreFn, width: float) -> ScoreFn:
@@ -75,13 +75,13 @@ def resolve_face_width(width: float | str, process: Process, parametrization: Pa
 def sampling_face_width(cfg: Mapping[str, Any], process: Process, parametrization: Parametrization | None) -> float:
     """Return the width for the sampler that a ``sampling`` configuration names; see ``resolve_face_width``.
 
-    ``auto`` means no correction for a sampler with noise, and none with the mollifier of the published flow.
+    ``auto`` means a correction for ``ode`` only, and none with the mollifier of the published flow.
 
     Raises:
         InputError: for a width above 0 that does not fit the process, or together with ``moll``.
     """
     width, moll = cfg.get("face_width", "auto"), cfg["method"] == "ode" and cfg.get("moll") is not None
-    if width == "auto" and (moll or cfg["method"] in NOISY_METHODS):
+    if width == "auto" and (moll or cfg["method"] not in AUTO_METHODS):
         return 0.0
     if moll and width:
         raise InputError(f"sampling.face_width={width} and sampling.moll={cfg['moll']}: choose one of the two")

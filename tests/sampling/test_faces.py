@@ -129,12 +129,13 @@ def test_auto_is_for_networks_on_the_cube_whose_score_may_not_vanish():
         sampler = create_sampler(cfg_of(*options), process, parametrization=parametrization)
         return sampler.width if isinstance(sampler, WithVanishingScore) else 0
 
-    for method in ("ode", "heun", "multistep"):
-        assert width(f"sampling.method={method}") == AUTO_WIDTH
-        assert width(f"sampling.method={method}", parametrization=None) == 0
-        assert width(f"sampling.method={method}", process=VE()) == 0
-        assert width(f"sampling.method={method}", "sampling.face_width=0") == 0
-    assert width() == 0 and width("sampling.face_width=0.2") == 0.2  # pc
+    assert width("sampling.method=ode") == AUTO_WIDTH
+    assert width("sampling.method=ode", parametrization=None) == 0
+    assert width("sampling.method=ode", process=VE()) == 0
+    assert width("sampling.method=ode", "sampling.face_width=0") == 0
+    for method in ("pc", "heun", "multistep"):
+        assert width(f"sampling.method={method}") == 0
+        assert width(f"sampling.method={method}", "sampling.face_width=0.2") == 0.2
     assert width("sampling.method=ode", "sampling.moll=200", "sampling.side_eps=0.01") == 0
 
 
