@@ -47,6 +47,7 @@ def test_an_image_is_a_function_of_its_seed_alone(overrides):
 
 @pytest.mark.slow(19)
 def test_a_compiled_network_draws_the_same_images():
+    torch._dynamo.reset()  # the number of compilations of a function in one process, the tests', is limited
     cfg = vis_config("compile=true", "sampling.method=heun", "sampling.steps=3")
     compiled, plain = all_pixels(cfg, 10, 2), all_pixels(vis_config("sampling.method=heun", "sampling.steps=3"), 10, 2)
     assert hasattr(ImageSampler(cfg, CPU).net.forward, "__wrapped__")

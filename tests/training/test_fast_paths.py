@@ -107,6 +107,7 @@ SWITCHES = {
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_a_run_with_each_switch_resumes_exactly(switch, tmp_path, monkeypatch):
     """With compile=true nothing is compiled after the first evaluation and drawing, for any batch size."""
+    torch._dynamo.reset()
     counters.clear()
     graphs, honest_write = [], MetricWriter.write
     monkeypatch.setattr(
