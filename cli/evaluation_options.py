@@ -49,6 +49,7 @@ class EvalDataOptions:
     """Options of run_eval.py in the section ``data``."""
 
     root: PathName | None
+    held_out: PathName | None
 
 
 @dataclass(frozen=True)

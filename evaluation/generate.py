@@ -9,12 +9,13 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from datasets.shape import is_image
+from datasets.units import create_units
 from evaluation.parts import progress_bar
 from models import compile_network, load_denoiser, load_pretrained
 from sampling import Sampler, create_sampler, guided_score
 from sampling.denoising import apply_published_denoiser, posterior_mean
 from sampling.draw import draw_samples
-from sampling.images import share_outside, to_array
+from sampling.images import share_outside, to_array, to_trajectory
 from sampling.labels import labels_of, resolve_labels
 from sde import create_process
 from utils.distributed import Distributed
@@ -26,7 +27,7 @@ class GeneratedBatch:
     """Images that were drawn together.
 
     Attributes:
-        pixels: images, uint8 (N, H, W, C), or other samples, float32 (N, *shape).
+        pixels: images, uint8 (N, H, W, C), or other samples, (N, ...), in the units of their data.
         labels: classes of the images, int64 (N,); None for a network without classes.
         trajectory: states of the first images from noise to image, (K, n, ...) of the type of ``pixels``, or None.
         nfe: number of evaluations of the score for each image.
@@ -60,7 +61,7 @@ class ImageSampler:
         if cfg.compile:
             compile_network(self.net)
         self.sde = create_process(self.run.sde)
-        self.is_image = is_image(self.run.data)
+        self.is_image, self.units = is_image(self.run.data), create_units(self.run.data)
         self.classes = resolve_labels(cfg.label, cfg.w, self.net.num_classes, self.run.data.get("class_names") or ())
         self.denoise = self._denoiser()
         self.num_steps = self._sampler(self.denoise and (lambda x: x)).num_steps
@@ -84,9 +85,9 @@ class ImageSampler:
             self.device,
         )
         return GeneratedBatch(
-            to_array(out.samples, self.is_image),
+            to_array(out.samples, self.is_image, self.units),
             None if labels is None else labels.cpu().numpy(),
-            None if out.trajectory is None else to_array(out.trajectory, self.is_image),
+            None if out.trajectory is None else to_trajectory(out.trajectory, self.is_image, self.units),
             out.nfe,
             share_outside(out.samples) if self.is_image else np.zeros(len(images), np.float32),
         )

@@ -23,7 +23,7 @@ def load_splits(cfg: DictConfig, distributed: Distributed) -> tuple[ImageDataset
     """
 
     def load(train: bool) -> ImageDataset:
-        return load_configured(cfg.data, train, cfg.dataroot, cfg.data.get("root"))
+        return load_configured(cfg.data, train, cfg.dataroot, cfg.data.get("root"), cfg.data.get("held_out"))
 
     with scan_once():
         return distributed.main_first(lambda: load(True)), distributed.main_first(lambda: load(False))

@@ -1,0 +1,126 @@
+"""Maps between the units of the data and the unit cube, in which a process moves, with their Jacobians."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from utils.options import plain
+
+OPEN = "open"  # in the configuration, in place of a bound that there is not
+NEAREST = 2.0**-24  # smallest distance from 1 of a point whose value is returned: at 1 an open side is infinite
+
+
+class Units(ABC):
+    """A map x -> u from values in the units of the data, (B, ...), to points of the cube, (B, *shape)."""
+
+    @abstractmethod
+    def to_cube(self, x: Tensor) -> Tensor:
+        """Return the points u in [0, 1] of values ``x`` of any numeric type, float32."""
+
+    @abstractmethod
+    def from_cube(self, u: Tensor) -> Tensor:
+        """Return the values x of points ``u`` in [0, 1]: float64, or int64 if the data are integers."""
+
+    @abstractmethod
+    def log_jacobian(self, u: Tensor) -> Tensor:
+        """Return log |det du/dx| at the points ``u``, float64 (B,), to be added to the log density of ``u``."""
+
+
+@dataclass(frozen=True)
+class Interval(Units):
+    """Values of which each channel, the first axis of a sample, lies in an interval, closed or open on one side.
+
+    With both bounds u = (x - low) / (high - low). Without an upper one u = 1 - exp(-(x - low) / scale), without a lower
+    one u = exp(-(high - x) / scale): monotone, with a bound at 0 or 1 and infinity at the other end. Where the density
+    of u is even near that end, that of x falls off as exp(-|x| / scale).
+
+    Args:
+        low, high: bounds of each channel, or one for all; infinite for none, on one side at most.
+        scale: scale of each channel with an open side, in the units of the data; not used for others.
+        levels: number of integers from low to high, of which the data consist; None for continuous values.
+
+    Raises:
+        ValueError: if low is not less than high, or both sides are open.
+    """
+
+    low: Sequence[float]
+    high: Sequence[float]
+    scale: Sequence[float] = (1.0,)
+    levels: int | None = None
+
+    def __post_init__(self) -> None:
+        for low, high in zip(self.low, self.high, strict=True):
+            if math.isinf(low) and math.isinf(high):
+                raise ValueError("both sides are open: a process on a bounded domain needs a bound")
+            if not low < high:
+                raise ValueError(f"low={low:g} is not less than high={high:g}")
+
+    def to_cube(self, x: Tensor) -> Tensor:
+        """See ``Units``."""
+        x = x.double()
+        low, high, scale, open_above, open_below = self._bounds(x)
+        u = (x - low) / (high - low)
+        u = torch.where(open_above, -torch.expm1(-(x - low) / scale), u)
+        u = torch.where(open_below, torch.exp(-(high - x) / scale), u)
+        return u.float().clamp(0.0, 1.0)  # of values that rounding puts beyond a bound
+
+    def from_cube(self, u: Tensor) -> Tensor:
+        """See ``Units``; values of continuous data are in [low, high] also after rounding."""
+        u = u.double()
+        if self.levels is not None:
+            return (u * (self.levels - 1)).round().long() + int(self.low[0])
+        low, high, scale, open_above, open_below = self._bounds(u)
+        x = torch.minimum(torch.maximum(torch.lerp(low, high, u), low), high)  # not low + u (high - low): exact ends
+        x = torch.where(open_above, low - scale * torch.log1p(-u.clamp(max=1.0 - NEAREST)), x)
+        return torch.where(open_below, high + scale * torch.log(u.clamp(min=NEAREST)), x)
+
+    def log_jacobian(self, u: Tensor) -> Tensor:
+        """See ``Units``."""
+        u = u.double()
+        low, high, scale, open_above, open_below = self._bounds(u)
+        each = -torch.log(high - low).expand_as(u)
+        each = torch.where(open_above, torch.log1p(-u) - torch.log(scale), each)
+        return torch.where(open_below, torch.log(u) - torch.log(scale), each).flatten(1).sum(1)
+
+    def _bounds(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Return low, high and scale, and which channels are open above and below, to broadcast against ``x``."""
+
+        columns = torch.tensor([self.low, self.high, self.scale], dtype=torch.float64, device=x.device)
+        low, high, scale = columns.reshape(3, -1, *[1] * (x.ndim - 2))
+        open_below, open_above = low.isinf(), high.isinf()
+        # Finite stand-ins, so that the branches that are not chosen are finite too.
+        return (
+            torch.where(open_below, high - 1.0, low),
+            torch.where(open_above, low + 1.0, high),
+            scale,
+            open_above,
+            open_below,
+        )
+
+
+def create_units(data: Mapping[str, Any] | DictConfig) -> Units | None:
+    """Build the units that the section ``data`` of a run describes; None for data that are in the cube.
+
+    Raises:
+        ValueError: see ``Interval``.
+    """
+    data = plain(data) if isinstance(data, DictConfig) else data
+    if data.get("low") is None:
+        return None
+    lists = [
+        value if isinstance(value, list | tuple) else [value] for value in (data["low"], data["high"], data["scale"])
+    ]
+    length = max(map(len, lists))
+    low, high, scale = (list(value) * length if len(value) == 1 else list(value) for value in lists)
+    return Interval(
+        [-math.inf if end == OPEN else float(end) for end in low],
+        [math.inf if end == OPEN else float(end) for end in high],
+        [float(value) for value in scale],
+        data.get("levels") or None,
+    )
