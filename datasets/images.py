@@ -21,7 +21,7 @@ class ImageDataset:
     Attributes:
         data: samples, (N, *shape), (N, C, H, W) for images; uint8 with values 0 .. levels - 1, or float32 in [0, 1] if
             ``levels`` is None.
-        labels: classes 0 .. num_classes - 1, int64 (N,).
+        labels: classes 0 .. num_classes - 1, int64 (N,), or conditions, float32 (N, K), NaN where one is not known.
         num_classes: number of classes; 1 if there are none.
         levels: number of grey levels, ``data / (levels - 1)`` being in [0, 1]; None for continuous values.
         class_names: names of the classes in the order of their labels; empty if they have none.
@@ -30,7 +30,7 @@ class ImageDataset:
         offset: position of the first byte of the data in ``file``.
 
     Raises:
-        ValueError: if the type of ``data`` does not fit ``levels``.
+        ValueError: if the type of ``data`` does not fit ``levels``, or ``labels`` are neither.
     """
 
     data: Tensor
@@ -46,6 +46,10 @@ class ImageDataset:
         expected = torch.float32 if self.levels is None else torch.uint8
         if self.data.dtype != expected:
             raise ValueError(f"data with levels={self.levels} is {expected}, not {self.data.dtype}")
+        if (self.labels.dtype, self.labels.ndim) not in ((torch.int64, 1), (torch.float32, 2)):
+            raise ValueError(
+                f"labels are int64 (N,) or float32 (N, K), not {self.labels.dtype}, {self.labels.ndim} axes"
+            )
 
     def __len__(self) -> int:
         return len(self.data)
@@ -54,6 +58,11 @@ class ImageDataset:
     def shape(self) -> tuple[int, ...]:
         """Shape of one sample, (C, H, W) of an image."""
         return tuple(self.data.shape[1:])
+
+    @property
+    def cond_size(self) -> int:
+        """Number of values of the condition of a sample, K; 0 for data with classes or nothing."""
+        return self.labels.shape[1] if self.labels.is_floating_point() else 0
 
     @property
     def is_image(self) -> bool:
