@@ -49,13 +49,13 @@ def check_experiment(cfg: DictConfig) -> None:
     if experiment is None:
         return
 
-    from models.create import NETWORKS, model_options, takes_classes  # imports torch
+    from models.create import NETWORKS, model_options, networks_with  # imports torch
 
     own = model_options(name) if name in NETWORKS else cfg.model
     foreign = [str(key) for key in cfg.model if key not in own and f"model.{key}" not in typed]
     of = [other for other in NETWORKS if model_options(other).keys() >= set(foreign)]
     advice = [quote(f"~model.{key}") for key in foreign]
-    if cfg.data.get("classes") is True and name in NETWORKS and not takes_classes(name):
+    if cfg.data.get("classes") is True and name in NETWORKS and name not in networks_with("num_classes"):
         advice.append("data.classes=False")
     if foreign and of:
         raise InputError(

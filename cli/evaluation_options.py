@@ -1,6 +1,6 @@
 """The options of run_vis.py and run_eval.py, each with its type and bounds, and the checks of whole configurations."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -21,6 +21,10 @@ class VisOptions(CommonOptions):
 
     load_dir: PathName
     label: Annotated[Any, Field(description="a class, by number or name, a list of these, or null")]
+    cond: Annotated[
+        Sequence[float] | Sequence[Sequence[float]] | None,
+        Field(description="a list of numbers, a list of such lists, or null"),
+    ]
     w: float
     denoiser_path: PathName | None
 

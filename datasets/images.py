@@ -22,7 +22,7 @@ class ImageDataset:
     Attributes:
         data: samples, (N, ...), (N, C, H, W) for images; uint8 with values 0 .. levels - 1, or float32 in [0, 1] if
             ``levels`` is None; with ``units``, values of any type in these.
-        labels: classes 0 .. num_classes - 1, int64 (N,).
+        labels: classes 0 .. num_classes - 1, int64 (N,), or conditions, float32 (N, K), NaN where one is not known.
         num_classes: number of classes; 1 if there are none.
         levels: number of grey levels or other integers that the data consist of; None for continuous values.
         class_names: names of the classes in the order of their labels; empty if they have none.
@@ -32,7 +32,7 @@ class ImageDataset:
         units: map between the values in ``data`` and the cube; None for grey levels, and values in the cube.
 
     Raises:
-        ValueError: if the type of ``data`` does not fit ``levels``.
+        ValueError: if the type of ``data`` does not fit ``levels``, or ``labels`` are neither.
     """
 
     data: Tensor
@@ -49,6 +49,10 @@ class ImageDataset:
         expected = torch.float32 if self.levels is None else torch.uint8
         if self.units is None and self.data.dtype != expected:
             raise ValueError(f"data with levels={self.levels} is {expected}, not {self.data.dtype}")
+        if (self.labels.dtype, self.labels.ndim) not in ((torch.int64, 1), (torch.float32, 2)):
+            raise ValueError(
+                f"labels are int64 (N,) or float32 (N, K), not {self.labels.dtype}, {self.labels.ndim} axes"
+            )
 
     def __len__(self) -> int:
         return len(self.data)
@@ -57,6 +61,11 @@ class ImageDataset:
     def shape(self) -> tuple[int, ...]:
         """Shape of one sample in the cube, (C, H, W) of an image."""
         return tuple(self.normalize(self.data[:1]).shape[1:])
+
+    @property
+    def cond_size(self) -> int:
+        """Number of values of the condition of a sample, K; 0 for data with classes or nothing."""
+        return self.labels.shape[1] if self.labels.is_floating_point() else 0
 
     @property
     def is_image(self) -> bool:

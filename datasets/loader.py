@@ -75,7 +75,7 @@ class Loader:
         return np.concatenate(pieces)
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
-        """Return batch ``step``: x0 in [0, 1], float32 (B, *shape), and labels, int64 (B,)."""
+        """Return batch ``step``: x0 in [0, 1], float32 (B, *shape), and labels, int64 (B,) or float32 (B, K)."""
         if self._stream is not None:
             index, data = self._stream.take(step, self.indices)
             index = self._move_index(index)

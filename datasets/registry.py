@@ -109,6 +109,13 @@ def load_images(
         raise InputError(f"data.dataset={dataset} has samples of shape {images.shape}, but {keys} for {shape}")
     if classes and num_classes and num_classes != images.num_classes:
         raise InputError(f"data.num_classes={num_classes}, but data.dataset={dataset} has {images.num_classes}")
+    if images.cond_size != (options.get("cond_size") or 0):
+        raise InputError(
+            f"data.cond_size={options.get('cond_size') or 0}, but the condition of data.dataset={dataset} has "
+            f"{images.cond_size} values"
+        )
+    if images.labels.isinf().any():
+        raise InputError(f"data.dataset={dataset} has conditions that are not finite")
     names = options.get("class_names")
     if names is not None and "class_names" not in options_of(DATASETS[name]) and tuple(names) != images.class_names:
         raise InputError(f"data.class_names={list(names)}, but data.dataset={dataset} has {list(images.class_names)}")

@@ -101,7 +101,7 @@ class DatasetMetric(RowsMetric, ABC):
             "unit": "bits per dimension" if self.unit == "bits" else "nats, minus the log density in units of the data",
             "images": n,
             "split": f"{self.split}, {n} of {len(self.images)} images",
-            "labels": "class of each image given" if self.net.num_classes else "no classes",
+            "labels": self.labels_given(),
             "per_image": f"{self.name}.npz",
             **{f"{term}_term": float(values.mean()) for term, values in rows.items()},
             **self.protocol(),
@@ -115,9 +115,15 @@ class DatasetMetric(RowsMetric, ABC):
         """Return ``bits`` for data with levels, ``nats`` for continuous data."""
         return "bits" if self.images.levels else "nats"
 
+    def labels_given(self) -> str:
+        """Describe what the network is told of an image."""
+        if self.net.cond_size:
+            return "condition of each sample given"
+        return "class of each image given" if self.net.num_classes else "no classes"
+
     def score_fn(self, images: range) -> ScoreFn:
-        """Return the score given the classes of these images, if the network has classes."""
-        labels = self.images.labels[images.start : images.stop].to(self.device) if self.net.num_classes else None
+        """Return the score given the classes or conditions of these images, if the network has one of these."""
+        labels = self.images.labels[images.start : images.stop].to(self.device) if self.net.takes_labels else None
         return lambda x, sigma: self.net(x, sigma, labels)
 
     def dequantize(self, images: range) -> Tensor:

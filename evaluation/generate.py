@@ -16,7 +16,7 @@ from sampling import Sampler, create_sampler, guided_score
 from sampling.denoising import apply_published_denoiser, posterior_mean
 from sampling.draw import draw_samples
 from sampling.images import share_outside, to_array, to_trajectory
-from sampling.labels import labels_of, resolve_labels
+from sampling.labels import conditions_of, labels_of, resolve_conditions, resolve_labels
 from sde import create_process
 from utils.distributed import Distributed
 from utils.errors import InputError
@@ -28,7 +28,7 @@ class GeneratedBatch:
 
     Attributes:
         pixels: images, uint8 (N, H, W, C), or other samples, (N, ...), in the units of their data.
-        labels: classes of the images, int64 (N,); None for a network without classes.
+        labels: classes of the images, int64 (N,), or conditions, float32 (N, K); None for a network without both.
         trajectory: states of the first images from noise to image, (K, n, ...) of the type of ``pixels``, or None.
         nfe: number of evaluations of the score for each image.
         clipped: share of the values of each image that were outside [0, 1] and are clipped, float32 (N,); zeros for
@@ -47,7 +47,8 @@ class ImageSampler:
 
     Args:
         cfg: configuration with ``load_dir``, ``eval.ckpt``, ``eval.ema``, ``eval.weights``, ``precision``,
-            ``compile``, ``sampling``, ``denoiser_path``, ``label``, ``w`` and ``seed``.
+            ``compile``, ``sampling``, ``denoiser_path``, ``label``, ``cond``, ``w`` and
+            ``seed``.
         device: device to compute on.
 
     Raises:
@@ -62,13 +63,16 @@ class ImageSampler:
             compile_network(self.net)
         self.sde = create_process(self.run.sde)
         self.is_image, self.units = is_image(self.run.data), create_units(self.run.data)
-        self.classes = resolve_labels(cfg.label, cfg.w, self.net.num_classes, self.run.data.get("class_names") or ())
+        names = self.run.data.get("class_names") or ()
+        self.classes = resolve_labels(cfg.label, cfg.w, self.net.num_classes, names, self.net.cond_size)
+        self.conditions = resolve_conditions(cfg.cond, cfg.w, self.net.cond_size)
         self.denoise = self._denoiser()
         self.num_steps = self._sampler(self.denoise and (lambda x: x)).num_steps
 
     def __call__(self, images: range, on_step: Callable[[], object] | None = None) -> GeneratedBatch:
         """Draw the images with these numbers, all at once."""
-        labels = labels_of(images, self.classes, self.net.num_classes, self.cfg.seed)
+        given = conditions_of(images, self.conditions) if self.conditions else None
+        labels = labels_of(images, self.classes, self.net.num_classes, self.cfg.seed) if given is None else given
         labels = labels if labels is None else labels.to(self.device)
         denoise = self.denoise
         sampler = self._sampler(denoise and (lambda x: denoise(x, labels)))
@@ -109,6 +113,10 @@ class ImageSampler:
             )
         if net.num_classes not in (0, self.net.num_classes):
             raise InputError(f"denoiser_path={path} has {net.num_classes} classes, load_dir {self.net.num_classes}")
+        if net.cond_size not in (0, self.net.cond_size):
+            raise InputError(
+                f"denoiser_path={path} has a condition of {net.cond_size} values, load_dir of {self.net.cond_size}"
+            )
         net.set_precision(self.cfg.precision)
         if self.cfg.compile:
             compile_network(net)
@@ -120,7 +128,7 @@ class ImageSampler:
                 f"denoiser_path={path} knows noise from {run.sde.sigma_min} to {run.sde.sigma_max}, not the "
                 f"sde.sigma_min={sigma} that is left here"
             )
-        return lambda x, labels: posterior_mean(guided_score(net, labels if net.num_classes else None), x, sigma)
+        return lambda x, labels: posterior_mean(guided_score(net, labels if net.takes_labels else None), x, sigma)
 
 
 def generate_batches(

@@ -60,7 +60,8 @@ def generate_images(cfg: DictConfig, out_dir: Path, distributed: Distributed, st
 
         batches = distributed.run_on_main(open_here)
         log.info("%d of %d rounds to draw in %s", len(batches), cfg.eval.rounds, folder)
-        columns = len(sampler.classes) if len(sampler.classes) > 1 else None
+        in_turn = len(sampler.classes or sampler.conditions)
+        columns = in_turn if in_turn > 1 else None
         for r, drawn in generate_batches(sampler, batches, cfg.eval.batch_size, distributed):
             if drawn is not None:
                 path = save_batch(folder, r, drawn, columns, cfg.eval.save_images)
@@ -94,7 +95,9 @@ def save_batch(folder: Path, r: int, drawn: GeneratedBatch, columns: int | None,
             save_each(drawn.pixels, folder / "single", first=r * len(drawn.pixels))
         if r == 0 and drawn.trajectory is not None:
             save_trajectory(drawn.trajectory, folder / "trajectory")
-    arrays = {"samples": drawn.pixels} | ({} if drawn.labels is None else {"labels": drawn.labels})
+    arrays = {"samples": drawn.pixels}
+    if drawn.labels is not None:
+        arrays["labels" if drawn.labels.ndim == 1 else "cond"] = drawn.labels
     if drawn.clipped.any():
         arrays["clipped"] = drawn.clipped
     write_arrays(arrays_path(folder, r), arrays)
@@ -104,6 +107,7 @@ def save_batch(folder: Path, r: int, drawn: GeneratedBatch, columns: int | None,
 def arrays_path(folder: Path, r: int) -> Path:
     """Return the file of batch ``r``: ``samples``, the pixels of a ``GeneratedBatch``.
 
-    Also its ``labels``, if there are classes, and ``clipped``, if a value was clipped.
+    Also its ``labels``, if there are classes, or ``cond``, if there is a condition, and ``clipped``, if a value was
+    clipped.
     """
     return folder / f"samples_{r}.npz"

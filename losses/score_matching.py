@@ -37,7 +37,8 @@ def score_matching_loss(
         net: score network, called as net(x, sigma, labels).
         process: diffusion process.
         x0: data in [0, 1], (B, ...).
-        labels: classes, int64 (B,), -1 for none; None for a network without classes.
+        labels: classes, int64 (B,), -1 for none, or conditions, float32 (B, K), NaN for none; None for a network
+            without both.
         noise_levels: distribution of the times.
         weighting: weight of the squared error by noise level.
         reduce_mean: whether to take the mean over dimensions, instead of half the sum.
@@ -101,7 +102,7 @@ def score_error(
         x0: data in [0, 1], (B, ...).
         t: times, (B,).
         x: samples of the process at these times, (B, ...).
-        labels: classes, int64 (B,); None for a network without classes.
+        labels: classes, int64 (B,), or conditions, float32 (B, K); None for a network without both.
         conditional_score: a compiled ``process.conditional_score``; None for that method itself.
         weighting: weight of the squared error by noise level.
         reduce_mean: whether to take the mean over dimensions, instead of half the sum.

@@ -4,7 +4,7 @@ from models.compiled import compile_network, compiled
 from models.create import create_model
 from models.io.pretrained import load_denoiser, load_pretrained
 from models.layers import Network, recompute_activations
-from models.score_model import NULL_LABEL, ScoreModel
+from models.score_model import NULL_LABEL, ScoreModel, null_like
 
 __all__ = [
     "NULL_LABEL",
@@ -15,5 +15,6 @@ __all__ = [
     "create_model",
     "load_denoiser",
     "load_pretrained",
+    "null_like",
     "recompute_activations",
 ]

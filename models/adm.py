@@ -8,12 +8,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers import (
+    CONVOLUTIONS,
     Block,
     Network,
     PixelAttention,
     Resample,
     Weighted,
-    check_square_images,
+    append_axes,
+    check_axes,
+    check_divisible,
+    condition_features,
     downsample,
     full_precision,
     group_norm,
@@ -38,15 +42,16 @@ def _init(layer: Weighted) -> Weighted:
 
 
 class ResidualBlock(Block):
-    """Residual block, (B, in, H, W) -> (B, out, H', W'), that may end in attention.
+    """Residual block, such as (B, in, H, W) -> (B, out, H', W'), that may end in attention.
 
-    The embedding scales and shifts the second normalisation. ``resample`` (None, ``upsample`` or ``downsample``) sets
-    H', W'. Attention has a head for every 64 channels; a block of fewer channels has no attention, as in the published
-    network.
+    The data have ``axes`` axes after the channels. The embedding scales and shifts the second normalisation.
+    ``resample`` (None, ``upsample`` or ``downsample``) sets H', W'. Attention has a head for every 64 channels; a block
+    of fewer channels has no attention, as in the published network.
     """
 
     def __init__(
         self,
+        axes: int,
         in_channels: int,
         out_channels: int,
         embedding: int,
@@ -55,30 +60,31 @@ class ResidualBlock(Block):
         resample: Resample = None,
     ) -> None:
         super().__init__()
+        conv = CONVOLUTIONS[axes]
         self.resample = resample
         self.norm1 = group_norm(in_channels, EPS)
-        self.conv1 = _init(nn.Conv2d(in_channels, out_channels, 3, padding=1))
+        self.conv1 = _init(conv(in_channels, out_channels, 3, padding=1))
         self.affine = _init(nn.Linear(embedding, 2 * out_channels))
         self.norm2 = group_norm(out_channels, EPS)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        self.conv2 = zero_init(conv(out_channels, out_channels, 3, padding=1))
         changes = in_channels != out_channels
-        self.shortcut = _init(nn.Conv2d(in_channels, out_channels, 1)) if changes else nn.Identity()
+        self.shortcut = _init(conv(in_channels, out_channels, 1)) if changes else nn.Identity()
         heads = out_channels // CHANNELS_PER_HEAD if attention else 0
-        self.attention = PixelAttention(out_channels, heads, EPS, _init) if heads else nn.Identity()
+        self.attention = PixelAttention(axes, out_channels, heads, EPS, _init) if heads else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         h = F.silu(self.norm1(x))
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
-        scale, shift = self.affine(embedding)[:, :, None, None].chunk(2, dim=1)
+        scale, shift = append_axes(self.affine(embedding), h).chunk(2, dim=1)
         h = shift + self.norm2(self.conv1(h)) * (scale + 1.0)
         h = self.conv2(self.dropout(F.silu(h)))
         return self.attention(self.shortcut(x) + h)
 
 
 class Level(nn.Module):
-    """The blocks of one resolution, ``size`` pixels wide: first ``enter``, from the level before, then ``blocks``."""
+    """The blocks of a resolution of largest side ``size``: first ``enter``, from the level before, then ``blocks``."""
 
     def __init__(self, size: int, enter: Sequence[Block], blocks: Sequence[Block]) -> None:
         super().__init__()
@@ -88,17 +94,18 @@ class Level(nn.Module):
 
 
 class ADM(Network):
-    """U-Net for square images, with or without classes; see ``Network``.
+    """U-Net for data of one to three axes and channels, with or without classes or a condition; see ``Network``.
 
     Args:
-        data_shape: shape of an image, (C, H, H), with H divisible by 2^(levels - 1).
+        data_shape: shape of the data, (C, L), (C, H, W) or (C, D, H, W), every side divisible by 2^(levels - 1).
         num_classes: number of classes; 0 for a network without classes.
+        cond_size: number of values of the condition; 0 for a network without a condition.
         num_outputs: number of output channels for each channel of the data.
         model_channels: number of channels at the first level.
         channel_mult: channels of each level in units of ``model_channels``; as many levels as entries.
         channel_mult_emb: size of the embedding in units of ``model_channels``.
         num_blocks: number of residual blocks of a level (one more in the decoder).
-        attn_resolutions: image sizes at which blocks of at least 64 channels end in attention.
+        attn_resolutions: largest sides of the levels whose blocks of at least 64 channels end in attention.
         dropout: probability that a feature is dropped in training, in [0, 1).
 
     Raises:
@@ -109,6 +116,7 @@ class ADM(Network):
         self,
         data_shape: Sequence[int],
         num_classes: int = 0,
+        cond_size: int = 0,
         *,
         num_outputs: int = 1,
         model_channels: Width = 192,
@@ -118,14 +126,16 @@ class ADM(Network):
         attn_resolutions: Resolutions = (32, 16, 8),
         dropout: Probability = 0.1,
     ) -> None:
-        super().__init__(data_shape, num_classes)
+        super().__init__(data_shape, num_classes, cond_size)
         levels = len(channel_mult)
-        num_channels, image_size = check_square_images(data_shape, "adm", levels)
+        num_channels, sides = check_axes(data_shape, "adm")
+        check_divisible(data_shape, levels)
+        conv = CONVOLUTIONS[len(sides)]
         if model_channels % 2:
             raise InputError(f"model.model_channels={model_channels}: need an even number")
         embedding = model_channels * channel_mult_emb
         widths = [model_channels * m for m in channel_mult]
-        sizes = [image_size >> level for level in range(levels)]
+        sizes = [max(sides) >> level for level in range(levels)]
 
         def block(
             in_channels: int,
@@ -135,7 +145,7 @@ class ADM(Network):
             resample: Resample = None,
         ) -> ResidualBlock:
             attention = attention or size in attn_resolutions
-            return ResidualBlock(in_channels, out_channels, embedding, dropout, attention, resample)
+            return ResidualBlock(len(sides), in_channels, out_channels, embedding, dropout, attention, resample)
 
         self.model_channels = model_channels
         self.embed1 = _init(nn.Linear(model_channels, embedding))
@@ -143,7 +153,9 @@ class ADM(Network):
         if num_classes:
             self.embed_label = nn.Linear(num_classes, embedding, bias=False)
             nn.init.normal_(self.embed_label.weight)  # one row enters at a time: no fan-in to divide by
-        self.conv_in = _init(nn.Conv2d(num_channels, widths[0], 3, padding=1))
+        if cond_size:
+            self.embed_cond = _init(nn.Linear(2 * cond_size, embedding, bias=False))
+        self.conv_in = _init(conv(num_channels, widths[0], 3, padding=1))
 
         width, skips = widths[0], [widths[0]]
         self.encoder = nn.ModuleList()
@@ -168,15 +180,17 @@ class ADM(Network):
             self.decoder.append(Level(size, enter, blocks))
 
         self.norm_out = group_norm(width, EPS)
-        self.conv_out = zero_init(nn.Conv2d(width, num_outputs * num_channels, 3, padding=1))
+        self.conv_out = zero_init(conv(width, num_outputs * num_channels, 3, padding=1))
 
     def embed(self, sigma: Tensor, labels: Tensor | None) -> Tensor:
-        """Embed noise level and class, (B,), (B,) -> (B, channel_mult_emb * model_channels)."""
+        """Embed noise level, and class or condition, as (B, channel_mult_emb * model_channels)."""
         half = self.model_channels // 2
         frequencies = 10000.0 ** (-torch.arange(half, dtype=sigma.dtype, device=sigma.device) / half)
         angle = torch.log(0.5 * sigma)[:, None] * frequencies
         h = self.embed2(F.silu(self.embed1(torch.cat([angle.cos(), angle.sin()], dim=1))))
-        if labels is not None:
+        if labels is not None and self.cond_size:
+            h = h + self.embed_cond(condition_features(labels.to(sigma.dtype)))
+        elif labels is not None:
             h = h + self.embed_label(one_hot(labels, self.num_classes).to(sigma.dtype))
         return F.silu(h)
 

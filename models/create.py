@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
 from omegaconf import DictConfig
 
 from datasets.shape import data_shape
 from models.adm import ADM
 from models.ddpmpp import DDPMpp
-from models.layers import Network
+from models.layers import Network, to_channels_last
+from models.mlp import MLP
 from models.options import ModelOptions
 from models.parametrization import PARAMETRIZATIONS
 from models.score_model import ScoreModel
@@ -20,9 +20,9 @@ from sde import create_process
 from utils.errors import InputError
 from utils.options import Option, check_name, check_section, one_of, options_of, plain
 
-NETWORKS: dict[str, type[Network]] = {"ddpmpp": DDPMpp, "vdm": VDM, "adm": ADM}
+NETWORKS: dict[str, type[Network]] = {"ddpmpp": DDPMpp, "vdm": VDM, "adm": ADM, "mlp": MLP}
 # Arguments that follow from data, parametrization and process.
-GIVEN = ("data_shape", "num_classes", "num_outputs", "sigma_min", "sigma_max")
+GIVEN = ("data_shape", "num_classes", "cond_size", "num_outputs", "sigma_min", "sigma_max")
 
 
 def model_options(name: str) -> dict[str, Option]:
@@ -42,9 +42,9 @@ def model_options(name: str) -> dict[str, Option]:
     return options | options_of(NETWORKS[name], leave_out=GIVEN)
 
 
-def takes_classes(name: str) -> bool:
-    """Return whether the network ``name`` supports classes."""
-    return "num_classes" in inspect.signature(NETWORKS[name]).parameters
+def networks_with(argument: str) -> list[str]:
+    """Return the names of the networks whose constructor takes ``argument``, one of ``GIVEN``."""
+    return [name for name, network in NETWORKS.items() if argument in inspect.signature(network).parameters]
 
 
 def create_model(model: Mapping[str, Any], data: Mapping[str, Any], sde: Mapping[str, Any]) -> ScoreModel:
@@ -55,12 +55,13 @@ def create_model(model: Mapping[str, Any], data: Mapping[str, Any], sde: Mapping
     Args:
         model: ``name`` of the network, ``parametrization`` (``output`` if it is missing), and the options of both;
             ``ema_rate`` is an option of training and ignored here.
-        data: shape of the data (see ``data_shape``), and ``classes`` with ``num_classes``.
+        data: shape of the data (see ``data_shape``), ``classes`` with ``num_classes``, and ``cond_size`` (0 if it is
+            missing).
         sde: ``name`` of the process, ``sigma_min`` and ``sigma_max``.
 
     Raises:
-        InputError: for an unknown network, parametrization or option, a network without classes for data with them, or
-            a parametrization that does not suit the process or the network.
+        InputError: for an unknown network, parametrization or option, a network without classes or a condition for
+            data with them, or a parametrization that does not suit the process or the network.
     """
     model = plain(model) if isinstance(model, DictConfig) else model
     name, kind = model["name"], model.get("parametrization", "output")
@@ -68,8 +69,15 @@ def create_model(model: Mapping[str, Any], data: Mapping[str, Any], sde: Mapping
     check_section(model, known | {"ema_rate": replace(known["ema_rate"], required=False)}, "model")
     arguments = inspect.signature(NETWORKS[name]).parameters
     num_classes = data["num_classes"] if data["classes"] else 0
-    if num_classes and not takes_classes(name):
-        raise InputError(f"data.classes=True, but model={name} has no classes: use model=adm or data.classes=False")
+    if num_classes and name not in networks_with("num_classes"):
+        suitable = " or ".join(f"model={other}" for other in networks_with("num_classes"))
+        raise InputError(f"data.classes=True, but model={name} has no classes: use {suitable}, or data.classes=False")
+    cond_size = data.get("cond_size") or 0
+    if cond_size and name not in networks_with("cond_size"):
+        suitable = " or ".join(f"model={other}" for other in networks_with("cond_size"))
+        raise InputError(f"data.cond_size={cond_size}, but model={name} takes no condition: use {suitable}")
+    if cond_size and num_classes:
+        raise InputError(f"data.cond_size={cond_size} and data.classes=True: a network has classes or a condition")
     num_outputs = PARAMETRIZATIONS[kind].num_outputs
     if num_outputs > 1 and "num_outputs" not in arguments:
         raise InputError(
@@ -84,6 +92,7 @@ def create_model(model: Mapping[str, Any], data: Mapping[str, Any], sde: Mapping
     given = {
         "data_shape": data_shape(data),
         "num_classes": num_classes,
+        "cond_size": cond_size,
         "num_outputs": num_outputs,
         "sigma_min": sde["sigma_min"],
         "sigma_max": sde["sigma_max"],
@@ -102,4 +111,5 @@ def create_model(model: Mapping[str, Any], data: Mapping[str, Any], sde: Mapping
     except (TypeError, ValueError, RuntimeError, ArithmeticError, IndexError) as error:
         # The arguments are all from the configuration, so an error of torch is about their values.
         raise InputError(f"model={name}: {error}") from error
-    return ScoreModel(network.to(memory_format=torch.channels_last), parametrization)
+    to_channels_last(network)
+    return ScoreModel(network, parametrization)

@@ -12,7 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from utils.errors import InputError
 
-Weighted = TypeVar("Weighted", nn.Linear, nn.Conv2d)  # a layer with weight and bias
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+Weighted = TypeVar("Weighted", bound=nn.Linear | Convolution)  # a layer with weight and bias
 Resample = Callable[[Tensor], Tensor] | None  # upsample, downsample, or None for the same resolution
 
 
@@ -21,18 +22,21 @@ class Network(nn.Module):
 
     ``x`` and the output are (B, *data_shape). For a parametrization with several outputs for each value of the data,
     the output has as many times the first axis of the data: a constructor that takes ``num_outputs`` is told how many.
-    Noise levels ``sigma`` are (B,). ``labels`` are int64 (B,), -1 where an item has no class; None if and only if
-    ``num_classes`` is 0.
+    Noise levels ``sigma`` are (B,). ``labels`` are classes, int64 (B,), -1 where an item has no class; or for a network
+    with ``cond_size`` K > 0 conditions, float32 (B, K), NaN where an item has none; None if and only if ``num_classes``
+    and ``cond_size`` are 0. A network has classes or a condition, not both.
 
     Args:
         data_shape: shape of one item of the data, such as (C, H, W).
         num_classes: number of classes; 0 for a network without classes.
+        cond_size: number of values of the condition; 0 for a network without a condition.
     """
 
-    def __init__(self, data_shape: Sequence[int], num_classes: int = 0) -> None:
+    def __init__(self, data_shape: Sequence[int], num_classes: int = 0, cond_size: int = 0) -> None:
         super().__init__()
         self.data_shape = tuple(data_shape)
         self.num_classes = num_classes
+        self.cond_size = cond_size
 
 
 class Block(nn.Module):
@@ -71,10 +75,38 @@ def group_norm(channels: int, eps: float) -> GroupNorm:
     return GroupNorm(groups, channels, eps=eps)
 
 
+class LayerNorm(nn.LayerNorm):
+    """Layer normalisation in the precision of the weights, also under autocast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype))
+
+
+# By the number of axes of the data after the channels.
+CONVOLUTIONS: dict[int, type[Convolution]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+AVERAGE_POOLS: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+
+
+def to_channels_last(net: nn.Module) -> None:
+    """Give the four-dimensional tensors of ``net`` the memory format in which two-dimensional convolutions are fastest.
+
+    ``net.to(memory_format=torch.channels_last)`` refuses the weights of three-dimensional convolutions.
+    """
+    for tensor in (*net.parameters(), *net.buffers()):
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.to(memory_format=torch.channels_last)
+
+
+def append_axes(features: Tensor, like: Tensor) -> Tensor:
+    """Reshape features (B, C) to (B, C, 1, ...), so that they broadcast against ``like`` (B, C, ...)."""
+    return features.reshape(*features.shape, *[1] * (like.ndim - 2))
+
+
 class PixelAttention(nn.Module):
-    """Residual self-attention over the pixels, (B, C, H, W) -> (B, C, H, W).
+    """Residual self-attention over all positions, such as the pixels of an image, (B, C, ...) -> (B, C, ...).
 
     Args:
+        axes: number of axes after the channels, 1 to 3.
         channels: number of channels, C, divisible by ``heads``.
         heads: number of attention heads, each of C / heads channels.
         eps: epsilon of the group normalisation.
@@ -85,33 +117,35 @@ class PixelAttention(nn.Module):
         InputError: if ``heads`` does not divide ``channels``.
     """
 
-    def __init__(self, channels: int, heads: int, eps: float, init: Callable[[nn.Module], nn.Module]) -> None:
+    def __init__(
+        self, axes: int, channels: int, heads: int, eps: float, init: Callable[[nn.Module], nn.Module]
+    ) -> None:
         super().__init__()
         if channels % heads:
             raise InputError(f"model: {channels} channels with attention do not divide into {heads} heads")
         self.heads = heads
         self.norm = group_norm(channels, eps)
-        self.qkv = init(nn.Conv2d(channels, 3 * channels, 1))
-        self.out = zero_init(nn.Conv2d(channels, channels, 1))
+        self.qkv = init(CONVOLUTIONS[axes](channels, 3 * channels, 1))
+        self.out = zero_init(CONVOLUTIONS[axes](channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        b, c, height, width = x.shape
+        b, c, *sides = x.shape
         # The output channels of qkv are ordered (head, channel of the head, {q, k, v}).
-        qkv = self.qkv(self.norm(x)).reshape(b, self.heads, c // self.heads, 3, height * width)
-        # Each (B, heads, H*W, C/heads); contiguous, as the fused kernels require.
+        qkv = self.qkv(self.norm(x)).reshape(b, self.heads, c // self.heads, 3, math.prod(sides))
+        # Each (B, heads, positions, C/heads); contiguous, as the fused kernels require.
         q, k, v = qkv.permute(3, 0, 1, 4, 2).contiguous().unbind(0)
         h = F.scaled_dot_product_attention(q, k, v)
-        return x + self.out(h.transpose(2, 3).reshape(b, c, height, width))
+        return x + self.out(h.transpose(2, 3).reshape(x.shape))
 
 
 def upsample(x: Tensor) -> Tensor:
-    """Double the resolution by nearest-neighbour interpolation, (B, C, H, W) -> (B, C, 2H, 2W)."""
+    """Double each side by nearest-neighbour interpolation, such as (B, C, H, W) -> (B, C, 2H, 2W)."""
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
 def downsample(x: Tensor) -> Tensor:
-    """Halve the resolution by the mean over 2x2 squares, (B, C, H, W) -> (B, C, H/2, W/2)."""
-    return F.avg_pool2d(x, 2)
+    """Halve each side by the mean over neighbours, such as 2x2 squares, (B, C, H, W) -> (B, C, H/2, W/2)."""
+    return AVERAGE_POOLS[x.ndim - 2](x, 2)
 
 
 def variance_scaling_(weight: Tensor, scale: float = 1.0) -> Tensor:
@@ -141,20 +175,43 @@ def one_hot(labels: Tensor, num_classes: int) -> Tensor:
     return labels[:, None] == torch.arange(num_classes, device=labels.device)
 
 
+def condition_features(cond: Tensor) -> Tensor:
+    """Encode conditions (B, K) as features (B, 2K): the values, 0 for NaN, and indicators that are 1 for NaN."""
+    unknown = cond.isnan()
+    return torch.cat([torch.where(unknown, 0.0, cond), unknown.to(cond.dtype)], dim=1)
+
+
 def full_precision(x: Tensor) -> torch.autocast:
     """Return a context without autocast on the device of ``x``: half precision is too coarse to embed noise levels."""
     return torch.autocast(x.device.type, enabled=False)
 
 
-def check_images(data_shape: Sequence[int], network: str) -> int:
-    """Return the number of channels of images of shape (C, H, W).
+def check_axes(data_shape: Sequence[int], network: str) -> tuple[int, Sequence[int]]:
+    """Return the number of channels and the sides of data (C, L), (C, H, W) or (C, D, H, W).
 
     Raises:
         InputError: for data of another number of axes, naming the ``network``.
     """
-    if len(data_shape) != 3:
-        raise InputError(f"model={network} is for images (C, H, W), and the data have shape {tuple(data_shape)}")
-    return data_shape[0]
+    channels, *sides = data_shape
+    if len(sides) not in CONVOLUTIONS:
+        raise InputError(
+            f"model={network} is for data (C, L), (C, H, W) or (C, D, H, W), "
+            f"and the data have shape {tuple(data_shape)}"
+        )
+    return channels, sides
+
+
+def check_divisible(data_shape: Sequence[int], num_levels: int) -> None:
+    """Raise InputError unless a network of ``num_levels`` levels can halve every side of data (C, ...)."""
+    sides, divisor = data_shape[1:], 2 ** (num_levels - 1)
+    for side in sides:
+        if side % divisor:
+            square = len(sides) == 2 and sides[0] == sides[1]
+            key = f"data.image_size={side} (or " if square else ""
+            raise InputError(
+                f"{key}a side of {side} in data.shape={list(data_shape)}{')' * square} is not divisible by {divisor}, "
+                f"which a network of {num_levels} levels needs"
+            )
 
 
 def check_square_images(data_shape: Sequence[int], network: str, num_levels: int) -> tuple[int, int]:
@@ -163,13 +220,7 @@ def check_square_images(data_shape: Sequence[int], network: str, num_levels: int
     Raises:
         InputError: for other data, naming the ``network``.
     """
-    channels = check_images(data_shape, network)
-    size = data_shape[1]
-    if size != data_shape[2]:
+    if len(data_shape) != 3 or data_shape[1] != data_shape[2]:
         raise InputError(f"model={network} is for square images, and the data have shape {tuple(data_shape)}")
-    if size % 2 ** (num_levels - 1):
-        raise InputError(
-            f"data.image_size={size} is not divisible by {2 ** (num_levels - 1)}, "
-            f"which a network of {num_levels} levels needs"
-        )
-    return channels, size
+    check_divisible(data_shape, num_levels)
+    return data_shape[0], data_shape[1]

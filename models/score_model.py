@@ -1,5 +1,6 @@
 """The score model: a network, the parametrization of its output, and the precision that it runs in."""
 
+import math
 from contextlib import nullcontext
 from typing import Self
 
@@ -11,8 +12,13 @@ from models.parametrization import Parametrization
 from utils.errors import InputError
 from utils.options import check_name
 
-NULL_LABEL = -1  # stands for "no class"; class 0 is a real class
+NULL_LABEL = -1  # stands for "no class"; class 0 is a real class. "No condition" is NaN
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def null_like(labels: Tensor) -> Tensor:
+    """Return the null label, or the null condition if ``labels`` are conditions, in their shape."""
+    return torch.full_like(labels, math.nan if labels.is_floating_point() else NULL_LABEL)
 
 
 class ScoreModel(nn.Module):
@@ -44,6 +50,16 @@ class ScoreModel(nn.Module):
         """Number of classes; 0 for a network without classes."""
         return self.network.num_classes
 
+    @property
+    def cond_size(self) -> int:
+        """Number of values of the condition; 0 for a network without a condition."""
+        return self.network.cond_size
+
+    @property
+    def takes_labels(self) -> bool:
+        """Whether the network has classes or a condition."""
+        return bool(self.num_classes or self.cond_size)
+
     def set_precision(self, precision: str) -> Self:
         """Choose the precision of the network, and return this model.
 
@@ -64,18 +80,21 @@ class ScoreModel(nn.Module):
         Args:
             x: noisy data, (B, *data_shape).
             sigma: noise levels, (B,).
-            labels: classes, int64 (B,), ``NULL_LABEL`` for no class; None for no class in the whole batch.
+            labels: classes, int64 (B,), ``NULL_LABEL`` for no class; or conditions, float32 (B, cond_size), NaN for no
+                condition; None for no class or condition in the whole batch.
 
         Returns:
             Estimate of d/dx log p_sigma(x | label), (B, *data_shape), in float32 or wider.
 
         Raises:
-            InputError: if labels are given to a network without classes.
+            InputError: if labels are given to a network without classes and without a condition.
         """
-        if labels is not None and not self.num_classes:
+        if labels is not None and not self.takes_labels:
             raise InputError("this network has no classes: call it without labels")
         if labels is None and self.num_classes:
             labels = torch.full((len(x),), NULL_LABEL, device=x.device)
+        elif labels is None and self.cond_size:
+            labels = torch.full((len(x), self.cond_size), math.nan, device=x.device)
         half = self.precision != "fp32"
         with torch.autocast(x.device.type, PRECISIONS[self.precision]) if half else nullcontext():
             raw = self.network(self.parametrization.scale_input(x, sigma), sigma, labels)

@@ -10,11 +10,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from models.layers import (
+    CONVOLUTIONS,
     Block,
     Network,
     PixelAttention,
     Weighted,
-    check_images,
+    append_axes,
+    check_axes,
     full_precision,
     group_norm,
     zero_init,
@@ -34,30 +36,32 @@ def _init(layer: Weighted) -> Weighted:
 
 
 class ResidualBlock(Block):
-    """Two convolutions with the noise embedding between them: (B, in, H, W) -> (B, out, H, W)."""
+    """Two convolutions over ``axes`` axes with the noise embedding between them: (B, in, ...) -> (B, out, ...)."""
 
-    def __init__(self, in_channels: int, out_channels: int, embedding: int, dropout: float) -> None:
+    def __init__(self, axes: int, in_channels: int, out_channels: int, embedding: int, dropout: float) -> None:
         super().__init__()
-        self.conv1 = _init(nn.Conv2d(in_channels, out_channels, 3, padding=1))
-        self.conv2 = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        conv = CONVOLUTIONS[axes]
+        self.conv1 = _init(conv(in_channels, out_channels, 3, padding=1))
+        self.conv2 = zero_init(conv(out_channels, out_channels, 3, padding=1))
         self.norm1 = group_norm(in_channels, EPS)
         self.norm2 = group_norm(out_channels, EPS)
         changes = in_channels != out_channels
-        self.shortcut = _init(nn.Conv2d(in_channels, out_channels, 1)) if changes else nn.Identity()
+        self.shortcut = _init(conv(in_channels, out_channels, 1)) if changes else nn.Identity()
         self.embed = zero_init(nn.Linear(embedding, out_channels, bias=False))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x))) + self.embed(embedding)[:, :, None, None]
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = h + append_axes(self.embed(embedding), h)
         h = self.conv2(self.dropout(F.silu(self.norm2(h))))
         return self.shortcut(x) + h
 
 
 class VDM(Network):
-    """Network without resampling for images of any height and width, without classes; see ``Network``.
+    """Network without resampling for data of one to three axes and channels, without classes; see ``Network``.
 
     Args:
-        data_shape: shape of an image, (C, H, W).
+        data_shape: shape of the data, (C, L), (C, H, W) or (C, D, H, W), with sides of any length.
         num_outputs: number of output channels for each channel of the data.
         sigma_min: noise level that the embedding maps to 0.
         sigma_max: noise level that the embedding maps to 1.
@@ -70,7 +74,7 @@ class VDM(Network):
         dropout: probability that a feature is dropped in training, in [0, 1).
 
     Raises:
-        InputError: if the data are no images, or ``channels`` or the range of k is out of bounds.
+        InputError: if the data have another number of axes, or ``channels`` or the range of k is out of bounds.
     """
 
     def __init__(
@@ -89,7 +93,8 @@ class VDM(Network):
         dropout: Probability = 0.1,
     ) -> None:
         super().__init__(data_shape)
-        num_channels = check_images(data_shape, "vdm")
+        num_channels, sides = check_axes(data_shape, "vdm")
+        axes, conv = len(sides), CONVOLUTIONS[len(sides)]
         if channels < 4:
             raise InputError(f"model.channels={channels}: need at least 4")
         if image_fourier and not 0 <= image_fourier_start <= image_fourier_end <= 24:  # the bits of a float32 pixel
@@ -104,19 +109,19 @@ class VDM(Network):
 
         def block(in_channels: int) -> nn.ModuleList:
             """Create a residual block and its attention."""
-            after = PixelAttention(channels, 1, EPS, _init) if attention else nn.Identity()
-            return nn.ModuleList([ResidualBlock(in_channels, channels, 4 * channels, dropout), after])
+            after = PixelAttention(axes, channels, 1, EPS, _init) if attention else nn.Identity()
+            return nn.ModuleList([ResidualBlock(axes, in_channels, channels, 4 * channels, dropout), after])
 
         self.embed1 = _init(nn.Linear(channels, 4 * channels))
         self.embed2 = _init(nn.Linear(4 * channels, 4 * channels))
-        self.conv_in = _init(nn.Conv2d(num_channels * (1 + 2 * len(self.fourier_powers)), channels, 3, padding=1))
+        self.conv_in = _init(conv(num_channels * (1 + 2 * len(self.fourier_powers)), channels, 3, padding=1))
         self.encoder = nn.ModuleList(block(channels) for _ in range(num_blocks))
-        self.mid_block1 = ResidualBlock(channels, channels, 4 * channels, dropout)
-        self.mid_attention = PixelAttention(channels, 1, EPS, _init)
-        self.mid_block2 = ResidualBlock(channels, channels, 4 * channels, dropout)
+        self.mid_block1 = ResidualBlock(axes, channels, channels, 4 * channels, dropout)
+        self.mid_attention = PixelAttention(axes, channels, 1, EPS, _init)
+        self.mid_block2 = ResidualBlock(axes, channels, channels, 4 * channels, dropout)
         self.decoder = nn.ModuleList(block(2 * channels) for _ in range(num_blocks + 1))
         self.norm_out = group_norm(channels, EPS)
-        self.conv_out = zero_init(nn.Conv2d(channels, num_outputs * num_channels, 3, padding=1))
+        self.conv_out = zero_init(conv(channels, num_outputs * num_channels, 3, padding=1))
 
     def embed(self, sigma: Tensor) -> Tensor:
         """Embed the noise level, (B,) -> (B, 4 * channels)."""
@@ -130,12 +135,12 @@ class VDM(Network):
         return self.embed2(F.silu(self.embed1(features)))
 
     def append_fourier(self, x: Tensor) -> Tensor:
-        """Append all sines and all cosines to the image, (B, C, H, W) -> (B, C (1 + 2 powers), H, W)."""
+        """Append all sines and all cosines to the data, (B, C, ...) -> (B, C (1 + 2 powers), ...)."""
         if not self.image_fourier:
             return x
         powers = [2.0 * math.pi * 2.0**k for k in self.fourier_powers]
         frequencies = torch.tensor(powers, dtype=x.dtype, device=x.device)
-        angle = (x[:, :, None] * frequencies[:, None, None]).flatten(1, 2)
+        angle = (x[:, :, None] * frequencies.reshape(-1, *[1] * (x.ndim - 2))).flatten(1, 2)
         return torch.cat([x, angle.sin(), angle.cos()], dim=1)
 
     def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:

@@ -32,7 +32,8 @@ def draw_samples(
         data_shape: shape of a sample.
         numbers: numbers of the samples.
         seed: seed of their noise.
-        labels: classes of the samples, int64 (len(numbers),), on ``device``; None for a network without classes.
+        labels: classes of the samples, int64 (len(numbers),), or conditions, float32 (len(numbers), K), on ``device``;
+            None for a network without both, or for none.
         w: guidance weight.
         on_step: function called ``sampler.num_steps`` times, for a progress bar.
         device: device of the network.

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from models import NULL_LABEL
+from models import null_like
 
 
 def guided_score(
@@ -17,12 +17,12 @@ def guided_score(
 
     Args:
         net: score network, called as net(x, sigma, labels).
-        labels: classes of the samples, int64 (B,), or None for a network without classes.
+        labels: classes of the samples, int64 (B,), or conditions, float32 (B, K); None for a network without both.
         w: guidance weight; 0 is the conditional score itself.
     """
     if labels is None or w == 0:
         return lambda x, sigma: net(x, sigma, labels)
-    both = torch.cat([labels, torch.full_like(labels, NULL_LABEL)])
+    both = torch.cat([labels, null_like(labels)])
 
     def score_fn(x: Tensor, sigma: Tensor) -> Tensor:
         conditional, null = net(torch.cat([x, x]), torch.cat([sigma, sigma]), both).chunk(2)

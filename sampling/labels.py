@@ -1,8 +1,10 @@
-"""The classes of the samples: parsing of the option ``label``, and labels by sample number."""
+"""The classes or conditions of the samples: parsing of the options ``label`` and ``cond``, and labels by number."""
 
 import logging
+import math
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import cast
 
 import numpy as np
 import torch
@@ -14,18 +16,22 @@ from utils.options import did_you_mean
 from utils.seeds import Stream, derived_seed
 
 Label = int | str | Sequence[int | str] | None
+Conditions = Sequence[float] | Sequence[Sequence[float]] | None
 
 log = logging.getLogger(__name__)
 
 
-def resolve_labels(label: Label, w: float, num_classes: int, names: Sequence[str] = ()) -> list[int]:
+def resolve_labels(
+    label: Label, w: float, num_classes: int, names: Sequence[str] = (), cond_size: int = 0
+) -> list[int]:
     """Return the numbers of the classes that ``label`` names; an empty list for None, which means random classes.
 
     Args:
         label: 0 .. num_classes - 1, -1 for the null label, the name of a class, a list of these, or None.
-        w: guidance weight, which needs classes.
+        w: guidance weight, which needs classes or a condition.
         num_classes: number of classes of the network; 0 if it has none.
         names: names of the classes, if they are known.
+        cond_size: number of values of the condition of the network; 0 if it has none.
 
     Raises:
         InputError: if the network has no such class, or none at all.
@@ -33,7 +39,7 @@ def resolve_labels(label: Label, w: float, num_classes: int, names: Sequence[str
     if not num_classes:
         if label is not None:
             raise InputError(f"label={label}: this network has no classes, leave label out")
-        if w:
+        if w and not cond_size:
             raise InputError(f"w={w}: this network has no classes to guide by, leave w out")
     names = names if len(names) == num_classes else ()
     if label is None:
@@ -44,6 +50,31 @@ def resolve_labels(label: Label, w: float, num_classes: int, names: Sequence[str
     if not given:
         raise InputError("label=[]: name at least one class")
     return [_number(value, num_classes, names) for value in given]
+
+
+def resolve_conditions(cond: Conditions, w: float, cond_size: int) -> list[list[float]]:
+    """Return the conditions that ``cond`` gives, each of ``cond_size`` values; the null condition for None.
+
+    Args:
+        cond: values of one condition, a list of conditions, or None.
+        w: guidance weight.
+        cond_size: number of values of the condition of the network; 0 if it has none.
+
+    Raises:
+        InputError: if the network has no condition or one of another size, or there is no condition to guide by.
+    """
+    if not cond_size:
+        if cond is not None:
+            raise InputError(f"cond={cond}: this network has no condition, leave cond out")
+        return []
+    if cond is None:
+        if w:
+            raise InputError(f"w={w}: there is no condition to guide by, give cond")
+        return [[math.nan] * cond_size]
+    conditions = [list(row) for row in cond if isinstance(row, Sequence)] or [cast(list[float], list(cond))]
+    if any(len(condition) != cond_size for condition in conditions):
+        raise InputError(f"cond={cond}: the condition of this network has {cond_size} values")
+    return conditions
 
 
 def _number(value: object, num_classes: int, names: Sequence[str]) -> int:
@@ -97,3 +128,8 @@ def labels_of(images: range, classes: Sequence[int], num_classes: int, seed: int
         return torch.tensor([classes[i % len(classes)] for i in images])
     draws = [np.random.default_rng(derived_seed(seed, Stream.LABEL, i)).integers(num_classes) for i in images]
     return torch.tensor(draws)
+
+
+def conditions_of(images: range, conditions: Sequence[Sequence[float]]) -> Tensor:
+    """Return the conditions of the samples with these numbers, taken in turn, float32 (len(images), K)."""
+    return torch.tensor([conditions[i % len(conditions)] for i in images])

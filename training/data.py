@@ -39,22 +39,29 @@ def show_data(images: ImageDataset, held_out: ImageDataset, batches: Loader, fol
 
     For data that are not images, the range of each coordinate over the training split is logged instead.
     """
-    counts = images.labels.bincount(minlength=images.num_classes)
     shape = " x ".join(map(str, images.shape))
     each = f"{shape} (channels x height x width)" if images.is_image else shape
     what = "images" if images.is_image else "samples"
     log.info("%d %s to train on, %d held out, each %s", len(images), what, len(held_out), each)
-    classes = f"{len(counts)} classes, of {counts.min()} to {counts.max()} {what}"
-    for number, name in enumerate(images.class_names):
-        log.info("class %d: %s, %d %s to train on", number, printable(name), counts[number], what)
     values = "continuous values" if images.levels is None else f"{images.levels} levels"
-    log.info("%s; %s", classes if len(counts) > 1 else "no classes", values)
+    log.info("%s; %s", _labels_summary(images, what), values)
     if not images.is_image:
         flat = images.data.flatten(1)[:, :SHOWN]
         for number, (low, high) in enumerate(zip(flat.amin(0).tolist(), flat.amax(0).tolist(), strict=True)):
             log.info("coordinate %d: %g to %g", number, low, high)
         return
-    x0, labels = batches(0)
-    order = torch.argsort(labels[:SHOWN], stable=True)
-    save_grid(to_uint8(x0[:SHOWN][order]), folder / "data.png")
-    log.info("%d of them, by class, in %s", len(order), folder / "data.png")
+    x0, labels = (part[:SHOWN] for part in batches(0))
+    if not images.cond_size:
+        x0 = x0[torch.argsort(labels, stable=True)]
+    save_grid(to_uint8(x0), folder / "data.png")
+    log.info("%d of them%s in %s", len(x0), "" if images.cond_size else ", by class,", folder / "data.png")
+
+
+def _labels_summary(images: ImageDataset, what: str) -> str:
+    """Log the names of the classes, and return what the network can be told about a sample."""
+    if images.cond_size:
+        return f"a condition of {images.cond_size} values"
+    counts = images.labels.bincount(minlength=images.num_classes)
+    for number, name in enumerate(images.class_names):
+        log.info("class %d: %s, %d %s to train on", number, printable(name), counts[number], what)
+    return f"{len(counts)} classes, of {counts.min()} to {counts.max()} {what}" if len(counts) > 1 else "no classes"

@@ -16,7 +16,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from datasets import Loader
 from losses import DiffusionSquared, LossHistory, Weighting, create_objective
 from losses.score_matching import SIGMA_SQUARED, UNIFORM_TIME, perturb, score_error
-from models import NULL_LABEL, ScoreModel, compile_network, compiled, create_model, recompute_activations
+from models import ScoreModel, compile_network, compiled, create_model, null_like, recompute_activations
 from sampling import create_sampler
 from sde import Process, create_process
 from training.checkpoint import Checkpoints, TrainState
@@ -233,7 +233,7 @@ def train_step(
         micro_batch = share[n * k // num_micro : n * (k + 1) // num_micro]
         seed_torch(loss_fn.seed, Stream.DROPOUT, state.step, distributed.rank, k)
         with nullcontext() if k == num_micro - 1 else distributed.no_sync(net):
-            loss = loss_fn(net, micro_batch, state.model.num_classes)
+            loss = loss_fn(net, micro_batch, state.model.takes_labels)
             objective = loss_fn.objective(loss, micro_batch)
             state.scaler.scale(objective.sum() * (distributed.world_size / len(batch))).backward()
         parts.append(loss.detach())
@@ -272,7 +272,7 @@ def evaluate(loss_fn: "Loss", net: ScoreModel, loader: Loader, distributed: Dist
     share = batch[distributed.local_slice(len(batch))]
     total = torch.zeros((), device=batch.t.device)
     if len(share):
-        total = loss_fn(net, share, net.num_classes, loss_fn.held_out_weighting).sum()
+        total = loss_fn(net, share, net.takes_labels, loss_fn.held_out_weighting).sum()
     return distributed.all_reduce_sum(total) / len(batch)
 
 
@@ -282,7 +282,7 @@ class NoisyBatch:
 
     Attributes:
         x0: data in [0, 1], (B, ...).
-        labels: classes, int64 (B,).
+        labels: classes, int64 (B,), or conditions, float32 (B, K).
         t: times, (B,).
         x: samples of the process at these times, (B, ...).
         importance: importance weights of the times, (B,); None for 1.
@@ -333,7 +333,7 @@ class Loss:
         self.conditional_score = torch.no_grad()(compiled(score)) if cfg.compile else score
 
     def __call__(
-        self, net: nn.Module, batch: NoisyBatch, num_classes: int, weighting: Weighting | None = None
+        self, net: nn.Module, batch: NoisyBatch, takes_labels: bool, weighting: Weighting | None = None
     ) -> Tensor:
         """Compute the loss of each sample of ``batch``, (B,), with ``weighting`` or else with ``Weighting.fixed``."""
         return score_error(
@@ -342,7 +342,7 @@ class Loss:
             batch.x0,
             batch.t,
             batch.x,
-            batch.labels if num_classes else None,
+            batch.labels if takes_labels else None,
             self.conditional_score,
             weighting=weighting or self.weighting.fixed,
             reduce_mean=self.reduce_mean,
@@ -376,9 +376,9 @@ class Loss:
 
 
 def drop_labels(labels: Tensor, rate: float) -> Tensor:
-    """Replace each label by the null label with probability ``rate`` (classifier-free guidance)."""
-    dropped = torch.rand(labels.shape, device=labels.device) < rate
-    return torch.where(dropped, NULL_LABEL, labels)
+    """Replace each label or condition by the null one with probability ``rate`` (classifier-free guidance)."""
+    dropped = torch.rand(len(labels), device=labels.device) < rate
+    return torch.where(dropped.reshape(-1, *[1] * (labels.ndim - 1)), null_like(labels), labels)
 
 
 def create_state(cfg: DictConfig, device: torch.device, history: LossHistory | None = None) -> TrainState:

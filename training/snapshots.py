@@ -27,7 +27,8 @@ def save_samples(
 ) -> None:
     """Draw ``eval.batch_size`` samples, one class after the other, to ``sample_0.npy``, and of images ``sample_0.png``.
 
-    The noise is the same at each snapshot. The processes share the images. After a signal nothing is written.
+    A network with a condition gets the null condition. The noise is the same at each snapshot. The processes share the
+    images. After a signal nothing is written.
     """
     own = range(cfg.eval.batch_size)[distributed.local_slice(cfg.eval.batch_size)]
     parts = distributed.gather(_draw(network, process, cfg, distributed.device, stop, own) if own else ())

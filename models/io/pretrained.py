@@ -15,6 +15,7 @@ from models.io.ema_snapshots import check_belongs, find_snapshots, reconstruct
 from models.io.run_files import find_checkpoint, named_checkpoint
 from models.io.safetensors import read_safetensors
 from models.io.weights import Weights, check_finite, check_tensors, read_weights
+from models.layers import to_channels_last
 from models.score_model import ScoreModel
 from utils.ema_options import WeightsName, check_weights
 from utils.errors import InputError
@@ -133,7 +134,9 @@ def _finish(net: ScoreModel, cfg: DictConfig, weights: Mapping[str, Tensor], dev
     if any(name not in weights for name, _ in net.network.named_buffers()):  # computed at construction, not stored
         net = create_model(cfg.model, cfg.data, cfg.sde)
     net.network.load_state_dict(weights, assign=True)
-    return net.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
+    net.to(device)
+    to_channels_last(net)
+    return net.eval().requires_grad_(False)
 
 
 def build_shapes(cfg: DictConfig, path: Path) -> ScoreModel:

@@ -16,7 +16,7 @@ from PIL import Image
 from cli.options import is_path_key, option_keys, path_keys
 from cli.overrides import parse_path, quote_paths, read_override
 from models import create_model
-from models.create import NETWORKS, takes_classes
+from models.create import networks_with
 from tests.conftest import TINY, composed, metrics, read, tiny_config
 from training.loop import train
 from training.options import check_train
@@ -176,4 +176,4 @@ def test_the_advice_on_an_experiment_with_another_network_can_be_followed():
     cfg = composed("experiment=digits", "model=ddpmpp", *advice)
     check_train(cfg, 1)
     assert create_model(cfg.model, cfg.data, cfg.sde).num_classes == 0
-    assert {name for name in NETWORKS if takes_classes(name)} == {"adm"}
+    assert networks_with("num_classes") == ["adm", "mlp"]
