@@ -42,9 +42,11 @@ def load_split(cfg: DictConfig, run: DictConfig, split: str, distributed: Distri
     The location of the images, ``dataroot`` and ``data.root``, is taken from the command line and not from the run.
 
     Raises:
-        InputError: if they are not there.
+        InputError: if they are not there, or the process of the run is for others.
     """
-    return distributed.main_first(lambda: load_configured(run.data, split == "train", cfg.dataroot, cfg.data.root))
+    images = distributed.main_first(lambda: load_configured(run.data, split == "train", cfg.dataroot, cfg.data.root))
+    create_process(run.sde).check_data(images.data, images.levels)
+    return images
 
 
 class DatasetMetric(RowsMetric, ABC):
