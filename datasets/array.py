@@ -16,7 +16,7 @@ from datasets.folders import ClassNames
 from datasets.images import ImageDataset
 from datasets.units import create_units
 from utils.errors import InputError, printable
-from utils.options import Name, PathName, did_you_mean
+from utils.options import Name, PathName, Probability, did_you_mean
 
 EVERY = 10  # without a held-out file every tenth row is held out
 
@@ -27,6 +27,9 @@ BoundOption = Annotated[
 ScaleOption = Annotated[
     Annotated[float, Field(gt=0)] | Sequence[Annotated[float, Field(gt=0)]],
     Field(description="a positive number, or one for each column or channel"),
+]
+MassOption = Annotated[
+    Probability | Sequence[Probability], Field(description="a share, or one for each column or channel")
 ]
 Columns = Annotated[Sequence[Name | int], Field(min_length=1, description="a list of names or numbers")]
 Told = Annotated[Name | Sequence[Name], Field(description="a name, or a list of names")]
@@ -72,11 +75,12 @@ class Files:
 def describe_array(data: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys of the section ``data`` that the files determine, where they are null.
 
-    They are ``shape``, ``columns``, ``low``, ``high``, ``scale``, ``levels``, ``num_classes``, ``class_names`` and
-    ``cond_size``. A bound that is left out is the smallest or largest value of its column or channel, for integers of
-    all of them. That of continuous values is moved outwards by (largest - smallest) / (n - 1), n the number of values,
-    unless several of them lie on it. Both splits count. The scale of an open side is the mean distance of the values
-    from the bound, without those on it, or an eighth of the largest distance if that is more.
+    They are ``shape``, ``columns``, ``low``, ``high``, ``scale``, ``levels``, ``mass_low``, ``mass_high``,
+    ``num_classes``, ``class_names`` and ``cond_size``. A bound that is left out is the smallest or largest value of its
+    column or channel; for integers, and for more than a thousand channels, of all of them. That of continuous values is
+    moved outwards by (largest - smallest) / (n - 1), n the number of values, unless several of them lie on it. Both
+    splits count. The scale of an open side is the mean distance of the values from the bound, without those on it, or
+    an eighth of the largest distance if that is more.
 
     Raises:
         InputError: naming the key or file at fault, with the row and the column.
@@ -87,7 +91,7 @@ def describe_array(data: Mapping[str, Any]) -> dict[str, Any]:
     shape = parts[0].x.shape[1:]
     found: dict[str, Any] = {"columns": list(parts[0].columns) or data.get("columns")}
     if data.get("simplex") is not None:
-        found |= describe_compositions(data, shape)
+        found |= describe_compositions(data, parts)
     else:
         found |= {"shape": list(shape), **describe_bounds(data, parts)}
     names, count = _classes(parts, data.get("class_names"))
@@ -113,6 +117,8 @@ def array(
     high: BoundOption | None = None,
     scale: ScaleOption | None = None,
     levels: Annotated[int, Field(ge=0, le=MOST_LEVELS)] | None = None,
+    mass_low: MassOption | None = None,
+    mass_high: MassOption | None = None,
     simplex: Literal["ordered", "sticks"] | None = None,
     outside: Outside = "error",
     num_classes: int = 0,
@@ -130,7 +136,7 @@ def array(
         labels: classes, see ``read_arrays``.
         cond: conditions, see ``read_arrays``.
         cond_size: length of a condition.
-        low, high, scale, levels, simplex: see ``create_units``.
+        low, high, scale, levels, simplex, mass_low, mass_high: see ``create_units``.
         outside: treatment of values that are missing or out of bounds: ``error``; ``drop``, which leaves out their row;
             or ``clip``, which moves values to the bounds and refuses missing ones.
         num_classes: number of classes; 0 for that of the labels of this split.
@@ -140,6 +146,7 @@ def array(
         InputError: naming the key or file at fault, with the row and the column.
     """
     options = {"low": low, "high": high, "scale": scale, "levels": levels, "simplex": simplex}
+    options |= {"mass_low": mass_low, "mass_high": mass_high}
     files = Files(root, held_out, columns, labels, cond, outside)
     first, second = files.read()
     try:

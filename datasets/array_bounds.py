@@ -14,6 +14,7 @@ from utils.errors import InputError, printable
 log = logging.getLogger(__name__)
 
 CHUNK = 2**24  # values of a memory-mapped file that are read at once
+MOST_CHANNELS = 1000  # more than these share their bounds, which are stored in the configuration of a run
 MOST_LEVELS = 2**16  # more integers than these are treated as continuous values
 LONGEST = 8.0  # the scale of an open side is at least an eighth of the largest distance from the bound
 SUM_TOLERANCE = 1e-4  # by which the sum of the parts of a composition may differ from the total, relatively
@@ -30,6 +31,13 @@ class _Range:
     on_smallest: np.ndarray
     on_largest: np.ndarray
 
+    def pooled(self) -> "_Range":
+        """Return the range of all channels together, as of one."""
+        smallest, largest = self.smallest.min(keepdims=True), self.largest.max(keepdims=True)
+        on_smallest = self.on_smallest[self.smallest == smallest].sum(keepdims=True)
+        on_largest = self.on_largest[self.largest == largest].sum(keepdims=True)
+        return _Range(smallest, largest, self.count.sum(keepdims=True), on_smallest, on_largest)
+
 
 def describe_bounds(data: Mapping[str, Any], parts: list[Arrays]) -> dict[str, Any]:
     """Return ``low``, ``high``, ``scale`` and ``levels`` of values in intervals, see ``describe_array``."""
@@ -39,6 +47,8 @@ def describe_bounds(data: Mapping[str, Any], parts: list[Arrays]) -> dict[str, A
             raise InputError(f"data.{key} has {len(data[key])} values, and the data {channels} columns or channels")
     integers = all(part.x.dtype.kind in "biu" for part in parts)
     found = _find_range(parts)
+    if channels > MOST_CHANNELS:
+        found, channels = found.pooled(), 1
     if integers:  # one range, so that all columns have the same levels
         ends = [int(found.smallest.min())], [int(found.largest.max())]
     else:
@@ -48,7 +58,7 @@ def describe_bounds(data: Mapping[str, Any], parts: list[Arrays]) -> dict[str, A
             np.where(found.on_largest > 1, found.largest, found.largest + margin).tolist(),
         )
     low, high = (end if data.get(key) is None else data[key] for key, end in zip(("low", "high"), ends, strict=True))
-    for channel in np.flatnonzero(found.smallest == found.largest):
+    for channel in map(int, np.flatnonzero(found.smallest == found.largest)):
         if data.get("low") is None or data.get("high") is None:
             raise InputError(
                 f"{parts[0].path}: {_column(parts[0], channel)} is constant, {found.smallest[channel]:g}: leave it out "
@@ -58,7 +68,22 @@ def describe_bounds(data: Mapping[str, Any], parts: list[Arrays]) -> dict[str, A
     scale = data.get("scale")
     if scale is None:
         scale = _find_scale(parts, low, high)
-    return {"low": low, "high": high, "scale": scale, "levels": _find_levels(data.get("levels"), low, high, integers)}
+    lows, highs = (end if isinstance(end, list) else [end] * channels for end in (low, high))
+    return {
+        "low": low,
+        "high": high,
+        "scale": scale,
+        "levels": _find_levels(data.get("levels"), low, high, integers),
+        "mass_low": _shares(lows, found.smallest, found.on_smallest / found.count),
+        "mass_high": _shares(highs, found.largest, found.on_largest / found.count),
+    }
+
+
+def _shares(bounds: list[Any], ends: np.ndarray, shares: np.ndarray) -> list[float]:
+    """Return the shares of the values on the bounds, from those on the outermost values of the channels, ``ends``."""
+    # Compared as float32, since a bound of a float32 file need not be typed with all of its digits.
+    on_end = [bound != OPEN and np.float32(bound) == np.float32(end) for bound, end in zip(bounds, ends, strict=True)]
+    return np.where(on_end, shares, 0.0).round(6).tolist()
 
 
 def _find_levels(levels: int | None, low: Any, high: Any, integers: bool) -> int:
@@ -77,8 +102,9 @@ def _find_levels(levels: int | None, low: Any, high: Any, integers: bool) -> int
     return int(high - low) + 1
 
 
-def describe_compositions(data: Mapping[str, Any], shape: tuple[int, ...]) -> dict[str, Any]:
-    """Return ``shape``, ``low``, ``high``, ``scale`` and ``levels`` of compositions."""
+def describe_compositions(data: Mapping[str, Any], parts: list[Arrays]) -> dict[str, Any]:
+    """Return ``shape``, ``low``, ``high``, ``scale``, ``levels`` and the masses on the bounds of compositions."""
+    shape = parts[0].x.shape[1:]
     if len(shape) != 1 or shape[0] < 2:
         raise InputError(
             f"data.simplex={data['simplex']} is for rows of two or more parts, the data have shape {shape}"
@@ -87,7 +113,10 @@ def describe_compositions(data: Mapping[str, Any], shape: tuple[int, ...]) -> di
         raise InputError(
             f"data.simplex={data['simplex']}: the parts are at least 0; data.high is the number that they sum to"
         )
-    return {"shape": [shape[0] - 1], "low": 0, "high": 1, "scale": 1, "levels": 0}
+    found = _find_range(parts)
+    zeros = np.where(found.smallest == 0, found.on_smallest / found.count, 0.0)
+    masses = {"mass_low": zeros.round(6).tolist(), "mass_high": 0.0}
+    return {"shape": [shape[0] - 1], "low": 0.0, "high": 1.0, "scale": 1.0, "levels": 0, **masses}
 
 
 def chunks(x: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:

@@ -14,6 +14,8 @@ from datasets.simplex import from_ordered, from_sticks, sticks_log_det, to_order
 from utils.options import plain
 
 OPEN = "open"  # in the configuration, in place of a bound that there is not
+ATOM = 0.01  # share of the values on a bound from which drawn ones are put on it
+SNAP = 3.0  # distance from such a bound, in units of sigma_min, within which they are: 99.7 % of a half normal law
 NEAREST = 2.0**-24  # smallest distance from 1 of a point whose value is returned: at 1 an open side is infinite
 
 
@@ -27,6 +29,18 @@ class Units(ABC):
     @abstractmethod
     def from_cube(self, u: Tensor) -> Tensor:
         """Return the values x of points ``u`` in [0, 1]: float64, or int64 if the data are integers."""
+
+    @abstractmethod
+    def snap(self, u: Tensor, sigma: float) -> Tensor:
+        """Put drawn points that the noise has left beside a bound on it, if the data have an atom there.
+
+        Samples of values on a bound are a reflected Gaussian of width ``sigma`` beside it. Where at least ``ATOM`` of
+        the values lie on a bound, points nearer to it than ``SNAP`` sigma are moved onto it; others stay as they are.
+
+        Args:
+            u: points in [0, 1], (B, *shape).
+            sigma: noise level of the samples, sigma_min of the process.
+        """
 
     @abstractmethod
     def log_jacobian(self, u: Tensor) -> Tensor:
@@ -44,6 +58,7 @@ class Interval(Units):
     Args:
         low, high: bounds of each channel, or one for all; infinite for none, on one side at most.
         scale: scale of each channel with an open side, in the units of the data; not used for others.
+        mass_low, mass_high: share of the values that lie on each bound.
         levels: number of integers from low to high, of which the data consist; None for continuous values.
 
     Raises:
@@ -53,6 +68,8 @@ class Interval(Units):
     low: Sequence[float]
     high: Sequence[float]
     scale: Sequence[float] = (1.0,)
+    mass_low: Sequence[float] = (0.0,)
+    mass_high: Sequence[float] = (0.0,)
     levels: int | None = None
 
     def __post_init__(self) -> None:
@@ -81,6 +98,13 @@ class Interval(Units):
         x = torch.where((u >= 0.0) & (u <= 1.0), torch.minimum(torch.maximum(x, low), high), x)
         x = torch.where(open_above, low - scale * torch.log1p(-u.clamp(max=1.0 - NEAREST)), x)
         return torch.where(open_below, high + scale * torch.log(u.clamp(min=NEAREST)), x)
+
+    def snap(self, u: Tensor, sigma: float) -> Tensor:
+        """See ``Units``."""
+        atoms = torch.tensor([self.mass_low, self.mass_high], device=u.device) >= ATOM
+        at_low, at_high = atoms.reshape(2, -1, *[1] * (u.ndim - 2))
+        u = torch.where(at_low & (u < SNAP * sigma), 0.0, u)
+        return torch.where(at_high & (u > 1.0 - SNAP * sigma), 1.0, u)
 
     def log_jacobian(self, u: Tensor) -> Tensor:
         """See ``Units``."""
@@ -114,10 +138,12 @@ class Composition(Units):
         kind: ``ordered`` for cumulative sums, points 0 <= u_1 <= ... <= u_n <= 1 with a constant Jacobian; ``sticks``
             for the map of Lou & Ermon (2023) from the cube, parts_i = u_i prod_{j > i} (1 - u_j).
         total: sum of the parts.
+        zeros: share of the compositions in which each part is 0.
     """
 
     kind: Literal["ordered", "sticks"]
     total: float = 1.0
+    zeros: Sequence[float] = (0.0,)
 
     def to_cube(self, x: Tensor) -> Tensor:
         """See ``Units``; the parts are taken in proportion to their sum, so that their rounding does no harm."""
@@ -128,6 +154,13 @@ class Composition(Units):
         """See ``Units``."""
         u = u.double()
         return self.total * (from_ordered(u) if self.kind == "ordered" else from_sticks(u))
+
+    def snap(self, u: Tensor, sigma: float) -> Tensor:
+        """See ``Units``: parts below ``SNAP`` sigma (times sqrt(2) for gaps, which have two ends) become 0."""
+        width = SNAP * sigma * (math.sqrt(2.0) if self.kind == "ordered" else 1.0)
+        parts = self.from_cube(u)
+        parts[(parts < self.total * width) & (torch.tensor(self.zeros, device=u.device) >= ATOM)] = 0.0
+        return self.to_cube(parts)
 
     def log_jacobian(self, u: Tensor) -> Tensor:
         """See ``Units``."""
@@ -145,14 +178,21 @@ def create_units(data: Mapping[str, Any] | DictConfig) -> Units | None:
     data = plain(data) if isinstance(data, DictConfig) else data
     if data.get("low") is None:
         return None
-    lists = [
-        value if isinstance(value, list | tuple) else [value] for value in (data["low"], data["high"], data["scale"])
-    ]
+    if data.get("simplex") is not None:
+        return Composition(data["simplex"], float(data["high"]), _as_list(data.get("mass_low") or 0.0))
+    values = data["low"], data["high"], data["scale"], data.get("mass_low") or 0.0, data.get("mass_high") or 0.0
+    lists = [_as_list(value) for value in values]
     length = max(map(len, lists))
-    low, high, scale = (list(value) * length if len(value) == 1 else list(value) for value in lists)
+    low, high, scale, mass_low, mass_high = (value * length if len(value) == 1 else value for value in lists)
     return Interval(
         [-math.inf if end == OPEN else float(end) for end in low],
         [math.inf if end == OPEN else float(end) for end in high],
         [float(value) for value in scale],
+        [float(value) for value in mass_low],
+        [float(value) for value in mass_high],
         data.get("levels") or None,
     )
+
+
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]

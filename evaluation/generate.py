@@ -89,7 +89,7 @@ class ImageSampler:
             self.device,
         )
         return GeneratedBatch(
-            to_array(out.samples, self.is_image, self.units),
+            to_array(out.samples, self.is_image, self.units, self.sde.sigma_min),
             None if labels is None else labels.cpu().numpy(),
             None if out.trajectory is None else to_trajectory(out.trajectory, self.is_image, self.units),
             out.nfe,

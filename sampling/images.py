@@ -17,13 +17,14 @@ GAP, GREY = 2, 128  # width in pixels and value of the frame around the images o
 FRAME, LAST_FRAME = 100, 1500  # duration in milliseconds of the frames of an animation
 
 
-def to_array(x: Tensor, image: bool, units: Units | None = None) -> np.ndarray:
+def to_array(x: Tensor, image: bool, units: Units | None = None, sigma: float = 0.0) -> np.ndarray:
     """Convert samples to what their file holds: images as ``to_uint8`` does, others to the units of their data.
 
     Args:
         x: samples, (N, *shape).
         image: whether they are images.
         units: units of other samples; None: float32 as they are.
+        sigma: noise that is left in the samples, by which values on a bound are told, see ``Units.snap``.
 
     Raises:
         UserError: if a value is not finite.
@@ -32,7 +33,7 @@ def to_array(x: Tensor, image: bool, units: Units | None = None) -> np.ndarray:
         return to_uint8(x)
     _check_finite(x)
     x = x.detach().float().cpu()
-    return (x if units is None else units.from_cube(x)).numpy()
+    return (x if units is None else units.from_cube(units.snap(x, sigma))).numpy()
 
 
 def to_trajectory(states: Tensor, image: bool, units: Units | None = None) -> np.ndarray:

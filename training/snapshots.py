@@ -84,4 +84,4 @@ def _draw(
         return None
     image, units = is_image(cfg.data), create_units(cfg.data)
     trajectory = None if out.trajectory is None else to_trajectory(out.trajectory, image, units)
-    return to_array(out.samples, image, units), trajectory
+    return to_array(out.samples, image, units, process.sigma_min), trajectory
