@@ -27,12 +27,10 @@ class Process(Protocol):
         prior_sigma: noise level above which the marginal distribution is the prior to within what a sampler with few
             steps can resolve, so that it starts there; at most sigma_max.
         bounded: True if x_t is confined to [0, 1]; False if it moves in all of space.
-        elementwise: True if each coordinate moves by itself; False if the domain ties them together.
         prior_name: the distribution of the prior in a word or two, for reports.
     """
 
     bounded: ClassVar[bool]
-    elementwise: ClassVar[bool]
     prior_name: ClassVar[str]
 
     @property
@@ -102,8 +100,6 @@ class GeometricSchedule:
     Raises:
         InputError: unless 0 < sigma_min < sigma_max < infinity and num_scales is a positive integer.
     """
-
-    elementwise: ClassVar[bool] = True
 
     sigma_min: NoiseLevel
     sigma_max: NoiseLevel

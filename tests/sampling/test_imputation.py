@@ -63,12 +63,12 @@ def draw(target, process, given, n=1500, seed=1, **options):
     return impute(target.score, process, given.expand(n, -1), ~given.isnan(), generator=generator, **options)
 
 
-@pytest.mark.slow(30)
+@pytest.mark.slow(60)
 @pytest.mark.parametrize("kind", CASES)
 def test_conditional_weights(kind):
     """The target's score asserts that it is never evaluated outside the cube."""
     target, given = CASES[kind]
-    out = draw(target, REFLECTED, given, particles=16)
+    out = draw(target, REFLECTED, given, n=1000)
     values = torch.tensor(given)
     errors = deviations(target, out.samples, values, 0.1, heat_kernel.log_density).abs().max().item()
     print(f"| {kind} | {out.nfe} | {errors:.1f} |")
