@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from datasets.array_bounds import MOST_LEVELS, Outside, chunks, describe_bounds, keep_inside
+from datasets.array_bounds import MOST_LEVELS, Outside, chunks, describe_bounds, describe_compositions, keep_inside
 from datasets.array_files import Arrays, read_arrays
 from datasets.folders import ClassNames
 from datasets.images import ImageDataset
@@ -86,7 +86,10 @@ def describe_array(data: Mapping[str, Any]) -> dict[str, Any]:
     parts = [part for part in files.read() if part is not None]
     shape = parts[0].x.shape[1:]
     found: dict[str, Any] = {"columns": list(parts[0].columns) or data.get("columns")}
-    found |= {"shape": list(shape), **describe_bounds(data, parts)}
+    if data.get("simplex") is not None:
+        found |= describe_compositions(data, shape)
+    else:
+        found |= {"shape": list(shape), **describe_bounds(data, parts)}
     names, count = _classes(parts, data.get("class_names"))
     found |= {"class_names": list(names) or None, "num_classes": count}
     found["cond_size"] = 0 if parts[0].cond is None else parts[0].cond.shape[1]
@@ -110,6 +113,7 @@ def array(
     high: BoundOption | None = None,
     scale: ScaleOption | None = None,
     levels: Annotated[int, Field(ge=0, le=MOST_LEVELS)] | None = None,
+    simplex: Literal["ordered", "sticks"] | None = None,
     outside: Outside = "error",
     num_classes: int = 0,
     class_names: ClassNames | None = None,
@@ -126,7 +130,7 @@ def array(
         labels: classes, see ``read_arrays``.
         cond: conditions, see ``read_arrays``.
         cond_size: length of a condition.
-        low, high, scale, levels: see ``create_units``.
+        low, high, scale, levels, simplex: see ``create_units``.
         outside: treatment of values that are missing or out of bounds: ``error``; ``drop``, which leaves out their row;
             or ``clip``, which moves values to the bounds and refuses missing ones.
         num_classes: number of classes; 0 for that of the labels of this split.
@@ -135,14 +139,15 @@ def array(
     Raises:
         InputError: naming the key or file at fault, with the row and the column.
     """
-    options = {"low": low, "high": high, "scale": scale, "levels": levels}
+    options = {"low": low, "high": high, "scale": scale, "levels": levels, "simplex": simplex}
     files = Files(root, held_out, columns, labels, cond, outside)
     first, second = files.read()
     try:
         units = create_units(options)
     except ValueError as error:
         raise InputError(f"data.low={low} and data.high={high}: {error}") from None
-    assert units is not None, "the bounds are known"
+    if units is None:
+        raise InputError("data.low and data.high are missing")
     rows = np.arange(len(first.x))
     chosen = (first if train else second) if second is not None else first.take((rows % EVERY != EVERY - 1) == train)
     assert chosen is not None

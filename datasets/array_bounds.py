@@ -8,7 +8,7 @@ from typing import Any, Literal, SupportsIndex
 import numpy as np
 
 from datasets.array_files import Arrays
-from datasets.units import OPEN, Interval, Units
+from datasets.units import OPEN, Composition, Interval, Units
 from utils.errors import InputError, printable
 
 log = logging.getLogger(__name__)
@@ -16,6 +16,7 @@ log = logging.getLogger(__name__)
 CHUNK = 2**24  # values of a memory-mapped file that are read at once
 MOST_LEVELS = 2**16  # more integers than these are treated as continuous values
 LONGEST = 8.0  # the scale of an open side is at least an eighth of the largest distance from the bound
+SUM_TOLERANCE = 1e-4  # by which the sum of the parts of a composition may differ from the total, relatively
 Outside = Literal["error", "clip", "drop"]
 
 
@@ -74,6 +75,19 @@ def _find_levels(levels: int | None, low: Any, high: Any, integers: bool) -> int
             f"data.low={low} and data.high={high}: the data are integers; data.levels=0 treats them as continuous"
         )
     return int(high - low) + 1
+
+
+def describe_compositions(data: Mapping[str, Any], shape: tuple[int, ...]) -> dict[str, Any]:
+    """Return ``shape``, ``low``, ``high``, ``scale`` and ``levels`` of compositions."""
+    if len(shape) != 1 or shape[0] < 2:
+        raise InputError(
+            f"data.simplex={data['simplex']} is for rows of two or more parts, the data have shape {shape}"
+        )
+    if data.get("low") not in (None, 0) or isinstance(data.get("high"), list | str):
+        raise InputError(
+            f"data.simplex={data['simplex']}: the parts are at least 0; data.high is the number that they sum to"
+        )
+    return {"shape": [shape[0] - 1], "low": 0, "high": 1, "scale": 1, "levels": 0}
 
 
 def chunks(x: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
@@ -170,6 +184,15 @@ def keep_inside(arrays: Arrays, units: Units, outside: Outside, numbers: np.ndar
 
 def _find_outside(rows: np.ndarray, units: Units) -> tuple[np.ndarray, Any]:
     """Return which values of (rows, channels, values) are not allowed, and a function that says what is."""
+    if isinstance(units, Composition):
+        sums = rows.astype(np.float64).sum(1, keepdims=True)
+        wrong = ~(np.abs(sums - units.total) <= SUM_TOLERANCE * units.total)
+        bad = ~(rows >= 0) | wrong
+
+        def of_parts(channel: int, row: np.ndarray) -> str:
+            return f", in a row that sums to {row.sum():g}: need parts of at least 0 that sum to {units.total:g}"
+
+        return bad, of_parts
     assert isinstance(units, Interval)
     low, high = _ends(units, rows)
     bad = ~(np.isfinite(rows) & (rows >= low) & (rows <= high))

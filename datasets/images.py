@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from datasets.units import Units
+from sde import Process
 from utils.errors import InputError
 from utils.locks import in_turn
 
@@ -71,6 +72,11 @@ class ImageDataset:
     def is_image(self) -> bool:
         """True if a sample is an image, without units of its own."""
         return self.units is None and self.data.ndim == 4
+
+    def check_domain(self, process: Process) -> None:
+        """Raise InputError unless the samples are of the domain of ``process``."""
+        if not process.elementwise:
+            process.check_data(self.normalize(self.data), self.levels)
 
     def normalize(self, data: Tensor) -> Tensor:
         """Convert rows of ``data`` to points of the cube, float32 in [0, 1]: grey levels k to k / (levels - 1)."""

@@ -4,12 +4,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from datasets.simplex import from_ordered, from_sticks, sticks_log_det, to_ordered, to_sticks
 from utils.options import plain
 
 OPEN = "open"  # in the configuration, in place of a bound that there is not
@@ -76,7 +77,8 @@ class Interval(Units):
         if self.levels is not None:
             return (u * (self.levels - 1)).round().long() + int(self.low[0])
         low, high, scale, open_above, open_below = self._bounds(u)
-        x = torch.minimum(torch.maximum(torch.lerp(low, high, u), low), high)  # not low + u (high - low): exact ends
+        x = torch.lerp(low, high, u)  # not low + u (high - low): exact ends
+        x = torch.where((u >= 0.0) & (u <= 1.0), torch.minimum(torch.maximum(x, low), high), x)
         x = torch.where(open_above, low - scale * torch.log1p(-u.clamp(max=1.0 - NEAREST)), x)
         return torch.where(open_below, high + scale * torch.log(u.clamp(min=NEAREST)), x)
 
@@ -102,6 +104,36 @@ class Interval(Units):
             open_above,
             open_below,
         )
+
+
+@dataclass(frozen=True)
+class Composition(Units):
+    """Compositions of n + 1 parts, at least 0, that sum to ``total``; densities are those of the first n parts.
+
+    Args:
+        kind: ``ordered`` for cumulative sums, points 0 <= u_1 <= ... <= u_n <= 1 with a constant Jacobian; ``sticks``
+            for the map of Lou & Ermon (2023) from the cube, parts_i = u_i prod_{j > i} (1 - u_j).
+        total: sum of the parts.
+    """
+
+    kind: Literal["ordered", "sticks"]
+    total: float = 1.0
+
+    def to_cube(self, x: Tensor) -> Tensor:
+        """See ``Units``; the parts are taken in proportion to their sum, so that their rounding does no harm."""
+        x = x.double()
+        return (to_ordered(x) if self.kind == "ordered" else to_sticks(x)).float()
+
+    def from_cube(self, u: Tensor) -> Tensor:
+        """See ``Units``."""
+        u = u.double()
+        return self.total * (from_ordered(u) if self.kind == "ordered" else from_sticks(u))
+
+    def log_jacobian(self, u: Tensor) -> Tensor:
+        """See ``Units``."""
+        u = u.double()
+        change = u.new_zeros(len(u)) if self.kind == "ordered" else -sticks_log_det(u)
+        return change - u.shape[1] * math.log(self.total)
 
 
 def create_units(data: Mapping[str, Any] | DictConfig) -> Units | None:

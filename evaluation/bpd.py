@@ -41,11 +41,13 @@ def load_split(cfg: DictConfig, run: DictConfig, split: str, distributed: Distri
     The location of the images, ``dataroot`` and ``data.root``, is taken from the command line and not from the run.
 
     Raises:
-        InputError: if they are not there.
+        InputError: if they are not there, or the process of the run is for others.
     """
-    return distributed.main_first(
+    images = distributed.main_first(
         lambda: load_configured(run.data, split == "train", cfg.dataroot, cfg.data.root, cfg.data.held_out)
     )
+    images.check_domain(create_process(run.sde))
+    return images
 
 
 class DatasetMetric(RowsMetric, ABC):

@@ -281,15 +281,15 @@ class NoisyBatch:
     """A batch of data with the times and the noisy samples that were drawn for it.
 
     Attributes:
-        x0: data in [0, 1], (B, ...).
         labels: classes, int64 (B,), or conditions, float32 (B, K).
+        x0: data in [0, 1], arranged as ``x``, (B, ...).
         t: times, (B,).
         x: samples of the process at these times, (B, ...).
         importance: importance weights of the times, (B,); None for 1.
     """
 
-    x0: Tensor
     labels: Tensor
+    x0: Tensor
     t: Tensor
     x: Tensor
     importance: Tensor | None = None
@@ -299,7 +299,7 @@ class NoisyBatch:
 
     def __getitem__(self, rows: slice) -> "NoisyBatch":
         importance = None if self.importance is None else self.importance[rows]
-        return NoisyBatch(self.x0[rows], self.labels[rows], self.t[rows], self.x[rows], importance)
+        return NoisyBatch(self.labels[rows], self.x0[rows], self.t[rows], self.x[rows], importance)
 
 
 class Loss:
@@ -366,13 +366,13 @@ class Loss:
         seed_torch(self.seed, Stream.TRAIN, step)
         x0, labels = loader(step)
         labels = drop_labels(labels, self.drop_label)
-        return NoisyBatch(x0, labels, *perturb(self.process, x0, self.noise_levels, stratified=self.stratified))
+        return NoisyBatch(labels, *perturb(self.process, x0, self.noise_levels, stratified=self.stratified))
 
     def sample_held_out_batch(self, loader: Loader) -> NoisyBatch:
         """Draw the held-out batch; images, stratified times and noise are the same at each call, and in all runs."""
         seed_torch(self.seed, Stream.EVAL)
         x0, labels = loader(0)
-        return NoisyBatch(x0, labels, *perturb(self.process, x0, UNIFORM_TIME, stratified=True))
+        return NoisyBatch(labels, *perturb(self.process, x0, UNIFORM_TIME, stratified=True))
 
 
 def drop_labels(labels: Tensor, rate: float) -> Tensor:
