@@ -8,7 +8,7 @@ from typing import Any, Literal, SupportsIndex
 import numpy as np
 
 from datasets.array_files import Arrays
-from datasets.units import OPEN, Composition, Interval, Units
+from datasets.units import OPEN, SUM_TOLERANCE, Composition, Interval, Units
 from utils.errors import InputError, printable
 
 log = logging.getLogger(__name__)
@@ -17,7 +17,6 @@ CHUNK = 2**24  # values of a memory-mapped file that are read at once
 MOST_CHANNELS = 1000  # more than these share their bounds, which are stored in the configuration of a run
 MOST_LEVELS = 2**16  # more integers than these are treated as continuous values
 LONGEST = 8.0  # the scale of an open side is at least an eighth of the largest distance from the bound
-SUM_TOLERANCE = 1e-4  # by which the sum of the parts of a composition may differ from the total, relatively
 Outside = Literal["error", "clip", "drop"]
 
 

@@ -14,6 +14,7 @@ from datasets.simplex import from_ordered, from_sticks, sticks_log_det, to_order
 from utils.options import plain
 
 OPEN = "open"  # in the configuration, in place of a bound that there is not
+SUM_TOLERANCE = 1e-4  # by which the sum of the parts of a composition may differ from the total, relatively
 ATOM = 0.01  # share of the values on a bound from which drawn ones are put on it
 SNAP = 3.0  # distance from such a bound, in units of sigma_min, within which they are: 99.7 % of a half normal law
 NEAREST = 2.0**-24  # smallest distance from 1 of a point whose value is returned: at 1 an open side is infinite
@@ -29,6 +30,10 @@ class Units(ABC):
     @abstractmethod
     def from_cube(self, u: Tensor) -> Tensor:
         """Return the values x of points ``u`` in [0, 1]: float64, or int64 if the data are integers."""
+
+    @abstractmethod
+    def contains(self, x: Tensor) -> Tensor:
+        """Return which values ``x``, (B, ...), are all finite and within the bounds, bool (B,)."""
 
     @abstractmethod
     def snap(self, u: Tensor, sigma: float) -> Tensor:
@@ -99,6 +104,11 @@ class Interval(Units):
         x = torch.where(open_above, low - scale * torch.log1p(-u.clamp(max=1.0 - NEAREST)), x)
         return torch.where(open_below, high + scale * torch.log(u.clamp(min=NEAREST)), x)
 
+    def contains(self, x: Tensor) -> Tensor:
+        """See ``Units``."""
+        low, high = (torch.tensor(ends).double().reshape(-1, *[1] * (x.ndim - 2)) for ends in (self.low, self.high))
+        return (x.isfinite() & (x >= low) & (x <= high)).flatten(1).all(1)
+
     def snap(self, u: Tensor, sigma: float) -> Tensor:
         """See ``Units``."""
         atoms = torch.tensor([self.mass_low, self.mass_high], device=u.device) >= ATOM
@@ -154,6 +164,11 @@ class Composition(Units):
         """See ``Units``."""
         u = u.double()
         return self.total * (from_ordered(u) if self.kind == "ordered" else from_sticks(u))
+
+    def contains(self, x: Tensor) -> Tensor:
+        """See ``Units``; the sum may be off by ``SUM_TOLERANCE``, relatively."""
+        close = (x.sum(1) - self.total).abs() <= SUM_TOLERANCE * self.total
+        return close & (x >= 0.0).all(1)
 
     def snap(self, u: Tensor, sigma: float) -> Tensor:
         """See ``Units``: parts below ``SNAP`` sigma (times sqrt(2) for gaps, which have two ends) become 0."""

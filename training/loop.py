@@ -38,7 +38,13 @@ from utils.signals import StopSignals
 log = logging.getLogger(__name__)
 
 
-def train(cfg: DictConfig, run_dir: Path, distributed: Distributed, stop: StopSignals | None = None) -> int:
+def train(
+    cfg: DictConfig,
+    run_dir: Path,
+    distributed: Distributed,
+    stop: StopSignals | None = None,
+    progress: bool | None = None,
+) -> int:
     """Train the run in ``run_dir``, from its newest checkpoint if it has one, for ``training.n_iters`` updates in all.
 
     Writes ``metrics.jsonl``, ``loss.png``, ``checkpoints/``, ``checkpoints-meta/``, ``ema/``, ``samples/`` and the
@@ -49,6 +55,7 @@ def train(cfg: DictConfig, run_dir: Path, distributed: Distributed, stop: StopSi
         run_dir: directory of the run.
         distributed: communication with the other processes of the run.
         stop: signals that end the run after the current step, with a checkpoint.
+        progress: whether to show a progress bar; None: on a terminal.
 
     Returns:
         The number of the signal that stopped the run, or 0 if it reached its end.
@@ -141,7 +148,9 @@ def train(cfg: DictConfig, run_dir: Path, distributed: Distributed, stop: StopSi
         signum, first_step, start = 0, state.step + 1, time.perf_counter()
         stop.defer()
         metrics: MetricWriter | NullMetricWriter
-        with MetricWriter(cfg, run_dir, state.step) if distributed.rank == 0 else NullMetricWriter() as metrics:
+        with (
+            MetricWriter(cfg, run_dir, state.step, progress) if distributed.rank == 0 else NullMetricWriter() as metrics
+        ):
             if state.step:
                 draw_if_due()  # a killed run may have saved this checkpoint but not yet drawn its samples
             distributed.use_step_timeout()
