@@ -119,6 +119,6 @@ class ReflectedSimplex(ReflectedVE):
             raise InputError(f"{name} is for continuous values, and the data have {levels} levels")
         for start in range(0, len(data), ROWS_AT_ONCE):
             rows = data[start : start + ROWS_AT_ONCE]
-            if (falls := (rows[:, 1:] < rows[:, :-1]).any(1)).any():
+            if (falls := ~(rows[:, 1:] >= rows[:, :-1]).all(1)).any():
                 number = start + int(falls.int().argmax())
                 raise InputError(f"{name} is for values in ascending order, which those of sample {number} are not")
