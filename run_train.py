@@ -75,6 +75,10 @@ def main(cfg: DictConfig) -> None:
     processes = cfg.ngpus if env is None else env.world_size
     if resume is None:
         check_experiment(cfg)
+        if "shape" in cfg.data and cfg.data.shape is None:
+            from datasets.registry import complete_data  # imports torch
+
+            complete_data(cfg.data)
         check_train(cfg, processes)  # before the slow imports
 
     from cli.launch import run_distributed

@@ -16,8 +16,8 @@ CheckpointNumber = Annotated[int, Field(ge=-1, le=10**12)]
 
 
 @dataclass(frozen=True)
-class VisOptions(CommonOptions):
-    """Options of run_vis.py outside of the sections."""
+class DrawingOptions(CommonOptions):
+    """Options of run_vis.py and run_eval.py outside of the sections."""
 
     load_dir: PathName
     label: Annotated[Any, Field(description="a class, by number or name, a list of these, or null")]
@@ -30,6 +30,14 @@ class VisOptions(CommonOptions):
 
 
 @dataclass(frozen=True)
+class VisOptions(DrawingOptions):
+    """Options of run_vis.py outside of the sections."""
+
+    given: PathName | None
+    mask: PathName | None
+
+
+@dataclass(frozen=True)
 class VisEvalOptions:
     """Options of run_vis.py in the section ``eval``."""
 
@@ -39,10 +47,11 @@ class VisEvalOptions:
     batch_size: NumImages
     rounds: Count
     save_images: bool
+    particles: Annotated[int, Field(ge=1, le=10**5)]
 
 
 @dataclass(frozen=True)
-class EvalOptions(VisOptions):
+class EvalOptions(DrawingOptions):
     """Options of run_eval.py outside of the sections."""
 
     dataroot: PathName
@@ -53,6 +62,7 @@ class EvalDataOptions:
     """Options of run_eval.py in the section ``data``."""
 
     root: PathName | None
+    held_out: PathName | None
 
 
 @dataclass(frozen=True)

@@ -140,7 +140,7 @@ def _prefixed(section: str, options: Mapping[str, Option]) -> dict[str, Option]:
 def path_keys() -> frozenset[str]:
     """Return the keys whose values are paths, without those of data sets, networks, processes and samplers."""
     from_classes = {
-        "": (training_options.TrainOptions, evaluation_options.EvalOptions),
+        "": (training_options.TrainOptions, evaluation_options.EvalOptions, evaluation_options.VisOptions),
         "data": (evaluation_options.EvalDataOptions,),
         "metrics": (evaluation_options.MetricsOptions,),
     }

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datasets.units import Units
+from sde import Process
 from utils.errors import InputError
 from utils.locks import in_turn
 
@@ -16,18 +18,19 @@ DIGIT_LEVELS = 17  # grey levels of scikit-learn's digits
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """One split of a data set: images, or arrays of any other shape whose values are in [0, 1].
+    """One split of a data set: images, or arrays of any other shape.
 
     Attributes:
-        data: samples, (N, *shape), (N, C, H, W) for images; uint8 with values 0 .. levels - 1, or float32 in [0, 1] if
-            ``levels`` is None.
+        data: samples, (N, ...), (N, C, H, W) for images; uint8 with values 0 .. levels - 1, or float32 in [0, 1] if
+            ``levels`` is None; with ``units``, values of any type in these.
         labels: classes 0 .. num_classes - 1, int64 (N,), or conditions, float32 (N, K), NaN where one is not known.
         num_classes: number of classes; 1 if there are none.
-        levels: number of grey levels, ``data / (levels - 1)`` being in [0, 1]; None for continuous values.
+        levels: number of grey levels or other integers that the data consist of; None for continuous values.
         class_names: names of the classes in the order of their labels; empty if they have none.
         fingerprint: SHA-256 of the data and labels, for a data set made from a user's files; else empty.
         file: file that ``data`` maps into memory; None for data that are not mapped.
         offset: position of the first byte of the data in ``file``.
+        units: map between the values in ``data`` and the cube; None for grey levels, and values in the cube.
 
     Raises:
         ValueError: if the type of ``data`` does not fit ``levels``, or ``labels`` are neither.
@@ -41,10 +44,11 @@ class ImageDataset:
     fingerprint: str = ""
     file: BinaryIO | None = None
     offset: int = 0
+    units: Units | None = None
 
     def __post_init__(self) -> None:
         expected = torch.float32 if self.levels is None else torch.uint8
-        if self.data.dtype != expected:
+        if self.units is None and self.data.dtype != expected:
             raise ValueError(f"data with levels={self.levels} is {expected}, not {self.data.dtype}")
         if (self.labels.dtype, self.labels.ndim) not in ((torch.int64, 1), (torch.float32, 2)):
             raise ValueError(
@@ -56,8 +60,8 @@ class ImageDataset:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one sample, (C, H, W) of an image."""
-        return tuple(self.data.shape[1:])
+        """Shape of one sample in the cube, (C, H, W) of an image."""
+        return tuple(self.normalize(self.data[:1]).shape[1:])
 
     @property
     def cond_size(self) -> int:
@@ -66,8 +70,32 @@ class ImageDataset:
 
     @property
     def is_image(self) -> bool:
-        """True if a sample has the three axes of an image."""
-        return len(self.shape) == 3
+        """True if a sample is an image, without units of its own."""
+        return self.units is None and self.data.ndim == 4
+
+    def check_domain(self, process: Process) -> None:
+        """Raise InputError unless the samples are of the domain of ``process``."""
+        if not process.elementwise:
+            process.check_data(self.normalize(self.data), self.levels)
+
+    def normalize(self, data: Tensor) -> Tensor:
+        """Convert rows of ``data`` to points of the cube, float32 in [0, 1]: grey levels k to k / (levels - 1)."""
+        if self.units is not None:
+            return self.units.to_cube(data)
+        return data if self.levels is None else data * (1.0 / (self.levels - 1))  # uint8 times a number is float32
+
+    def dequantize(self, data: Tensor, u: Tensor | None = None) -> Tensor:
+        """Convert levels k to (k + u) / levels, float32 in [0, 1]: uniform dequantization.
+
+        Args:
+            data: rows of ``data``; without levels the result is that of ``normalize``.
+            u: noise in [0, 1), in the shape of ``data``; drawn uniformly if None.
+        """
+        if self.levels is None:
+            return self.normalize(data)
+        u = torch.rand(data.shape, device=data.device) if u is None else u
+        k = data if self.units is None else (self.units.to_cube(data) * (self.levels - 1)).round()
+        return (k + u) * (1.0 / self.levels)
 
 
 def digits(train: bool, **_: object) -> ImageDataset:

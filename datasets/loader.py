@@ -15,25 +15,6 @@ from utils.errors import UserError
 IN_MEMORY = 2**30  # bytes; a larger data set stays on disk
 
 
-def normalize(data: Tensor, levels: int | None) -> Tensor:
-    """Convert grey levels k, uint8, to k / (levels - 1), float32 in [0, 1]; without levels return ``data`` as it is."""
-    return data if levels is None else data * (1.0 / (levels - 1))  # uint8 times a number is float32
-
-
-def dequantize(data: Tensor, levels: int | None, u: Tensor | None = None) -> Tensor:
-    """Convert grey levels k, uint8, to (k + u) / levels, float32 in [0, 1]: uniform dequantization.
-
-    Args:
-        data: grey levels 0 .. levels - 1.
-        levels: number of grey levels; None: ``data`` is continuous and returned as it is.
-        u: noise in [0, 1), in the shape of ``data``; drawn uniformly if None.
-    """
-    if levels is None:
-        return data
-    u = torch.rand(data.shape, device=data.device) if u is None else u
-    return (data + u) * (1.0 / levels)
-
-
 class Loader:
     """A loader of batch ``k`` of an endless stream of shuffled epochs, as a pure function of (seed, k).
 
@@ -47,7 +28,7 @@ class Loader:
         seed: seed of the permutations.
         device: device of the batches.
         random_flip: whether to mirror each image left to right with probability 1/2 (torch's default generator).
-        dequantize: whether to add uniform noise within each grey level (torch's default generator), see ``dequantize``.
+        dequantize: whether to add uniform noise within each grey level (torch's default generator).
         in_memory: size in bytes of the largest data set that is copied to ``device``.
 
     Raises:
@@ -69,7 +50,7 @@ class Loader:
         self.device = torch.device(device)
         file = None if images.data.nbytes <= in_memory else images.file
         self.labels = images.labels.to(self.device)
-        self.levels = images.levels
+        self._images = images
         self.batch_size = batch_size
         self.seed = seed
         self.random_flip, self.dequantize = random_flip, dequantize
@@ -101,7 +82,7 @@ class Loader:
         else:
             index = self._move_index(torch.from_numpy(self.indices(step)))
             data = self._data.index_select(0, index)
-        x0 = dequantize(data, self.levels) if self.dequantize else normalize(data, self.levels)
+        x0 = self._images.dequantize(data) if self.dequantize else self._images.normalize(data)
         if self.random_flip:
             flip = torch.rand(len(x0), 1, 1, 1, device=x0.device) < 0.5
             x0 = torch.where(flip, x0.flip(-1), x0)
@@ -139,7 +120,9 @@ class _Stream:
 
     def _read(self, index: Tensor) -> Tensor:
         file, images = self._file, self._images
-        data = torch.empty(len(index), *images.shape, dtype=images.data.dtype, pin_memory=self._device.type == "cuda")
+        data = torch.empty(
+            len(index), *images.data.shape[1:], dtype=images.data.dtype, pin_memory=self._device.type == "cuda"
+        )
         rows = data.flatten(1).numpy().view(np.uint8)
         size = rows.shape[1]
         for row, start in zip(rows, (images.offset + index * size).tolist(), strict=True):

@@ -1,10 +1,12 @@
 """The registry of data sets by name: a new one is a function that returns an ``ImageDataset``, and an entry here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 
+from datasets.array import array, describe_array
 from datasets.folders import ClassNames, folder
 from datasets.imagenet import imagenet32, imagenet64c
 from datasets.images import ImageDataset, cifar10, digits, fake
@@ -12,7 +14,7 @@ from datasets.options import DataOptions, ImageOptions, ShapeOptions
 from datasets.patches import patches
 from datasets.shape import data_shape
 from utils.errors import InputError
-from utils.options import Option, check_name, options_of
+from utils.options import Option, check_name, check_section, options_of, plain
 
 DATASETS: dict[str, Callable[..., ImageDataset]] = {
     "digits": digits,
@@ -22,7 +24,10 @@ DATASETS: dict[str, Callable[..., ImageDataset]] = {
     "imagenet32": imagenet32,
     "imagenet64c": imagenet64c,
     "folder": folder,
+    "array": array,
 }
+# Functions of the section ``data`` that return the keys which a data set's files determine, where they are null.
+DESCRIPTIONS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {"array": describe_array}
 RECORDED = {"class_names": Option(ClassNames, required=False)}  # what a run adds to its section ``data``
 GIVEN = ("train", "dataroot", "plain_order")  # parameters of a data set's function that are no options of ``data``
 
@@ -49,6 +54,23 @@ def all_data_options() -> dict[str, Option]:
     for dataset in DATASETS:
         options |= data_options(dataset) | data_options(dataset, has_shape=True)
     return options
+
+
+def complete_data(data: DictConfig) -> None:
+    """Set the keys of the section ``data`` that are null to what the files of the data set say.
+
+    Raises:
+        InputError: naming the key or file at fault.
+    """
+    name = str(data.dataset).lower()
+    if name not in DESCRIPTIONS:
+        return
+    values = plain(data)
+    given = {key: value for key, value in values.items() if value is not None}
+    options = data_options(name, has_shape=True)
+    check_section(given, {key: replace(option, required=False) for key, option in options.items()}, "data")
+    with open_dict(data):
+        data.update(DESCRIPTIONS[name](values))
 
 
 def load_images(
@@ -99,16 +121,18 @@ def load_images(
         raise InputError(f"data.class_names={list(names)}, but data.dataset={dataset} has {list(images.class_names)}")
     if random_flip and not images.is_image:
         raise InputError(f"data.random_flip={random_flip}: data.dataset={dataset} has no images to mirror")
-    if images.levels is None:
-        if dequantize:
-            raise InputError(f"data.dequantize={dequantize}: data.dataset={dataset} has no grey levels")
+    if images.levels is None and dequantize:
+        raise InputError(f"data.dequantize={dequantize}: data.dataset={dataset} has no grey levels")
+    if images.levels is None and images.units is None:
         low, high = images.data.aminmax()
         if not (low >= 0 and high <= 1):  # or not a number
             raise InputError(f"data.dataset={dataset} has values from {low:g} to {high:g}, not in [0, 1]")
     return images
 
 
-def load_configured(data: DictConfig, train: bool, dataroot: str, root: str | None) -> ImageDataset:
+def load_configured(
+    data: DictConfig, train: bool, dataroot: str, root: str | None, held_out: str | None = None
+) -> ImageDataset:
     """Load one split of the data set that the section ``data`` of a configuration describes.
 
     Args:
@@ -116,11 +140,12 @@ def load_configured(data: DictConfig, train: bool, dataroot: str, root: str | No
             plain order of their names.
         train: whether to load the training split instead of the held-out one.
         dataroot: folder of the data sets on disk and of the cache.
-        root: folder of the images of ``data.dataset=folder``.
+        root: folder of the images of ``data.dataset=folder``, or file of ``array``.
+        held_out: file of the held-out rows of ``array``.
 
     Raises:
         InputError: as ``load_images``.
     """
-    options = {str(key): value for key, value in data.items()}
-    options |= {"dataroot": dataroot, "root": root, "plain_order": "class_names" not in data}
+    options = plain(data) | {"dataroot": dataroot, "root": root, "held_out": held_out}
+    options |= {"plain_order": "class_names" not in data}
     return load_images(str(options.pop("dataset")), train, **options)

@@ -1,4 +1,4 @@
-"""Bits per dimension of the images of a data set, by the probability flow and by the evidence lower bound."""
+"""Bits per dimension of a data set, or nats of continuous data, by the probability flow and by the lower bound."""
 
 import logging
 import math
@@ -14,7 +14,6 @@ from pydantic import Field
 from torch import Tensor
 
 from datasets import ImageDataset, load_configured
-from datasets.loader import dequantize, normalize
 from evaluation.elbo import elbo, time_proposal
 from evaluation.likelihood import log_likelihood
 from evaluation.metric import EvaluationInputs, Result, Rows, RowsMetric
@@ -42,15 +41,20 @@ def load_split(cfg: DictConfig, run: DictConfig, split: str, distributed: Distri
     The location of the images, ``dataroot`` and ``data.root``, is taken from the command line and not from the run.
 
     Raises:
-        InputError: if they are not there.
+        InputError: if they are not there, or the process of the run is for others.
     """
-    return distributed.main_first(lambda: load_configured(run.data, split == "train", cfg.dataroot, cfg.data.root))
+    images = distributed.main_first(
+        lambda: load_configured(run.data, split == "train", cfg.dataroot, cfg.data.root, cfg.data.held_out)
+    )
+    images.check_domain(create_process(run.sde))
+    return images
 
 
 class DatasetMetric(RowsMetric, ABC):
     """Base of metrics in bits per dimension, computed by a network for each image of its data set.
 
-    A subclass computes the rows ``bits`` and ``evaluations`` of some images, and optionally terms of the bits.
+    For continuous data they are in nats of a whole sample: minus the log density in the units of the data. A subclass
+    computes the rows ``unit``, ``bits`` or ``nats``, and ``evaluations`` of some images, and optionally their terms.
 
     Args:
         inputs: configuration, processes and shared samples of the evaluation.
@@ -93,10 +97,10 @@ class DatasetMetric(RowsMetric, ABC):
     def result(self) -> dict[str, Result]:
         """Average the bits over the images; the error is the standard error of the mean."""
         rows, n = self.rows(), self.num_images
-        bits, evaluations = rows.pop("bits"), rows.pop("evaluations")
+        lengths, evaluations = rows.pop(self.unit), rows.pop("evaluations")
         protocol = {
             "error_is": f"standard error of {n} images",
-            "unit": "bits per dimension" if self.images.levels else "bits per dimension of the density",
+            "unit": "bits per dimension" if self.unit == "bits" else "nats, minus the log density in units of the data",
             "images": n,
             "split": f"{self.split}, {n} of {len(self.images)} images",
             "labels": self.labels_given(),
@@ -105,8 +109,13 @@ class DatasetMetric(RowsMetric, ABC):
             **self.protocol(),
             "evaluations": {"mean": float(evaluations.mean()), "largest": int(evaluations.max())},
         }
-        error = float(bits.std(ddof=1) / math.sqrt(n)) if n > 1 else None
-        return {self.name: Result(float(bits.mean()), error, protocol)}
+        error = float(lengths.std(ddof=1) / math.sqrt(n)) if n > 1 else None
+        return {self.name: Result(float(lengths.mean()), error, protocol)}
+
+    @property
+    def unit(self) -> str:
+        """Return ``bits`` for data with levels, ``nats`` for continuous data."""
+        return "bits" if self.images.levels else "nats"
 
     def labels_given(self) -> str:
         """Describe what the network is told of an image."""
@@ -124,16 +133,25 @@ class DatasetMetric(RowsMetric, ABC):
         pixels = self.images.data[images.start : images.stop]
         generators = image_generators(self.seed, images, stream=Stream.DEQUANTIZE)  # the same u on every device
         u = torch.stack([torch.rand(pixels.shape[1:], generator=generator) for generator in generators])
-        return dequantize(pixels, self.images.levels, u).to(self.device)
+        return self.images.dequantize(pixels, u).to(self.device)
 
     def normalize(self, images: range) -> Tensor:
         """Return these images as k / (levels - 1)."""
-        return normalize(self.images.data[images.start : images.stop].to(self.device), self.images.levels)
+        return self.images.normalize(self.images.data[images.start : images.stop].to(self.device))
 
-    def bits(self, log_prob: Tensor, dequantized: bool) -> np.ndarray:
-        """Convert natural logarithms of probabilities, or densities if ``dequantized``, (B,), to bits per dimension."""
-        per_dimension = log_prob.double().cpu().numpy() / (math.log(2.0) * self.images.data[0].numel())
-        return (math.log2(self.images.levels or 1) if dequantized else 0.0) - per_dimension
+    def length(self, log_prob: Tensor, dequantized: bool) -> np.ndarray:
+        """Convert natural logarithms of probabilities, or densities if ``dequantized``, (B,), to bits or nats."""
+        nats = -log_prob.double().cpu().numpy()
+        if self.images.levels is None:
+            return nats
+        per_dimension = nats / (math.log(2.0) * self.images.data[0].numel())
+        return per_dimension + (math.log2(self.images.levels) if dequantized else 0.0)
+
+    def log_jacobian(self, x: Tensor) -> Tensor:
+        """Return the log Jacobian of continuous data at their points ``x`` of the cube, float64 (B,)."""
+        if self.images.units is None or self.images.levels is not None:
+            return x.new_zeros(len(x), dtype=torch.float64)
+        return self.images.units.log_jacobian(x)
 
 
 class FlowBPD(DatasetMetric):
@@ -185,16 +203,18 @@ class FlowBPD(DatasetMetric):
 
     def __call__(self, images: range, on_step: Callable[[], object]) -> Rows:
         """Compute ``bits`` and ``evaluations`` of these images."""
+        x = self.dequantize(images)
         out = log_likelihood(
             vanish_at_faces(self.score_fn(images), self.face_width),
             self.sde,
-            self.dequantize(images),
+            x,
             generator=image_generators(self.seed, images, self.device, Stream.PROBE),
             num_probes=self.num_probes,
             on_step=on_step,
             **self.options,
         )
-        return {"bits": self.bits(out.log_prob, dequantized=True), "evaluations": out.evaluations.cpu().numpy()}
+        lengths = self.length(out.log_prob + self.log_jacobian(x), dequantized=True)
+        return {self.unit: lengths, "evaluations": out.evaluations.cpu().numpy()}
 
 
 class ElboBPD(DatasetMetric):
@@ -260,10 +280,11 @@ class ElboBPD(DatasetMetric):
         """Compute ``bits``, its terms ``data``, ``diffusion`` and ``prior``, and ``evaluations`` of these images."""
         first = derived_seed(self.seed, Stream.BOUND) / 2**64
         offset = (first + GOLDEN * torch.arange(images.start, images.stop, dtype=torch.float64)) % 1.0
+        x0 = self.x0(images)
         bound = elbo(
             self.score_fn(images),
             self.sde,
-            self.x0(images),
+            x0,
             None if self.dequantized else self.images.levels,
             num_times=self.num_times,
             offset=offset.to(self.device),
@@ -271,10 +292,12 @@ class ElboBPD(DatasetMetric):
             generator=image_generators(self.seed, images, self.device, Stream.BOUND),
             on_step=on_step,
         )
+        jacobian = self.log_jacobian(x0)
         return {
-            "bits": self.bits(bound.log_prob, self.dequantized),
-            "data": self.bits(-bound.data, self.dequantized),
-            "diffusion": self.bits(-bound.diffusion, False),
-            "prior": self.bits(-bound.prior, False),
+            self.unit: self.length(bound.log_prob + jacobian, self.dequantized),
+            "data": self.length(-bound.data, self.dequantized),
+            "diffusion": self.length(-bound.diffusion, False),
+            "prior": self.length(-bound.prior, False),
+            **({} if self.images.units is None or self.unit == "bits" else {"units": self.length(jacobian, False)}),
             "evaluations": np.full(len(images), bound.nfe),
         }

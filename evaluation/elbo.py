@@ -84,14 +84,13 @@ def elbo(
     if levels is None:  # the mean of -log p(x | x0) over x, in closed form
         data = -_sum(process.expected_log_density(x0.double(), 0.0))
     else:
-        x = process.sample(x0, torch.zeros_like(x0.flatten(1)[:, 0]), generator)
-        data = -_log_level(process, x, x0, levels)
+        pair = process.sample_pair(x0, torch.zeros_like(x0.flatten(1)[:, 0]), generator)
+        data = -_log_level(process, *pair, levels)
     diffusion = torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
     for k in range(num_times):
         t, density = proposal.quantile((k + offset) / num_times)
         t = t.to(x0.dtype)
-        x = process.sample(x0, t, generator)
-        diffusion += _rate(score_fn, process, x0, t, x) / density / num_times
+        diffusion += _rate(score_fn, process, x0, t, generator) / density / num_times
         if on_step is not None:
             on_step()
     if not diffusion.isfinite().all():
@@ -122,14 +121,16 @@ def time_proposal(
     sizes = []
     for k in range(INTERVALS):
         t = torch.full_like(x0.flatten(1)[:, 0], (k + 0.5) / INTERVALS)
-        x = process.sample(x0, t, generator)
-        sizes.append(_rate(score_fn, process, x0, t, x).square().mean().sqrt())
+        sizes.append(_rate(score_fn, process, x0, t, generator).square().mean().sqrt())
     weights = torch.stack(sizes)
     return 0.9 * weights / weights.sum() + 0.1 / INTERVALS
 
 
-def _rate(score_fn: ScoreFn, process: Process, x0: Tensor, t: Tensor, x: Tensor) -> Tensor:
-    """Compute the integrand of the diffusion term at the times ``t``, float64 (B,)."""
+def _rate(
+    score_fn: ScoreFn, process: Process, x0: Tensor, t: Tensor, generator: Generator | Sequence[Generator] | None
+) -> Tensor:
+    """Draw the integrand of the diffusion term at the times ``t``, float64 (B,)."""
+    x, x0 = process.sample_pair(x0, t, generator)
     weighting = DiffusionSquared(process)
     return score_error(lambda x, sigma, _: score_fn(x, sigma), process, x0, t, x, weighting=weighting).double()
 

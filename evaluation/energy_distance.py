@@ -117,6 +117,8 @@ class EnergyDistance(RowsMetric):
         values = torch.from_numpy(pixels).to(self.device, torch.float64)
         if self.samples.sampler.is_image:
             values = values.movedim(-1, 1) / 255.0
+        elif self.samples.sampler.units is not None:
+            values = self.samples.sampler.units.to_cube(values).double()
         return values.flatten(1)
 
     def __call__(self, images: range, on_step: Callable[[], object]) -> Rows:
@@ -145,5 +147,7 @@ def _vectors(images: ImageDataset) -> Tensor:
     data = images.data
     if len(data) > MOST:
         data = data[np.sort(np.random.RandomState(0).permutation(len(data))[:MOST])]
+    if images.units is not None:
+        return images.normalize(data).flatten(1).double()
     top = 1 if images.levels is None else images.levels - 1
     return data.flatten(1).double() / top

@@ -1,5 +1,6 @@
 """Draws many images from a trained network: each is a function of its own seed, whoever draws it."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -9,16 +10,22 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from datasets.shape import is_image
+from datasets.units import create_units
+from evaluation.given import Given, read_given
 from evaluation.parts import progress_bar
 from models import compile_network, load_denoiser, load_pretrained
-from sampling import Sampler, create_sampler, guided_score
+from sampling import Sampler, Samples, create_sampler, guided_score
 from sampling.denoising import apply_published_denoiser, posterior_mean
-from sampling.draw import draw_samples
-from sampling.images import share_outside, to_array
+from sampling.draw import draw_imputed, draw_samples, group_size
+from sampling.images import share_outside, to_array, to_trajectory
+from sampling.imputation import STEPS, check_given
 from sampling.labels import conditions_of, labels_of, resolve_conditions, resolve_labels
 from sde import create_process
 from utils.distributed import Distributed
 from utils.errors import InputError
+
+# Options of the section ``sampling`` that imputation does not have, with the values that say nothing.
+NOT_IMPUTED = {"method": "pc", "corrector": "none", "denoiser": "none", "boundary": None, "trajectory": 0}
 
 
 @dataclass(frozen=True)
@@ -26,7 +33,7 @@ class GeneratedBatch:
     """Images that were drawn together.
 
     Attributes:
-        pixels: images, uint8 (N, H, W, C), or other samples, float32 (N, *shape).
+        pixels: images, uint8 (N, H, W, C), or other samples, (N, ...), in the units of their data.
         labels: classes of the images, int64 (N,), or conditions, float32 (N, K); None for a network without both.
         trajectory: states of the first images from noise to image, (K, n, ...) of the type of ``pixels``, or None.
         nfe: number of evaluations of the score for each image.
@@ -47,7 +54,7 @@ class ImageSampler:
     Args:
         cfg: configuration with ``load_dir``, ``eval.ckpt``, ``eval.ema``, ``eval.weights``, ``precision``,
             ``compile``, ``sampling``, ``denoiser_path``, ``label``, ``cond``, ``w`` and
-            ``seed``.
+            ``seed``; and with ``given``, ``mask`` and ``eval.particles`` if values of the images are given.
         device: device to compute on.
 
     Raises:
@@ -61,39 +68,68 @@ class ImageSampler:
         if cfg.compile:
             compile_network(self.net)
         self.sde = create_process(self.run.sde)
-        self.is_image = is_image(self.run.data)
+        self.is_image, self.units = is_image(self.run.data), create_units(self.run.data)
         names = self.run.data.get("class_names") or ()
         self.classes = resolve_labels(cfg.label, cfg.w, self.net.num_classes, names, self.net.cond_size)
         self.conditions = resolve_conditions(cfg.cond, cfg.w, self.net.cond_size)
         self.denoise = self._denoiser()
-        self.num_steps = self._sampler(self.denoise and (lambda x: x)).num_steps
+        self.given = self._given()
+        self.sampler_steps = self._sampler(self.denoise and (lambda x: x)).num_steps
+
+    def num_steps(self, n: int) -> int:
+        """Return how many steps a batch of ``n`` images reports."""
+        if self.given is None:
+            return self.sampler_steps
+        groups = math.ceil(n / group_size(self.cfg.eval.particles, self.cfg.eval.batch_size))
+        return groups * (self.cfg.sampling.steps or STEPS)
 
     def __call__(self, images: range, on_step: Callable[[], object] | None = None) -> GeneratedBatch:
         """Draw the images with these numbers, all at once."""
         given = conditions_of(images, self.conditions) if self.conditions else None
         labels = labels_of(images, self.classes, self.net.num_classes, self.cfg.seed) if given is None else given
         labels = labels if labels is None else labels.to(self.device)
-        denoise = self.denoise
-        sampler = self._sampler(denoise and (lambda x: denoise(x, labels)))
-        out = draw_samples(
-            self.net,
-            self.sde,
-            sampler,
-            self.net.data_shape,
-            images,
-            self.cfg.seed,
-            labels,
-            self.cfg.w,
-            on_step,
-            self.device,
-        )
+        out = self._draw(images, labels, on_step)
+        pixels = to_array(out.samples, self.is_image, self.units, self.sde.sigma_min)
         return GeneratedBatch(
-            to_array(out.samples, self.is_image),
+            pixels if self.given is None else self.given.restore(pixels, images),
             None if labels is None else labels.cpu().numpy(),
-            None if out.trajectory is None else to_array(out.trajectory, self.is_image),
+            None if out.trajectory is None else to_trajectory(out.trajectory, self.is_image, self.units),
             out.nfe,
             share_outside(out.samples) if self.is_image else np.zeros(len(images), np.float32),
         )
+
+    def _draw(self, images: range, labels: Tensor | None, on_step: Callable[[], object] | None) -> Samples:
+        cfg, given, denoise = self.cfg, self.given, self.denoise
+        if given is None:
+            sampler = self._sampler(denoise and (lambda x: denoise(x, labels)))
+            shape = self.net.data_shape
+            return draw_samples(
+                self.net, self.sde, sampler, shape, images, cfg.seed, labels, cfg.w, on_step, self.device
+            )
+        rows = given.rows(images)
+        points, known = given.points[rows].to(self.device), given.points_known[rows].to(self.device)
+        sizes = {"particles": cfg.eval.particles, "batch_size": cfg.eval.batch_size}
+        steps = cfg.sampling.steps or STEPS
+        return draw_imputed(
+            self.net, self.sde, points, known, images, cfg.seed, labels, cfg.w, on_step, steps=steps, **sizes
+        )
+
+    def _given(self) -> Given | None:
+        """Read the values that ``given`` names; None without."""
+        path, mask = self.cfg.get("given"), self.cfg.get("mask")
+        if path is None:
+            if mask is not None:
+                raise InputError(f"mask={mask}: say what is known there, given=FILE")
+            return None
+        for key, value in NOT_IMPUTED.items():
+            if self.cfg.sampling[key] != value:
+                raise InputError(f"sampling.{key}={self.cfg.sampling[key]} does not go with given={path}: leave it out")
+        given = read_given(path, mask, self.net.data_shape, self.is_image, self.units)
+        try:
+            check_given(self.sde, given.points, given.points_known)
+        except InputError as error:
+            raise InputError(f"given={path}: {error}") from None
+        return given
 
     def _sampler(self, denoise: Callable[[Tensor], Tensor] | None) -> Sampler:
         return create_sampler(self.cfg.sampling, self.sde, denoise, self.net.parametrization)
@@ -145,7 +181,8 @@ def generate_batches(
         The number of each batch, and its images in process 0; None in the others.
     """
     share = distributed.local_slice(batch_size)
-    with progress_bar(distributed, len(batches) * sampler.num_steps, "drawing") as bar:
+    num_steps = sampler.num_steps(len(range(batch_size)[share]))
+    with progress_bar(distributed, len(batches) * num_steps, "drawing") as bar:
         for r in batches:
             own = range(r * batch_size, (r + 1) * batch_size)[share]
             parts = distributed.gather(sampler(own, bar.update) if own else None)

@@ -64,6 +64,10 @@ def generate_images(cfg: DictConfig, out_dir: Path, distributed: Distributed, st
         columns = in_turn if in_turn > 1 else None
         for r, drawn in generate_batches(sampler, batches, cfg.eval.batch_size, distributed):
             if drawn is not None:
+                if sampler.given is not None and sampler.is_image:
+                    numbers = range(r * cfg.eval.batch_size, (r + 1) * cfg.eval.batch_size)
+                    with writing(folder):
+                        save_grid(sampler.given.picture(numbers), folder / f"given_{r}.png", columns)
                 path = save_batch(folder, r, drawn, columns, cfg.eval.save_images)
                 log.info("round %d: %d images, %d evaluations each, in %s", r, len(drawn.pixels), drawn.nfe, path)
                 if share := 100 * drawn.clipped.mean():

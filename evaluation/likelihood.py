@@ -96,17 +96,16 @@ def _score_and_trace(
     process: Process, score_fn: ScoreFn, y: Tensor, sigma: Tensor, vectors: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Compute the folded score S at ``y``, and the sum of v^T (dS/dy) v over the ``vectors`` (K, B or 1, ...), (B,)."""
-    sign = process.fold_sign(y)
     x = process.project(y).detach()  # the graph begins here: at a face project has no derivative, but S has
     with torch.enable_grad():
         x.requires_grad_()
         score = score_fn(x, sigma)
     trace = torch.zeros(len(y), dtype=y.dtype, device=y.device)
     for chunk in vectors.split(max(1, VECTORS_AT_ONCE // y.numel())):
-        v = (sign * chunk).expand(-1, *score.shape)
+        v = process.pushforward(y, chunk).expand(-1, *score.shape)
         if len(v) == 1:
             products = torch.autograd.grad(score, x, v[0], retain_graph=True)[0][None]
         else:
             (products,) = torch.autograd.grad(score, x, v, retain_graph=True, is_grads_batched=True)
         trace += (products * v).flatten(2).sum((0, 2))
-    return sign * score.detach(), trace
+    return process.pullback(y, score.detach()), trace

@@ -48,7 +48,7 @@ def score_matching_loss(
     Returns:
         Losses, (B,).
     """
-    t, x, importance = perturb(process, x0, noise_levels, generator, stratified)
+    x0, t, x, importance = perturb(process, x0, noise_levels, generator, stratified)
     losses = score_error(net, process, x0, t, x, labels, weighting=weighting, reduce_mean=reduce_mean)
     return losses if importance is None else losses * importance
 
@@ -59,7 +59,7 @@ def perturb(
     noise_levels: NoiseLevelSampler = UNIFORM_TIME,
     generator: Generator | None = None,
     stratified: bool = False,
-) -> tuple[Tensor, Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Draw the random part of the loss.
 
     Args:
@@ -70,8 +70,9 @@ def perturb(
         stratified: whether to draw one time in each of B intervals of equal probability, in random order.
 
     Returns:
-        Times t, (B,); x_t given ``x0``, (B, ...); and the importance weights of the times, (B,), which are their
-        density under ``UniformTime`` over that under ``noise_levels``, or None if that does no importance sampling.
+        ``x0`` arranged as x_t, see ``Process.sample_pair``, (B, ...); times t, (B,); x_t given ``x0``, (B, ...); and
+        the importance weights of the times, (B,), which are their density under ``UniformTime`` over that under
+        ``noise_levels``, or None if that does no importance sampling.
     """
     if stratified:
         u = BatchGenerator(generator).stratified(len(x0), x0.device)
@@ -79,7 +80,8 @@ def perturb(
     else:
         t, density = noise_levels.draw(len(x0), generator, x0.device, x0.dtype)
     importance = UNIFORM_TIME.quantile(torch.zeros_like(t))[1] / density if noise_levels.importance_sampling else None
-    return t, process.sample(x0, t, generator), importance
+    x, x0 = process.sample_pair(x0, t, generator)
+    return x0, t, x, importance
 
 
 def score_error(
@@ -99,7 +101,7 @@ def score_error(
     Args:
         net: score network, called as net(x, sigma, labels).
         process: diffusion process.
-        x0: data in [0, 1], (B, ...).
+        x0: data in [0, 1], arranged as ``x``, (B, ...).
         t: times, (B,).
         x: samples of the process at these times, (B, ...).
         labels: classes, int64 (B,), or conditions, float32 (B, K); None for a network without both.

@@ -72,7 +72,7 @@ def create_model(model: Mapping[str, Any], data: Mapping[str, Any], sde: Mapping
     if num_classes and name not in networks_with("num_classes"):
         suitable = " or ".join(f"model={other}" for other in networks_with("num_classes"))
         raise InputError(f"data.classes=True, but model={name} has no classes: use {suitable}, or data.classes=False")
-    cond_size = data.get("cond_size", 0)
+    cond_size = data.get("cond_size") or 0
     if cond_size and name not in networks_with("cond_size"):
         suitable = " or ".join(f"model={other}" for other in networks_with("cond_size"))
         raise InputError(f"data.cond_size={cond_size}, but model={name} takes no condition: use {suitable}")

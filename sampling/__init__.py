@@ -79,11 +79,12 @@ def create_sampler(
         if denoise is None:
             raise InputError("sampling.denoiser=network: say which in denoiser_path, a key of run_vis.py")
         given.pop("denoiser", None)
-        sampler: Sampler = WithDenoiser(METHODS[method](process, **given), lambda _, x: denoise(x), nfe=0)
+        sampler: Sampler = WithDenoiser(METHODS[method](process, **given), process, lambda _, x: denoise(x), nfe=0)
     else:
         sampler = METHODS[method](process, **given)
     if denoiser == "mean" and method != "pc":  # whose last step can leave out its noise
-        sampler = WithDenoiser(sampler, lambda score_fn, x: posterior_mean(score_fn, x, process.sigma_min), nfe=1)
+        sigma = process.sigma_min
+        sampler = WithDenoiser(sampler, process, lambda score_fn, x: posterior_mean(score_fn, x, sigma), nfe=1)
     if not process.bounded and boundary is not None:
         chosen = {key: value for key, value in cfg.items() if key in THRESHOLD_OPTIONS}
         sampler = WithThreshold(sampler, boundary, **chosen)

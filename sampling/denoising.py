@@ -7,6 +7,7 @@ import torch
 from torch import Generator, Tensor
 
 from sampling.base import TRAJECTORY_IMAGES, Sampler, Samples, ScoreFn
+from sde import Process
 
 PUBLISHED_LEVEL = 1e-5  # noise level that the published denoiser is given: the time at which sampling ends
 
@@ -28,9 +29,13 @@ def apply_published_denoiser(net: Callable[[Tensor, Tensor], Tensor], x: Tensor)
 
 @dataclass(frozen=True)
 class WithDenoiser:
-    """A sampler followed by ``denoise``(score_fn, samples), which calls the score ``nfe`` times."""
+    """A sampler followed by ``denoise``(score_fn, samples), which calls the score ``nfe`` times.
+
+    The result is projected into the domain of ``process``: a network may leave values out of order.
+    """
 
     sampler: Sampler
+    process: Process
     denoise: Callable[[ScoreFn, Tensor], Tensor]
     nfe: int
 
@@ -49,7 +54,7 @@ class WithDenoiser:
     ) -> Samples:
         """Sample, then denoise; see ``Sampler``."""
         out = self.sampler(score_fn, x_init, generator, on_step)
-        samples = self.denoise(score_fn, out.samples)
+        samples = self.process.project(self.denoise(score_fn, out.samples))
         trajectory = out.trajectory
         if trajectory is not None:
             trajectory = torch.cat([trajectory[:-1], samples[None, :TRAJECTORY_IMAGES]])

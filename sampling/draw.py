@@ -1,12 +1,14 @@
 """Drawing numbered samples, each a function of (seed, its number)."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from sampling.base import Sampler, Samples
 from sampling.guidance import guided_score
+from sampling.imputation import PARTICLES, STEPS, impute
 from sde import Process
 from utils.seeds import image_generators
 
@@ -41,3 +43,47 @@ def draw_samples(
     generators = image_generators(seed, numbers, device)
     x_init = process.prior_sample((len(numbers), *data_shape), generators, device)
     return sampler(guided_score(net, labels, w), x_init, generators, on_step)
+
+
+def draw_imputed(
+    net: Callable[[Tensor, Tensor, Tensor | None], Tensor],
+    process: Process,
+    given: Tensor,
+    known: Tensor,
+    numbers: range,
+    seed: int,
+    labels: Tensor | None = None,
+    w: float = 0.0,
+    on_step: Callable[[], object] | None = None,
+    *,
+    steps: int = STEPS,
+    particles: int = PARTICLES,
+    batch_size: int = 4096,
+) -> Samples:
+    """Draw the unknown values of samples with the given ``numbers``; a sample does not depend on the others.
+
+    Args:
+        net: score network, called as net(x, sigma, labels).
+        process: diffusion process.
+        given, known: known values, (len(numbers), *shape), and which they are, see ``impute``; on the device of the
+            network.
+        numbers: numbers of the samples.
+        seed: seed of their noise.
+        labels: classes or conditions of the samples, see ``draw_samples``.
+        w: guidance weight.
+        on_step: function called ``steps`` times for each group of ``group_size`` samples.
+        steps, particles: see ``impute``.
+        batch_size: largest number of rows that the network is given at once, unless ``particles`` is larger.
+    """
+    generators = image_generators(seed, numbers, given.device)
+    size, parts = group_size(particles, batch_size), []
+    for rows in (slice(start, start + size) for start in range(0, len(given), size)):
+        repeated = None if labels is None else labels[rows].repeat_interleave(particles, 0)
+        draw = partial(impute, generator=generators[rows], steps=steps, particles=particles, on_step=on_step)
+        parts.append(draw(guided_score(net, repeated, w), process, given[rows], known[rows]))
+    return Samples(torch.cat([part.samples for part in parts]), parts[0].nfe)
+
+
+def group_size(particles: int, batch_size: int) -> int:
+    """Return how many samples ``draw_imputed`` draws at once."""
+    return max(1, batch_size // particles)

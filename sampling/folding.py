@@ -14,15 +14,15 @@ RHO = 7.0  # of Karras et al. (2022): levels are equidistant in sigma^(1/RHO)
 
 
 def folded_score(process: Process, score_fn: ScoreFn, y: Tensor, sigma: Tensor) -> Tensor:
-    """Compute the score in unfolded coordinates: the sign of the fold at ``y`` times the score at project(y).
+    """Compute the score in unfolded coordinates: that at project(y), pulled back to ``y``.
 
     Args:
-        process: diffusion process, with ``project`` and ``fold_sign``.
+        process: diffusion process, with ``project`` and ``pullback``.
         score_fn: score_fn(x, sigma), which is evaluated in the domain of the process only.
         y: any points, (B, ...).
         sigma: noise levels, (B,).
     """
-    return process.fold_sign(y) * score_fn(process.project(y), sigma.to(y.dtype))
+    return process.pullback(y, score_fn(process.project(y), sigma.to(y.dtype)))
 
 
 def karras_sigmas(process: Process, steps: int) -> list[float]:

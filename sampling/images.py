@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from datasets.units import Units
 from utils.errors import UserError
 
 MIN_TILE = 40  # pixels of width; narrower images are enlarged in a grid, for a person to read
@@ -16,8 +17,14 @@ GAP, GREY = 2, 128  # width in pixels and value of the frame around the images o
 FRAME, LAST_FRAME = 100, 1500  # duration in milliseconds of the frames of an animation
 
 
-def to_array(x: Tensor, image: bool) -> np.ndarray:
-    """Convert samples to what their file holds: images as ``to_uint8`` does, others float32 as they are.
+def to_array(x: Tensor, image: bool, units: Units | None = None, sigma: float = 0.0) -> np.ndarray:
+    """Convert samples to what their file holds: images as ``to_uint8`` does, others to the units of their data.
+
+    Args:
+        x: samples, (N, *shape).
+        image: whether they are images.
+        units: units of other samples; None: float32 as they are.
+        sigma: noise that is left in the samples, by which values on a bound are told, see ``Units.snap``.
 
     Raises:
         UserError: if a value is not finite.
@@ -25,7 +32,14 @@ def to_array(x: Tensor, image: bool) -> np.ndarray:
     if image:
         return to_uint8(x)
     _check_finite(x)
-    return x.detach().float().cpu().numpy()
+    x = x.detach().float().cpu()
+    return (x if units is None else units.from_cube(units.snap(x, sigma))).numpy()
+
+
+def to_trajectory(states: Tensor, image: bool, units: Units | None = None) -> np.ndarray:
+    """Convert a trajectory, (K, N, *shape), as ``to_array`` converts samples."""
+    arrays = to_array(states.flatten(0, 1), image, units)
+    return arrays.reshape(*states.shape[:2], *arrays.shape[1:])
 
 
 def share_outside(x: Tensor) -> np.ndarray:

@@ -72,16 +72,13 @@ class ProbabilityFlow:
             UserError: if the score is not finite.
         """
         per_image = (-1,) + (1,) * (x_init.ndim - 1)
+        score = score_fn if self.moll is None else _mollify(score_fn, self.moll)
 
         def func(s: Tensor, y: Tensor) -> Tensor:
             """Compute dy/ds for the time s = 1 - t, (B,), that runs from the prior to the samples."""
             t = 1.0 - s
             rate = 0.5 * self.process.diffusion(t).square()
-            slope = rate.to(y.dtype).reshape(per_image) * folded_score(self.process, score_fn, y, self.process.sigma(t))
-            if self.moll is not None:
-                x = self.process.project(y)
-                slope = slope * ((4.0 - 1.0 / (x * (1.0 - x))) / self.moll).exp()
-            return slope
+            return rate.to(y.dtype).reshape(per_image) * folded_score(self.process, score, y, self.process.sigma(t))
 
         rtol, atol = self.rtol or EXACT_TOLERANCE, self.atol or EXACT_TOLERANCE
         y = self.side_eps + (1.0 - 2.0 * self.side_eps) * x_init if self.side_eps else x_init
@@ -98,6 +95,11 @@ class ProbabilityFlow:
         samples = self.process.project(y)
         followed[-1] = samples[:TRAJECTORY_IMAGES]
         return Samples(samples, int(evaluations.max()), followed)
+
+
+def _mollify(score_fn: ScoreFn, moll: float) -> ScoreFn:
+    """Return the score times exp((4 - 1 / (x (1 - x))) / moll), elementwise."""
+    return lambda x, sigma: score_fn(x, sigma) * ((4.0 - 1.0 / (x * (1.0 - x))) / moll).exp()
 
 
 def _follow(followed: Tensor, marks: Tensor, step: Step, process: Process) -> None:

@@ -43,7 +43,7 @@ class PredictorCorrector:
         trajectory: number of moments to keep, at most; 0 for none.
 
     Raises:
-        InputError: for ``boundary`` with a process without bounds.
+        InputError: for ``boundary`` with a process without bounds, or ``clip`` with one that orders its coordinates.
     """
 
     process: Process
@@ -59,6 +59,8 @@ class PredictorCorrector:
     def __post_init__(self) -> None:
         if self.boundary is not None and not self.process.bounded:
             raise InputError(f"sampling.boundary={self.boundary}: the process has no bounds")
+        if self.boundary == "clip" and not self.process.elementwise:
+            raise InputError("sampling.boundary=clip: leaves values in [0, 1] but not in order; use reflect or null")
 
     @property
     def num_steps(self) -> int:

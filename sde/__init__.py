@@ -4,15 +4,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from sde import cube, heat_kernel
-from sde.base import GeometricSchedule, Process
+from sde.base import ElementwiseProcess, GeometricSchedule, Process
+from sde.reflected_simplex import ReflectedSimplex
 from sde.reflected_ve import ReflectedVE
 from sde.ve import VE
 from utils.options import Option, check_name, one_of, options_of
 
 __all__ = [
     "VE",
+    "ElementwiseProcess",
     "GeometricSchedule",
     "Process",
+    "ReflectedSimplex",
     "ReflectedVE",
     "create_process",
     "cube",
@@ -20,7 +23,7 @@ __all__ = [
     "process_options",
 ]
 
-PROCESSES: dict[str, type] = {"reflected_ve": ReflectedVE, "ve": VE}
+PROCESSES: dict[str, type] = {"reflected_ve": ReflectedVE, "ve": VE, "reflected_simplex": ReflectedSimplex}
 DEFAULT = "reflected_ve"  # of a run from before there was a choice
 PUBLISHED = "vesde"  # what the published configurations call the reflected process
 

@@ -1,4 +1,4 @@
-"""The protocol of a diffusion process, and the geometric noise schedule that its implementations share."""
+"""The protocol of a diffusion process, and what its implementations share: noise schedule, elementwise motion."""
 
 import math
 from collections.abc import Sequence
@@ -27,10 +27,12 @@ class Process(Protocol):
         prior_sigma: noise level above which the marginal distribution is the prior to within what a sampler with few
             steps can resolve, so that it starts there; at most sigma_max.
         bounded: True if x_t is confined to [0, 1]; False if it moves in all of space.
+        elementwise: True if each coordinate moves by itself; False if the domain ties them together.
         prior_name: the distribution of the prior in a word or two, for reports.
     """
 
     bounded: ClassVar[bool]
+    elementwise: ClassVar[bool]
     prior_name: ClassVar[str]
 
     @property
@@ -57,17 +59,31 @@ class Process(Protocol):
     def sample(self, x0: Tensor, t: Tensor, generator: Generator | Sequence[Generator] | None = None) -> Tensor:
         """Draw x_t given ``x0``, (B, ...), from one generator or from one for each of the B points."""
 
+    def sample_pair(
+        self, x0: Tensor, t: Tensor, generator: Generator | Sequence[Generator] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Draw x_t as ``sample`` does, and return with it ``x0`` with its coordinates arranged as those of x_t are."""
+
     def conditional_score(self, x: Tensor, x0: Tensor, t: Tensor) -> Tensor:
-        """Return d/dx log p(x_t = x | x0), elementwise: the regression target of training."""
+        """Return d/dx log p(x_t = x | x0), elementwise: the regression target of training.
+
+        ``x`` and ``x0`` are from ``sample_pair``: the mean of the result given x is the score of the process at x.
+        """
 
     def log_density(self, x: Tensor, x0: Tensor, t: Tensor | float) -> Tensor:
-        """Return log p(x_t = x | x0), elementwise; ``x`` and ``x0`` broadcast, ``t`` is of shape (B,) or a number."""
+        """Return log p(x_t = x | x0), elementwise; ``x`` and ``x0`` broadcast, ``t`` is of shape (B,) or a number.
+
+        ``x`` and ``x0`` are arranged as in ``sample_pair``.
+        """
 
     def expected_log_density(self, x0: Tensor, t: float) -> Tensor:
         """Return E[log p(x_t | x0)] over x_t given ``x0``, elementwise."""
 
     def kl_to_prior(self, x0: Tensor) -> Tensor:
-        """Return the Kullback-Leibler divergence of x_1 given ``x0`` from the prior, elementwise, in nats."""
+        """Return E[log p(x_1 | x0)] less the log density of the prior, elementwise, in nats.
+
+        It is the Kullback-Leibler divergence of x_1 given ``x0`` from the prior, except where points are arranged.
+        """
 
     def prior_sample(
         self,
@@ -84,8 +100,21 @@ class Process(Protocol):
     def project(self, y: Tensor) -> Tensor:
         """Return the point of the domain that ``y`` stands for: the result of a step, or coordinates unfolded."""
 
-    def fold_sign(self, y: Tensor) -> Tensor:
-        """Return the derivative of ``project`` at ``y``, 1 or -1 in each coordinate."""
+    def pushforward(self, y: Tensor, v: Tensor) -> Tensor:
+        """Return J ``v``, J the derivative of ``project`` at ``y`` (B, ...): vectors at y as vectors at project(y).
+
+        ``v`` is (B, ...), or (K, B or 1, ...) for K vectors at each point; so is the result, or has B in place of 1.
+        J is orthogonal.
+        """
+
+    def pullback(self, y: Tensor, s: Tensor) -> Tensor:
+        """Return J^T ``s``: for the gradient ``s`` of a function at project(y), that of its composition with project.
+
+        The shapes are those of ``pushforward``, of which it is the inverse.
+        """
+
+    def check_data(self, data: Tensor, levels: int | None) -> None:
+        """Raise InputError unless ``data`` (N, *shape), of a number of grey levels or None, are of the domain."""
 
 
 @dataclass(frozen=True)
@@ -137,3 +166,37 @@ class GeometricSchedule:
         """Return the noise level at ``t``, of shape (B,) or a number, in a shape that broadcasts against ``x``."""
         sigma = self.sigma(torch.as_tensor(t, dtype=x.dtype, device=x.device))
         return sigma.reshape(-1, *[1] * (x.ndim - 1)) if sigma.ndim else sigma
+
+
+class ElementwiseProcess(GeometricSchedule):
+    """Base of the processes that move each coordinate by itself: what ``Process`` says of arrangements and vectors.
+
+    A subclass whose ``project`` mirrors coordinates overrides ``fold_sign``.
+    """
+
+    elementwise: ClassVar[bool] = True
+
+    def sample(self, x0: Tensor, t: Tensor, generator: Generator | Sequence[Generator] | None = None) -> Tensor:
+        """See ``Process``."""
+        raise NotImplementedError
+
+    def sample_pair(
+        self, x0: Tensor, t: Tensor, generator: Generator | Sequence[Generator] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Draw x_t given ``x0`` (B, ...) at times ``t`` (B,), and return it with ``x0`` itself."""
+        return self.sample(x0, t, generator), x0
+
+    def fold_sign(self, y: Tensor) -> Tensor:
+        """Return the derivative of ``project`` at ``y`` in each coordinate, 1 or -1, in the shape of ``y``."""
+        return torch.ones_like(y)
+
+    def pushforward(self, y: Tensor, v: Tensor) -> Tensor:
+        """Return ``v`` times the sign of the fold at ``y``; see ``Process``."""
+        return self.fold_sign(y) * v
+
+    def pullback(self, y: Tensor, s: Tensor) -> Tensor:
+        """Return ``s`` times the sign of the fold at ``y``; see ``Process``."""
+        return self.fold_sign(y) * s
+
+    def check_data(self, data: Tensor, levels: int | None) -> None:
+        """Accept all data in [0, 1]."""

@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from sde import cube, heat_kernel
-from sde.base import GeometricSchedule, NoiseLevel
+from sde.base import ElementwiseProcess, NoiseLevel
 from utils.seeds import BatchGenerator
 
 # Above this noise level the density differs from the uniform one by less than 2 exp(-pi^2 1.5^2 / 2) = 3e-5 in each
@@ -17,7 +17,7 @@ UNIFORM_FROM = 1.5
 
 
 @dataclass(frozen=True)
-class ReflectedVE(GeometricSchedule):
+class ReflectedVE(ElementwiseProcess):
     """dx = g(t) dw reflected at the faces of the cube [0, 1]^D, t in [0, 1]; an implementation of ``Process``.
 
     sigma(t) is the standard deviation that the free motion would have. The transition density is the heat kernel, and

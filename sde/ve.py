@@ -8,12 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor
 
-from sde.base import GeometricSchedule, NoiseLevel
+from sde.base import ElementwiseProcess, NoiseLevel
 from utils.seeds import BatchGenerator
 
 
 @dataclass(frozen=True)
-class VE(GeometricSchedule):
+class VE(ElementwiseProcess):
     """x_t = x0 + sigma(t) z with z a standard normal vector, t in [0, 1]; an implementation of ``Process``.
 
     The prior is N(0, sigma_max^2), from which x_1 given x0 has the divergence |x0|^2 / (2 sigma_max^2).
@@ -77,7 +77,3 @@ class VE(GeometricSchedule):
     def project(self, y: Tensor) -> Tensor:
         """Return ``y``: every point is in the domain."""
         return y
-
-    def fold_sign(self, y: Tensor) -> Tensor:
-        """Return ones, in the shape of ``y``: nothing is folded."""
-        return torch.ones_like(y)

@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from datasets import ImageDataset, Loader, load_configured, scan_once
 from sampling.images import save_grid, to_uint8
+from sde import create_process
 from utils.distributed import Distributed
 from utils.errors import printable
 
@@ -20,10 +21,16 @@ def load_splits(cfg: DictConfig, distributed: Distributed) -> tuple[ImageDataset
     """Load the training and the held-out split of the data set that ``cfg`` names.
 
     Rank 0 goes first, so that it alone downloads files or makes the cache.
+
+    Raises:
+        InputError: if there are no such data, or the process of ``cfg`` is for others.
     """
+    process = create_process(cfg.sde)
 
     def load(train: bool) -> ImageDataset:
-        return load_configured(cfg.data, train, cfg.dataroot, cfg.data.get("root"))
+        images = load_configured(cfg.data, train, cfg.dataroot, cfg.data.get("root"), cfg.data.get("held_out"))
+        images.check_domain(process)
+        return images
 
     with scan_once():
         return distributed.main_first(lambda: load(True)), distributed.main_first(lambda: load(False))

@@ -39,7 +39,13 @@ from utils.signals import StopSignals
 log = logging.getLogger(__name__)
 
 
-def train(cfg: DictConfig, run_dir: Path, distributed: Distributed, stop: StopSignals | None = None) -> int:
+def train(
+    cfg: DictConfig,
+    run_dir: Path,
+    distributed: Distributed,
+    stop: StopSignals | None = None,
+    progress: bool | None = None,
+) -> int:
     """Train the run in ``run_dir``, from its newest checkpoint if it has one, for ``training.n_iters`` updates in all.
 
     Writes ``metrics.jsonl``, ``loss.png``, ``checkpoints/``, ``checkpoints-meta/``, ``ema/``, ``samples/`` and the
@@ -50,6 +56,7 @@ def train(cfg: DictConfig, run_dir: Path, distributed: Distributed, stop: StopSi
         run_dir: directory of the run.
         distributed: communication with the other processes of the run.
         stop: signals that end the run after the current step, with a checkpoint.
+        progress: whether to show a progress bar; None: on a terminal.
 
     Returns:
         The number of the signal that stopped the run, or 0 if it reached its end.
@@ -142,7 +149,9 @@ def train(cfg: DictConfig, run_dir: Path, distributed: Distributed, stop: StopSi
         signum, first_step, start = 0, state.step + 1, time.perf_counter()
         stop.defer()
         metrics: MetricWriter | NullMetricWriter
-        with MetricWriter(cfg, run_dir, state.step) if distributed.rank == 0 else NullMetricWriter() as metrics:
+        with (
+            MetricWriter(cfg, run_dir, state.step, progress) if distributed.rank == 0 else NullMetricWriter() as metrics
+        ):
             if state.step:
                 draw_if_due()  # a killed run may have saved this checkpoint but not yet drawn its samples
             distributed.use_step_timeout()
@@ -282,15 +291,15 @@ class NoisyBatch:
     """A batch of data with the times and the noisy samples that were drawn for it.
 
     Attributes:
-        x0: data in [0, 1], (B, ...).
         labels: classes, int64 (B,), or conditions, float32 (B, K).
+        x0: data in [0, 1], arranged as ``x``, (B, ...).
         t: times, (B,).
         x: samples of the process at these times, (B, ...).
         importance: importance weights of the times, (B,); None for 1.
     """
 
-    x0: Tensor
     labels: Tensor
+    x0: Tensor
     t: Tensor
     x: Tensor
     importance: Tensor | None = None
@@ -300,7 +309,7 @@ class NoisyBatch:
 
     def __getitem__(self, rows: slice) -> "NoisyBatch":
         importance = None if self.importance is None else self.importance[rows]
-        return NoisyBatch(self.x0[rows], self.labels[rows], self.t[rows], self.x[rows], importance)
+        return NoisyBatch(self.labels[rows], self.x0[rows], self.t[rows], self.x[rows], importance)
 
 
 class Loss:
@@ -367,13 +376,13 @@ class Loss:
         seed_torch(self.seed, Stream.TRAIN, step)
         x0, labels = loader(step)
         labels = drop_labels(labels, self.drop_label)
-        return NoisyBatch(x0, labels, *perturb(self.process, x0, self.noise_levels, stratified=self.stratified))
+        return NoisyBatch(labels, *perturb(self.process, x0, self.noise_levels, stratified=self.stratified))
 
     def sample_held_out_batch(self, loader: Loader) -> NoisyBatch:
         """Draw the held-out batch; images, stratified times and noise are the same at each call, and in all runs."""
         seed_torch(self.seed, Stream.EVAL)
         x0, labels = loader(0)
-        return NoisyBatch(x0, labels, *perturb(self.process, x0, UNIFORM_TIME, stratified=True))
+        return NoisyBatch(labels, *perturb(self.process, x0, UNIFORM_TIME, stratified=True))
 
 
 def drop_labels(labels: Tensor, rate: float) -> Tensor:

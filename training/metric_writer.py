@@ -27,12 +27,13 @@ class MetricWriter:
         cfg: configuration of the run.
         run_dir: directory of the run, RUN.
         step: number of steps done; later entries in metrics.jsonl, which a killed run wrote, are dropped.
+        progress: whether there is a progress bar; None: on a terminal.
 
     Raises:
         UserError: if the file cannot be written.
     """
 
-    def __init__(self, cfg: DictConfig, run_dir: Path, step: int) -> None:
+    def __init__(self, cfg: DictConfig, run_dir: Path, step: int, progress: bool | None = None) -> None:
         self._folder, self._path = run_dir, run_dir / "metrics.jsonl"
         self._logger = open_logger(cfg, run_dir, step)
         kept = [entry for entry in read_entries(self._path) if entry["step"] <= step]
@@ -41,7 +42,8 @@ class MetricWriter:
         with writing(self._path):
             self._file = self._path.open("a")
         self._total = cfg.training.n_iters
-        self._bar = tqdm(total=self._total, initial=step, unit="step", disable=None, dynamic_ncols=True)
+        hidden = None if progress is None else not progress
+        self._bar = tqdm(total=self._total, initial=step, unit="step", disable=hidden, dynamic_ncols=True)
 
     def advance(self) -> None:
         """Count one step."""

@@ -7,10 +7,11 @@ import torch
 from omegaconf import DictConfig
 
 from datasets.shape import is_image
+from datasets.units import create_units
 from models import ScoreModel
 from sampling import create_sampler
 from sampling.draw import draw_samples
-from sampling.images import save_grid, save_trajectory, to_array
+from sampling.images import save_grid, save_trajectory, to_array, to_trajectory
 from sde import Process
 from utils.distributed import Distributed
 from utils.errors import replacing, writing
@@ -81,5 +82,6 @@ def _draw(
         )
     except _StoppedError:
         return None
-    image = is_image(cfg.data)
-    return to_array(out.samples, image), None if out.trajectory is None else to_array(out.trajectory, image)
+    image, units = is_image(cfg.data), create_units(cfg.data)
+    trajectory = None if out.trajectory is None else to_trajectory(out.trajectory, image, units)
+    return to_array(out.samples, image, units, process.sigma_min), trajectory

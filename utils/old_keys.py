@@ -23,7 +23,7 @@ ADDED = {
     "metrics.bpd.face_width": 0.0,
 }
 # {added key: (key that its section must have too, value)}: training has a section eval with other options
-ADDED_BESIDE = {"eval.weights": ("ckpt", "ema")}
+ADDED_BESIDE = {"eval.weights": ("ckpt", "ema"), "eval.particles": ("rounds", 32)}
 # {key: (added key, old value, present value)} for configurations without the added key
 CHANGED = {"sampling.boundary": ("sampling.percentile", "reflect", None)}
 # The same for sampling.method=pc, which reads none of these: its samples do not change, and drawing them continues.

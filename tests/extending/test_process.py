@@ -13,7 +13,7 @@ import sde
 from evaluation import elbo, log_likelihood
 from models import load_pretrained
 from sampling import Heun, PredictorCorrector, ProbabilityFlow
-from sde import GeometricSchedule, create_process
+from sde import ElementwiseProcess, create_process
 from tests.extending.conftest import ADM, DIGITS
 from utils.seeds import BatchGenerator
 
@@ -21,7 +21,7 @@ WINDINGS = torch.arange(-8.0, 9.0)
 
 
 @dataclass(frozen=True)
-class WrappedVE(GeometricSchedule):
+class WrappedVE(ElementwiseProcess):
     """Brownian motion on the torus: x_t = x0 + sigma(t) z modulo 1, with the wrapped normal density."""
 
     bounded: ClassVar[bool] = True
@@ -36,9 +36,6 @@ class WrappedVE(GeometricSchedule):
 
     def project(self, y):
         return torch.remainder(y, 1.0)
-
-    def fold_sign(self, y):
-        return torch.ones_like(y)
 
     def sample(self, x0, t, generator=None):
         return self.project(x0 + self._sigma_of(t, x0) * BatchGenerator(generator).randn_like(x0))
@@ -97,13 +94,14 @@ def test_its_options_are_checked(extended, monkeypatch):
     assert extended.refuse(*train, "sde.sigma_mx=1") == "sde.sigma_mx: no such option; did you mean sde.sigma_max?"
     too_large = "sde.sigma_max=9.0: need a number, more than 0, at most 8"
     assert extended.refuse(*train, "sde.sigma_max=9.0") == too_large
-    assert extended.refuse(*train, "sde=wraped").endswith("known are reflected_ve, ve, wrapped; did you mean wrapped?")
+    known = "known are reflected_simplex, reflected_ve, ve, wrapped; did you mean wrapped?"
+    assert extended.refuse(*train, "sde=wraped").endswith(known)
     extended.succeed(*train)
     assert "sde.name=reflected_ve, but the run in" in extended.refuse(*train, "sde=reflected_ve", "sde.sigma_max=1.5")
     extended.edit("sigma_max: 1.5", "sigma_max: 9.0")
     assert too_large in extended.refuse("run_vis.py", "load_dir=RUN")
     assert too_large in extended.refuse("run_train.py", "resume=RUN")
-    extended.check_options(monkeypatch, "train", "sde=NAME, one of reflected_ve, ve, wrapped")
+    extended.check_options(monkeypatch, "train", "sde=NAME, one of reflected_simplex, reflected_ve, ve, wrapped")
 
 
 def test_samplers_and_likelihoods_are_exact_for_points():

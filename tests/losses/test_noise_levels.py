@@ -89,7 +89,7 @@ def test_log_sigma_is_a_truncated_normal(sde):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_stratified_times_are_one_in_each_interval_in_random_order(name):
     n, sampler = 96, SAMPLERS[name]
-    t, _, _ = perturb(SDE, torch.rand(n, 2, dtype=torch.float64), sampler, seeded(), stratified=True)
+    _, t, _, _ = perturb(SDE, torch.rand(n, 2, dtype=torch.float64), sampler, seeded(), stratified=True)
     edges = sampler.quantile(torch.arange(n, dtype=torch.float64) / n)[0]
     rank = torch.searchsorted(edges, t, right=True) - 1
     assert sorted(rank.tolist()) == list(range(n))
@@ -140,7 +140,7 @@ def test_the_loss_of_adaptive_times_has_the_expectation_of_uniform_times():
 
     x0 = torch.rand(20_000, 2, generator=seeded(1))
     plain = score_matching_loss(network, SDE, x0, generator=seeded(2))
-    times, _, _ = perturb(SDE, x0, generator=seeded(2))
+    _, times, _, _ = perturb(SDE, x0, generator=seeded(2))
     history = LossHistory()
     history.update(times, plain)
     adaptive = score_matching_loss(network, SDE, x0, noise_levels=LossAdaptive(history), generator=seeded(3))

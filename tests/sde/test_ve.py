@@ -50,7 +50,8 @@ def test_prior():
 
 def test_nothing_is_folded_and_the_flow_starts_at_sigma_max():
     y = torch.tensor([[-3.0, 1.5]])
-    assert torch.equal(PROCESS.project(y), y) and torch.equal(PROCESS.fold_sign(y), torch.ones(1, 2))
+    assert torch.equal(PROCESS.project(y), y)
+    assert torch.equal(PROCESS.pushforward(y, y), y) and torch.equal(PROCESS.pullback(y, y), y)
     assert PROCESS.prior_sigma == 20.0 and not PROCESS.bounded
 
 
