@@ -32,6 +32,7 @@ from training.run_dir import check_same_run, keep_class_names, open_run, write_c
 from training.snapshots import save_samples, set_aside
 from training.summary import summary
 from utils.distributed import Distributed
+from utils.errors import InputError
 from utils.seeds import Stream, seed_torch
 from utils.signals import StopSignals
 
@@ -391,9 +392,16 @@ def drop_labels(labels: Tensor, rate: float) -> Tensor:
 
 
 def create_state(cfg: DictConfig, device: torch.device, history: LossHistory | None = None) -> TrainState:
-    """Create a freshly initialised network with its EMA and optimiser, for a loss that follows ``history``."""
+    """Create a freshly initialised network with its EMA and optimiser, for a loss that follows ``history``.
+
+    Raises:
+        InputError: for a bad model, or a precision in which it cannot be trained on this device.
+    """
     seed_torch(cfg.seed, Stream.INIT)
     net = create_model(cfg.model, cfg.data, cfg.sde).set_precision(cfg.precision).to(device)
+    if cfg.precision != "fp32" and device.type == "cpu" and any(isinstance(m, nn.Conv3d) for m in net.modules()):
+        # oneDNN's gradient of the weights is wrong at a depth of 2.
+        raise InputError(f"precision={cfg.precision}: data with three axes train on a CPU with precision=fp32 only")
     ema = EMA(net, cfg.model.ema_rate)
     if cfg.training.activation_checkpointing:
         recompute_activations(net)

@@ -32,7 +32,7 @@ def two_moons(train: bool, noise: NonNegative = 0.05, **_: object) -> ImageDatas
     return ImageDataset(x, torch.from_numpy(labels), num_classes=2, levels=None, class_names=("upper", "lower"))
 
 
-class MLP(Network):
+class SmallMLP(Network):
     """A network for vectors: three linear maps of x, log sigma and the class."""
 
     def __init__(self, data_shape: tuple[int, ...], num_classes: int = 0, *, width: Width = 32) -> None:
@@ -50,7 +50,7 @@ class MLP(Network):
         return self.layers(torch.cat(features, 1))
 
 
-ENTRIES = [(DATASETS, "two_moons", two_moons), (NETWORKS, "mlp", MLP)]
+ENTRIES = [(DATASETS, "two_moons", two_moons), (NETWORKS, "small_mlp", SmallMLP)]
 DATA_FILE = """\
 # Two moons in the unit square
 dataset: two_moons  # name in datasets/registry.py
@@ -62,18 +62,18 @@ dequantize: false   # of data with levels only
 """
 CONFIGS = [
     ("data/two_moons.yaml", None, DATA_FILE),
-    ("model/mlp.yaml", None, """\
+    ("model/small_mlp.yaml", None, """\
 # A network for vectors
 defaults:
   - /base/model@_here_
   - _self_
 
-name: mlp
+name: small_mlp
 width: 32  # width of its layers
 """),
 ]  # fmt: skip
 DATA = OmegaConf.create(DATA_FILE)
-CHOSEN = ["data=two_moons", "model=mlp", *SMALL]
+CHOSEN = ["data=two_moons", "model=small_mlp", *SMALL]
 
 
 def test_a_data_set_of_vectors_in_one_file(extended):
@@ -91,8 +91,8 @@ def test_a_data_set_of_vectors_in_one_file(extended):
     images = extended.folder / "vis0/images"
     assert drawn.shape == (6, 2) and drawn.dtype == np.float32 and not list(images.glob("*.png"))
     assert np.load(images / "samples_0.npz")["labels"].tolist() == [1] * 6 and (images / "trajectory.npy").is_file()
-    export(run, extended.folder / "mlp.safetensors", "safetensors")
-    assert np.array_equal(drawn, extended.draw("label=lower", load_dir="mlp.safetensors"))
+    export(run, extended.folder / "small.safetensors", "safetensors")
+    assert np.array_equal(drawn, extended.draw("label=lower", load_dir="small.safetensors"))
     assert "eval.save_images=True: samples of shape (2,) are no images" in extended.refuse(
         "run_vis.py", "load_dir=RUN", "eval.save_images=true", "device=cpu"
     )
@@ -133,7 +133,7 @@ def test_its_options_are_checked_by_the_scripts(extended, monkeypatch):
         ("data.num_classes=-1", "data.num_classes=-1: need an integer, at least 0, at most 1e+06"),
         ("data=two_moon", "did you mean two_moons?"),
         ("data.shape=[3]", "data.dataset=two_moons has samples of shape (2,), but data.shape asks for (3,)"),
-        ("model=adm", "model=adm is for images (C, H, W), and the data have shape (2,)"),
+        ("model=adm", "model=adm is for data (C, L), (C, H, W) or (C, D, H, W), and the data have shape (2,)"),
         ("data.noise=-1.0", "data.noise=-1.0: need a number, at least 0"),
     ]:
         assert message in extended.refuse(*train, wrong if "noise" not in wrong else f"+{wrong}")
@@ -143,7 +143,7 @@ def test_its_options_are_checked_by_the_scripts(extended, monkeypatch):
     extended.succeed("run_train.py", *CHOSEN, "training.n_iters=0", "hydra.run.dir=shown")
     assert not (extended.folder / "shown/data.png").exists()
     said = extended.run("run_train.py", "--help").stdout
-    assert "data.shape=[2]  shape of a sample (a list of 1 to 4 values)" in said and "model=mlp" in said
+    assert "data.shape=[2]  shape of a sample (a list of 1 to 4 values)" in said and "model=small_mlp" in said
 
 
 @pytest.fixture(autouse=True)

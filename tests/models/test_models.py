@@ -216,8 +216,13 @@ DATA = {"image_size": 16, "num_channels": 1, "classes": False, "num_classes": 10
         ({"name": "ddpmpp", "parametrization": "eps"}, {}, "model.parametrization=eps: known are output, edm"),
         ({"name": "ddpmpp", "parametrization": "edm", "sigma_data": 0.0}, {}, "model.sigma_data=0.0"),
         ({"name": "ddpmpp"}, {"shape": [3, 16, 8]}, r"model=ddpmpp is for square images, .* shape \(3, 16, 8\)"),
-        ({"name": "adm"}, {"shape": [3, 16, 8]}, "model=adm is for square images"),
-        ({"name": "vdm"}, {"shape": [5]}, r"model=vdm is for images \(C, H, W\), and the data have shape \(5,\)"),
+        ({"name": "vdm"}, {"shape": [5]}, r"model=vdm is for data \(C, L\), .*, and the data have shape \(5,\)"),
+        (
+            {"name": "vdm"},
+            {"cond_size": 2},
+            "data.cond_size=2, but model=vdm takes no condition: use model=adm or",
+        ),
+        ({"name": "mlp"}, {"cond_size": 2, "classes": True}, "data.cond_size=2 and data.classes=True: a network has"),
     ],
 )
 def test_bad_models_are_named(model, data, message):
