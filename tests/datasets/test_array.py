@@ -123,8 +123,8 @@ def test_integers_are_levels(tmp_path):
         ({"low": 2.5}, r"x.npy: row 0, column 0 is 2.0: need a number from 2.5 to .*; data.outside=drop"),
         ({"high": [8, 5, 8]}, r"x.npy: row 1, column 1 is 7.0: need a number from .* to 5.0"),
         ({"low": [0, 0]}, "data.low has 2 values, and the data 3 columns or channels"),
-        ({"low": 9}, "data.low=9 and data.high=.*: low=9 is not less than high=7"),
-        ({"low": "open", "high": "open"}, "data.low=open and data.high=open: both sides are open"),
+        ({"low": 9}, "data.low and data.high: low=9 of channel 0 is not less than high=6.99958"),
+        ({"low": "open", "high": "open"}, "data.low and data.high: both sides of channel 0 are open"),
         ({"columns": [0, 3]}, r"data.columns=\[0, 3\]: .*x.npy has the columns 0 to 2"),
         ({"classes": True}, "data.classes=True: say which column or array has them, data.labels=NAME"),
         ({"labels": "kinds.npy"}, "data.labels=kinds.npy: no such file"),
@@ -227,7 +227,7 @@ def test_conditions(tmp_path):
     assert data["cond_size"] == 2 and data["shape"] == [1]
     images = DATASETS["array"](True, **data)
     assert torch.equal(images.labels[0], torch.tensor(ROWS[0, [2, 0]], dtype=torch.float32))
-    with pytest.raises(InputError, match=r"data.cond=d: .*x.csv has the columns a, b, c, kind; did you mean a"):
+    with pytest.raises(InputError, match=r"data.cond=d: .*x.csv has the columns a, b, c, kind$"):
         describe(path, cond="d", labels="kind")
     with pytest.raises(InputError, match=r"column kind holds text, not numbers$"):
         describe(path, cond="kind")
@@ -272,7 +272,7 @@ def test_the_jacobian_is_that_of_the_map():
         matrix = torch.autograd.functional.jacobian(to_cube, row)
         u = to_cube(row)[None]
         assert torch.allclose(u.float(), BOUNDS.to_cube(row[None]), atol=1e-6)
-        assert BOUNDS.log_jacobian(u).item() == pytest.approx(torch.linalg.slogdet(matrix)[1].item(), abs=1e-9)
+        assert BOUNDS.log_jacobian(u).item() == pytest.approx(torch.linalg.slogdet(matrix)[1].item(), abs=1e-6)
 
 
 def test_the_scale_of_an_open_side(tmp_path):
@@ -283,7 +283,7 @@ def test_the_scale_of_an_open_side(tmp_path):
     assert describe(tmp_path / "x.npy", low=0, high="open")["scale"] == [1004 / 3]
     np.save(tmp_path / "x.npy", np.append(np.tile(rows, (100, 1)), [[1000.0]], 0))
     data = describe(tmp_path / "x.npy", low=0, high="open")
-    assert data["scale"] == [125.0] and data["mass_low"] == [200 / 401] and data["mass_high"] == [0.0]
+    assert data["scale"] == [125.0] and data["mass_low"] == [round(200 / 401, 6)] and data["mass_high"] == [0.0]
     assert create_units(data).to_cube(torch.tensor([[1000.0]])).item() < 1 - 3e-4
 
 
