@@ -53,8 +53,7 @@ class BoundedDiffusion(DensityMixin, BaseEstimator):
         sigma_min: noise that remains at the end, in units of the range of a column: the resolution of the density.
         validation_fraction: share of the rows that is not trained on, and by whose loss the weights of one of ten
             checkpoints are chosen.
-        method: sampler, ``multistep``, ``heun``, ``ode`` or ``pc``.
-        steps: number of steps of the sampler; None for its default.
+        steps: number of steps of the sampler, the predictor ``ancestral``.
         device: ``auto``, ``cpu`` or ``cuda``.
         verbose: whether to show a progress bar while training.
         random_state: seed, or a ``RandomState``, of training and of the samples; see scikit-learn's glossary.
@@ -80,8 +79,7 @@ class BoundedDiffusion(DensityMixin, BaseEstimator):
         learning_rate: float = 1e-3,
         sigma_min: float = 1e-3,
         validation_fraction: float = 0.1,
-        method: str = "multistep",
-        steps: int | None = None,
+        steps: int = 100,
         device: str = "auto",
         verbose: bool = True,
         random_state: Any = None,
@@ -96,7 +94,6 @@ class BoundedDiffusion(DensityMixin, BaseEstimator):
         self.learning_rate = learning_rate
         self.sigma_min = sigma_min
         self.validation_fraction = validation_fraction
-        self.method = method
         self.steps = steps
         self.device = device
         self.verbose = verbose
@@ -150,7 +147,7 @@ class BoundedDiffusion(DensityMixin, BaseEstimator):
             raise ValueError(f"n_samples={n_samples}: need at least 1")
         seed = self.seed_ if random_state is None else int(check_random_state(random_state).randint(2**31 - 1))
         if given is None:
-            cfg = {"method": self.method, "steps": self.steps}
+            cfg = {"method": "pc", "predictor": "ancestral", "steps": self.steps}
             sampler = create_sampler(cfg, self.process_, parametrization=self.net_.parametrization)
             shape, device = self.net_.data_shape, self._device
             parts = [

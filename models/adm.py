@@ -100,6 +100,7 @@ class ADM(Network):
         data_shape: shape of the data, (C, L), (C, H, W) or (C, D, H, W), every side divisible by 2^(levels - 1).
         num_classes: number of classes; 0 for a network without classes.
         cond_size: number of values of the condition; 0 for a network without a condition.
+        num_inputs: number of input channels for each channel of the data.
         num_outputs: number of output channels for each channel of the data.
         model_channels: number of channels at the first level.
         channel_mult: channels of each level in units of ``model_channels``; as many levels as entries.
@@ -118,6 +119,7 @@ class ADM(Network):
         num_classes: int = 0,
         cond_size: int = 0,
         *,
+        num_inputs: int = 1,
         num_outputs: int = 1,
         model_channels: Width = 192,
         channel_mult: Multiples = (1, 2, 3, 4),
@@ -155,7 +157,7 @@ class ADM(Network):
             nn.init.normal_(self.embed_label.weight)  # one row enters at a time: no fan-in to divide by
         if cond_size:
             self.embed_cond = _init(nn.Linear(2 * cond_size, embedding, bias=False))
-        self.conv_in = _init(conv(num_channels, widths[0], 3, padding=1))
+        self.conv_in = _init(conv(num_inputs * num_channels, widths[0], 3, padding=1))
 
         width, skips = widths[0], [widths[0]]
         self.encoder = nn.ModuleList()

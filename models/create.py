@@ -18,11 +18,11 @@ from models.score_model import ScoreModel
 from models.vdm import VDM
 from sde import create_process
 from utils.errors import InputError
-from utils.options import Option, check_name, check_section, one_of, options_of, plain
+from utils.options import Option, call_with, check_name, check_section, one_of, options_of, plain
 
 NETWORKS: dict[str, type[Network]] = {"ddpmpp": DDPMpp, "vdm": VDM, "adm": ADM, "mlp": MLP}
 # Arguments that follow from data, parametrization and process.
-GIVEN = ("data_shape", "num_classes", "cond_size", "num_outputs", "sigma_min", "sigma_max")
+GIVEN = ("data_shape", "num_classes", "cond_size", "num_inputs", "num_outputs", "sigma_min", "sigma_max")
 
 
 def model_options(name: str) -> dict[str, Option]:
@@ -38,7 +38,7 @@ def model_options(name: str) -> dict[str, Option]:
         "parametrization": Option(one_of(PARAMETRIZATIONS).annotation, required=False)
     }
     for parametrization in PARAMETRIZATIONS.values():
-        options |= options_of(parametrization)
+        options |= options_of(parametrization, leave_out=("process",))
     return options | options_of(NETWORKS[name], leave_out=GIVEN)
 
 
@@ -79,12 +79,15 @@ def create_model(model: Mapping[str, Any], data: Mapping[str, Any], sde: Mapping
     if cond_size and num_classes:
         raise InputError(f"data.cond_size={cond_size} and data.classes=True: a network has classes or a condition")
     num_outputs = PARAMETRIZATIONS[kind].num_outputs
-    if num_outputs > 1 and "num_outputs" not in arguments:
-        raise InputError(
-            f"model.parametrization={kind} needs {num_outputs} outputs for each value, and the constructor of "
-            f"model={name} takes no num_outputs"
-        )
-    if PARAMETRIZATIONS[kind].vanishes_at_faces and not create_process(sde).bounded:
+    num_inputs = PARAMETRIZATIONS[kind].num_inputs
+    for what, number in (("inputs", num_inputs), ("outputs", num_outputs)):
+        if number > 1 and f"num_{what}" not in arguments:
+            raise InputError(
+                f"model.parametrization={kind} needs {number} {what} for each value, and the constructor of "
+                f"model={name} takes no num_{what}"
+            )
+    process = create_process(sde)
+    if PARAMETRIZATIONS[kind].vanishes_at_faces and not process.bounded:
         raise InputError(
             f"model.parametrization={kind} is for a process reflected at 0 and 1, and sde={sde['name']} has no bounds: "
             "use model.parametrization=output or edm"
@@ -93,19 +96,20 @@ def create_model(model: Mapping[str, Any], data: Mapping[str, Any], sde: Mapping
         "data_shape": data_shape(data),
         "num_classes": num_classes,
         "cond_size": cond_size,
+        "num_inputs": num_inputs,
         "num_outputs": num_outputs,
         "sigma_min": sde["sigma_min"],
         "sigma_max": sde["sigma_max"],
     }
     of_network = options_of(NETWORKS[name], leave_out=GIVEN)
-    of_parametrization = options_of(PARAMETRIZATIONS[kind])
+    of_parametrization = options_of(PARAMETRIZATIONS[kind], leave_out=("process",))
     try:
         network = NETWORKS[name](
             **{key: value for key, value in given.items() if key in arguments},
             **{key: value for key, value in model.items() if key in of_network},
         )
         chosen = {key: value for key, value in model.items() if key in of_parametrization}
-        parametrization = PARAMETRIZATIONS[kind](**chosen)
+        parametrization = call_with(PARAMETRIZATIONS[kind], {"process": process}, chosen)
     except InputError:
         raise
     except (TypeError, ValueError, RuntimeError, ArithmeticError, IndexError) as error:

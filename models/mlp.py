@@ -43,6 +43,7 @@ class MLP(Network):
         data_shape: shape of the data, (D,), or any other, which is taken as a vector.
         num_classes: number of classes; 0 for a network without classes.
         cond_size: number of values of the condition; 0 for a network without a condition.
+        num_inputs: number of inputs for each value of the data.
         num_outputs: number of outputs for each value of the data.
         width: number of features of every layer.
         num_blocks: number of residual blocks.
@@ -55,6 +56,7 @@ class MLP(Network):
         num_classes: int = 0,
         cond_size: int = 0,
         *,
+        num_inputs: int = 1,
         num_outputs: int = 1,
         width: Width = 256,
         num_blocks: NumBlocks = 3,
@@ -62,6 +64,7 @@ class MLP(Network):
     ) -> None:
         super().__init__(data_shape, num_classes, cond_size)
         dimension = math.prod(data_shape)
+        self.num_inputs = num_inputs
         self.embed1 = nn.Linear(2 * FREQUENCIES, width)
         self.embed2 = nn.Linear(width, width)
         if num_classes:
@@ -69,7 +72,7 @@ class MLP(Network):
             nn.init.normal_(self.embed_label.weight)  # one row enters at a time: no fan-in to divide by
         if cond_size:
             self.embed_cond = nn.Sequential(nn.Linear(2 * cond_size, width), nn.SiLU(), nn.Linear(width, width))
-        self.linear_in = nn.Linear((1 + 2 * len(DATA_FREQUENCIES)) * dimension, width)
+        self.linear_in = nn.Linear((num_inputs + 2 * len(DATA_FREQUENCIES)) * dimension, width)
         self.blocks = nn.ModuleList(ResidualBlock(width, dropout) for _ in range(num_blocks))
         self.norm_out = LayerNorm(width, EPS)
         self.linear_out = zero_init(nn.Linear(width, num_outputs * dimension))
@@ -91,9 +94,10 @@ class MLP(Network):
             embedding = self.embed(sigma, labels)
 
         with full_precision(x):
-            centred = x.flatten(1) - 0.5  # parametrizations centre the data at 1/2
+            data, *others = x.chunk(self.num_inputs, dim=1)
+            centred = data.flatten(1) - 0.5  # parametrizations centre the data at 1/2
             angle = torch.cat([centred * frequency for frequency in DATA_FREQUENCIES], dim=1)
-            features = torch.cat([centred, angle.sin(), angle.cos()], dim=1)
+            features = torch.cat([centred, angle.sin(), angle.cos(), *(other.flatten(1) for other in others)], dim=1)
 
         h = self.linear_in(features)
         for block in self.blocks:

@@ -2,7 +2,7 @@
 
 A parametrization is a frozen object with two methods: ``scale_input(x, sigma)``, the input of the network for noisy
 data ``x``, and the call ``(raw, x, sigma) -> score``. To add one, derive from ``Parametrization`` and add a line to
-``PARAMETRIZATIONS``; its fields are options of ``model``.
+``PARAMETRIZATIONS``; its fields but ``process`` are options of ``model``.
 """
 
 import math
@@ -13,10 +13,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from sde import heat_kernel
+from sde import Process, heat_kernel
 from utils.options import check_section, options_of
 
 DATA_STD = 0.5  # a of the kernel parametrizations: the largest standard deviation of values in [0, 1]
+FACE_RANGE = 4.0  # distances from the faces, in units of sigma, up to which KernelWithFaces tells them apart
 LOG_WIDTH = 2.0  # minus the logarithm of the initial width of KernelWithWidth, in units of sigma
 
 
@@ -30,16 +31,21 @@ class Parametrization:
     """Base class, in which the input of the network is ``x`` itself; a subclass defines the conversion to a score.
 
     Attributes:
+        num_inputs: inputs of the network for each value of the data, stacked along its first axis.
         num_outputs: raw outputs for each value of the data; the network stacks them along its first axis.
         vanishes_at_faces: whether the component of the score normal to a face of the cube is 0 there for every network;
             such a score is for processes on the cube only.
     """
 
+    num_inputs: ClassVar[int] = 1
     num_outputs: ClassVar[int] = 1
     vanishes_at_faces: ClassVar[bool] = False
 
     def scale_input(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Return the input of the network for noisy data ``x`` (B, ...) at noise levels ``sigma`` (B,)."""
+        """Return the input of the network for noisy data ``x`` (B, ...) at noise levels ``sigma`` (B,).
+
+        It has ``num_inputs`` times the first axis of ``x``, and in its first part values around 1/2.
+        """
         return x
 
     def __call__(self, raw: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
@@ -154,6 +160,32 @@ class KernelWithWidth(Kernel):
         return heat_kernel.score_towards(x, _offset(location, x, level), level * widening)
 
 
+@dataclass(frozen=True)
+class KernelWithFaces(KernelWithWidth):
+    """``KernelWithWidth`` of a network that is told the distances from the faces in units of sigma.
+
+    Values on a face are an atom, of which the noise leaves a half Gaussian of width sigma. To point back to it the
+    network needs to know the distance d from the face with an error well below sigma, which the coordinate itself does
+    not show at small sigma. Beside each coordinate it gets t / sqrt(1 + (t / 4)^2), t = d / sigma, for the faces below
+    and above (``Process.face_distances``).
+
+    Args:
+        process: process, whose faces they are.
+    """
+
+    num_inputs: ClassVar[int] = 3
+
+    process: Process
+
+    def scale_input(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """See ``Parametrization``."""
+        inputs = [super().scale_input(x, sigma)]
+        for distance in self.process.face_distances(x):
+            t = distance / expand(sigma, x)
+            inputs.append(t / torch.sqrt(1.0 + (t / FACE_RANGE).square()))
+        return torch.cat(inputs, 1)
+
+
 def _offset(raw: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
     """Return D - x of ``Kernel``, without the rounding of D, which would be divided by sigma^2."""
     total = torch.sqrt(sigma.square() + DATA_STD**2)
@@ -165,4 +197,5 @@ PARAMETRIZATIONS: dict[str, type[Parametrization]] = {
     "edm": EDM,
     "kernel": Kernel,
     "kernel_width": KernelWithWidth,
+    "kernel_faces": KernelWithFaces,
 }

@@ -113,6 +113,9 @@ class Process(Protocol):
         The shapes are those of ``pushforward``, of which it is the inverse.
         """
 
+    def face_distances(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the distances of each coordinate of ``x`` (B, ...) from the face below and from that above it."""
+
     def check_data(self, data: Tensor, levels: int | None) -> None:
         """Raise InputError unless ``data`` (N, *shape), of a number of grey levels or None, are of the domain."""
 
@@ -197,6 +200,10 @@ class ElementwiseProcess(GeometricSchedule):
     def pullback(self, y: Tensor, s: Tensor) -> Tensor:
         """Return ``s`` times the sign of the fold at ``y``; see ``Process``."""
         return self.fold_sign(y) * s
+
+    def face_distances(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the distances of the coordinates from 0 and from 1; see ``Process``."""
+        return x, 1.0 - x
 
     def check_data(self, data: Tensor, levels: int | None) -> None:
         """Accept all data in [0, 1]."""

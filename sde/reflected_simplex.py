@@ -110,6 +110,11 @@ class ReflectedSimplex(ReflectedVE):
         """Return the order in which ``project`` sorts the coordinates of ``y``, int64 (B, n)."""
         return super().project(y).argsort(dim=-1, stable=True)
 
+    def face_distances(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gaps below and above each coordinate of an ordered ``x`` (B, n): the parts beside it."""
+        gaps = torch.diff(x, prepend=torch.zeros_like(x[:, :1]), append=torch.ones_like(x[:, :1]))
+        return gaps[:, :-1], gaps[:, 1:]
+
     def check_data(self, data: Tensor, levels: int | None) -> None:
         """Raise InputError unless ``data`` are continuous, of shape (N, n), and each row is ordered."""
         name = "sde.name=reflected_simplex"

@@ -75,7 +75,7 @@ def test_a_condition_in_one_file(extended):
     assert "model=vdm takes no condition: use model=adm or model=mlp" in extended.refuse(
         "run_train.py", *CHOSEN, "model=vdm"
     )
-    assert "model.parametrization=kernel_width is for a process reflected at 0 and 1, and sde=ve" in extended.refuse(
+    assert "model.parametrization=kernel_faces is for a process reflected at 0 and 1, and sde=ve" in extended.refuse(
         "run_train.py", *CHOSEN, "model=mlp", "sde=ve"
     )
     extended.succeed("run_train.py", "data=digits", *SMALL, "model=mlp", "training.n_iters=1", "hydra.run.dir=DIGITS",

@@ -3,12 +3,20 @@ import torch
 from torch import Tensor
 
 from models import Network, ScoreModel, create, create_model
-from models.parametrization import EDM, Kernel, KernelWithWidth, OutputParametrization, Parametrization
-from sde import cube, heat_kernel
+from models.parametrization import (
+    EDM,
+    FACE_RANGE,
+    Kernel,
+    KernelWithFaces,
+    KernelWithWidth,
+    OutputParametrization,
+    Parametrization,
+)
+from sde import ReflectedSimplex, ReflectedVE, cube, heat_kernel
 from utils.errors import InputError
 
 SIGMA = torch.tensor([1e-4, 0.01, 0.3, 5.0], dtype=torch.float64)
-KERNELS = [Kernel(), KernelWithWidth()]
+KERNELS = [Kernel(), KernelWithWidth(), KernelWithFaces(ReflectedVE())]
 
 
 class Recorder(Network):
@@ -231,12 +239,51 @@ def test_every_network_has_the_outputs_of_its_parametrization(name, kind):
     assert len(gradient) == 3 * net.parametrization.num_outputs and (gradient.flatten(1).norm(dim=1) > 0).all()
 
 
+@pytest.mark.parametrize("process", [ReflectedVE(), ReflectedSimplex()])
+def test_the_distances_from_the_faces_are_told_in_units_of_sigma(process):
+    x = torch.tensor([[0.0, 0.25, 0.25, 1.0], [0.1, 0.2, 0.5, 0.9]], dtype=torch.float64)
+    sigma = torch.tensor([0.01, 0.5], dtype=torch.float64)
+    parametrization = KernelWithFaces(process)
+    inputs = parametrization.scale_input(x, sigma)
+    assert torch.equal(inputs[:, :4], KernelWithWidth().scale_input(x, sigma))
+    if process.elementwise:
+        distances = torch.cat([x, 1 - x], 1)
+    else:  # the gaps beside each coordinate
+        distances = torch.tensor(
+            [[0, 0.25, 0, 0.75, 0.25, 0, 0.75, 0], [0.1, 0.1, 0.3, 0.4, 0.1, 0.3, 0.4, 0.1]]
+        ).double()
+    t = distances / sigma[:, None]
+    assert torch.allclose(inputs[:, 4:], t / (1 + (t / FACE_RANGE) ** 2).sqrt(), atol=1e-6)
+    assert inputs[:, 4:].max() < FACE_RANGE and (inputs[0, 4:8] == 0).tolist() == (distances[0, :4] == 0).tolist()
+
+
+@pytest.mark.parametrize(("name", "inputs"), [("mlp", (3 + 6) * 3 * 64), ("adm", 3 * 3)])
+def test_networks_that_take_the_distances_from_the_faces(name, inputs):
+    options = {"mlp": {"width": 8}, "adm": {"model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1}}[name]
+    data = {"image_size": 8, "num_channels": 3, "classes": False}
+    model, sde = {"name": name, "parametrization": "kernel_faces", **options}, {"sigma_min": 0.01, "sigma_max": 5.0}
+    net = create_model(model, data, sde)
+    first, last = (
+        (net.network.linear_in, net.network.linear_out)
+        if name == "mlp"
+        else (net.network.conv_in, net.network.conv_out)
+    )
+    torch.nn.init.normal_(last.weight)
+    net(torch.rand(4, 3, 8, 8), SIGMA.float()).square().sum().backward()
+    assert first.weight.shape[1] == inputs and (first.weight.grad.transpose(0, 1).flatten(1).norm(dim=1) > 0).all()
+
+
 def test_what_a_parametrization_does_not_suit_is_one_line(monkeypatch):
     monkeypatch.setitem(create.NETWORKS, "recorder", Recorder)
     data, sde = {"shape": [6], "classes": False, "num_classes": 1}, {"sigma_min": 0.01, "sigma_max": 5.0}
     message = r"model\.parametrization=kernel_width needs 2 outputs for each value, .* model=recorder takes no num_out"
     with pytest.raises(InputError, match=message):
         create_model({"name": "recorder", "parametrization": "kernel_width"}, data, sde)
+    message = (
+        r"model\.parametrization=kernel_faces needs 3 inputs for each value, .* model=recorder takes no num_inputs"
+    )
+    with pytest.raises(InputError, match=message):
+        create_model({"name": "recorder", "parametrization": "kernel_faces"}, data, sde)
     assert create_model({"name": "recorder", "parametrization": "kernel"}, data, sde).parametrization == Kernel()
     message = r"model\.parametrization=kernel is for a process reflected at 0 and 1, and sde=ve has no bounds"
     with pytest.raises(InputError, match=message):

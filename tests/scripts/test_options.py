@@ -87,7 +87,7 @@ def test_help_lists_every_option_with_its_default(script):
     assert (
         "training.batch_size=128  images per step, over all processes (an integer, at least 1, at most 1e+06)" in said
     )
-    assert "dataroot=${root}/datasets  " in said and "experiment=NAME, one of cifar10_images" in said
+    assert "dataroot=${root}/datasets  " in said and "experiment=NAME, one of array, cifar10_images" in said
     for name in GROUPS:
         assert all(f"\n  {key}=" in help_text(name) for path in files_of(name) for key in lines_of(path)), name
 
