@@ -1,5 +1,6 @@
 """A density of bounded data and samples from it, in the manner of scikit-learn's ``KernelDensity``."""
 
+import copy
 import tempfile
 from pathlib import Path
 from typing import Any, Self
@@ -178,11 +179,12 @@ class BoundedDiffusion(DensityMixin, BaseEstimator):
         x = torch.from_numpy(X)
         inside = self._units.contains(x)
         result = np.full(len(X), -np.inf)
-        u = self._units.to_cube(x[inside]).to(self._device)
+        u = self._units.to_cube(x[inside]).double().to(self._device)
+        net = copy.deepcopy(self.net_).double()  # in float32 the steps of a row depend on the rounding of its batch
         divergence = "exact" if u.shape[1] <= EXACT_UP_TO else "hutchinson"
         parts = [
             log_likelihood(
-                self.net_,
+                net,
                 self.process_,
                 u[numbers.start : numbers.stop],
                 divergence,
@@ -194,7 +196,7 @@ class BoundedDiffusion(DensityMixin, BaseEstimator):
             for numbers in _parts(len(u))
         ]
         if parts:
-            result[inside.numpy()] = (torch.cat(parts).double() + self._units.log_jacobian(u)).cpu().numpy()
+            result[inside.numpy()] = (torch.cat(parts) + self._units.log_jacobian(u)).cpu().numpy()
         return result
 
     def score(self, X: Any, y: Any = None) -> float:  # noqa: N803

@@ -58,7 +58,7 @@ def impute(
         Samples, (B, ...), in which the known values are those of ``given``.
 
     Raises:
-        InputError: for a process of another kind, no known value, or one that is not in the domain of the process.
+        InputError: for a process of another kind, or a known value that is not in its domain.
     """
     known = known.to(device=given.device, dtype=torch.bool).expand(given.shape)
     check_given(process, given, known)
@@ -101,7 +101,7 @@ def check_given(process: Process, given: Tensor, known: Tensor) -> None:
         raise InputError("imputation needs a process that moves each coordinate by itself")
     values = given[known]
     if not len(values):
-        raise InputError("imputation needs at least one known value; none is")
+        return
     if not values.isfinite().all():
         raise InputError("imputation needs finite values where they are known")
     low, high = values.aminmax()

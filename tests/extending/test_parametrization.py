@@ -62,7 +62,8 @@ def test_its_options_are_checked(extended, monkeypatch):
     assert extended.refuse(*train, "model.powr=1") == "model.powr: no such option; did you mean model.power?"
     too_small = "model.power=0: need a number, more than 0, at most 4"
     assert extended.refuse(*train, "model.power=0") == too_small
-    known = "model.parametrization=face: known are output, edm, kernel, kernel_width, kernel_faces, faces; did you mean faces?"
+    known = "model.parametrization=face: known are output, edm, kernel, kernel_width, kernel_faces, faces; "
+    known += "did you mean faces?"
     assert extended.refuse(*train, "model.parametrization=face") == known
     extended.succeed(*train)
     assert "model.parametrization=output, but the run in" in extended.refuse(*train, "model.parametrization=output")

@@ -140,7 +140,6 @@ class Tied(ReflectedVE):
 @pytest.mark.parametrize(
     ("process", "given", "known", "message"),
     [
-        (REFLECTED, [0.5, UNKNOWN], [0, 0], "at least one known value"),
         (REFLECTED, [0.5, UNKNOWN], [1, 1], "finite values"),
         (REFLECTED, [1.5, 0.2], [1, 0], r"known values in \[0, 1\], but they go from 1.5 to 1.5"),
         (REFLECTED, [-1e-3, 0.2], [1, 1], r"known values in \[0, 1\], but they go from -0.001 to 0.2"),
