@@ -152,7 +152,7 @@ def array(
     try:
         units = create_units(options)
     except ValueError as error:
-        raise InputError(f"data.low={low} and data.high={high}: {error}") from None
+        raise InputError(f"data.low and data.high: {error}") from None
     if units is None:
         raise InputError("data.low and data.high are missing")
     rows = np.arange(len(first.x))
@@ -167,7 +167,8 @@ def array(
         if count > num_classes:
             raise InputError(f"{chosen.path} has the class {count - 1}, and data.num_classes={num_classes}")
         count = num_classes
-    x = torch.from_numpy(chosen.x if isinstance(chosen.x, np.memmap) else np.ascontiguousarray(chosen.x))
+    mapped = isinstance(chosen.x, np.memmap)
+    x = torch.from_numpy(chosen.x if mapped else np.ascontiguousarray(chosen.x))
     told = torch.zeros(len(x), dtype=torch.int64) if chosen.labels is None else _numbered(chosen, names, count)
     return ImageDataset(
         x,

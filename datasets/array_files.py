@@ -104,7 +104,7 @@ def _read_stored(
         raise InputError(f"{path} has the arrays {_listed(stored.arrays)}: call that of the data X")
     _check_numeric(stored.arrays[name][1], path, f"array {name}" if name else "array")
     if map_large and name == "" and columns is None and stored.size("") > IN_MEMORY:
-        x = np.load(path, mmap_mode="r", allow_pickle=False)
+        x = np.load(path, mmap_mode="c", allow_pickle=False)  # torch wants writable memory; nothing is written
         if not x.flags.c_contiguous:
             raise InputError(f"{path} is stored in Fortran order: store the array in C order to map it into memory")
     else:

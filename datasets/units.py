@@ -78,11 +78,11 @@ class Interval(Units):
     levels: int | None = None
 
     def __post_init__(self) -> None:
-        for low, high in zip(self.low, self.high, strict=True):
+        for channel, (low, high) in enumerate(zip(self.low, self.high, strict=True)):
             if math.isinf(low) and math.isinf(high):
-                raise ValueError("both sides are open: a process on a bounded domain needs a bound")
+                raise ValueError(f"both sides of channel {channel} are open, and a bounded process needs a bound")
             if not low < high:
-                raise ValueError(f"low={low:g} is not less than high={high:g}")
+                raise ValueError(f"low={low:g} of channel {channel} is not less than high={high:g}")
 
     def to_cube(self, x: Tensor) -> Tensor:
         """See ``Units``."""
@@ -106,7 +106,9 @@ class Interval(Units):
 
     def contains(self, x: Tensor) -> Tensor:
         """See ``Units``."""
-        low, high = (torch.tensor(ends).double().reshape(-1, *[1] * (x.ndim - 2)) for ends in (self.low, self.high))
+        low, high = (
+            torch.tensor(ends, dtype=torch.float64).reshape(-1, *[1] * (x.ndim - 2)) for ends in (self.low, self.high)
+        )
         return (x.isfinite() & (x >= low) & (x <= high)).flatten(1).all(1)
 
     def snap(self, u: Tensor, sigma: float) -> Tensor:

@@ -9,9 +9,11 @@ import numpy as np
 from omegaconf import DictConfig
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from datasets import load_configured
 from evaluation.generate import GeneratedBatch, ImageSampler, generate_batches
 from evaluation.output_dir import open_output, write_arrays
 from models.io.run_files import find_checkpoint, named_checkpoint
+from sampling.figures import data_rows, save_figure
 from sampling.images import save_each, save_grid, save_trajectory
 from utils.distributed import Distributed
 from utils.errors import InputError, writing
@@ -62,17 +64,32 @@ def generate_images(cfg: DictConfig, out_dir: Path, distributed: Distributed, st
         log.info("%d of %d rounds to draw in %s", len(batches), cfg.eval.rounds, folder)
         in_turn = len(sampler.classes or sampler.conditions)
         columns = in_turn if in_turn > 1 else None
+        reference = None if sampler.is_image or distributed.rank or not batches else _data_of(sampler.run)
         for r, drawn in generate_batches(sampler, batches, cfg.eval.batch_size, distributed):
             if drawn is not None:
                 if sampler.given is not None and sampler.is_image:
                     numbers = range(r * cfg.eval.batch_size, (r + 1) * cfg.eval.batch_size)
                     with writing(folder):
                         save_grid(sampler.given.picture(numbers), folder / f"given_{r}.png", columns)
+                if not sampler.is_image:
+                    names = sampler.run.data.get("columns")
+                    save_figure(folder / f"samples_{r}.png", drawn.pixels, reference, names)
                 path = save_batch(folder, r, drawn, columns, cfg.eval.save_images)
                 log.info("round %d: %d images, %d evaluations each, in %s", r, len(drawn.pixels), drawn.nfe, path)
                 if share := 100 * drawn.clipped.mean():
                     log.info("round %d: %.3g %% of the values were outside [0, 1] and are clipped", r, share)
     return 0
+
+
+def _data_of(run: DictConfig) -> np.ndarray | None:
+    """Return rows of the training data of a run; None if they are not where they were."""
+    try:
+        dataroot = run.get("dataroot", "datasets")
+        images = load_configured(run.data, True, dataroot, run.data.get("root"), run.data.get("held_out"))
+    except InputError as error:
+        log.info("the figures show no data of the run: %s", error)
+        return None
+    return data_rows(images)
 
 
 def missing_batches(folder: Path, count: int) -> list[int]:
@@ -85,7 +102,7 @@ def missing_batches(folder: Path, count: int) -> list[int]:
 def save_batch(folder: Path, r: int, drawn: GeneratedBatch, columns: int | None, each: bool) -> Path:
     """Write batch ``r``: its grid, single images if ``each``, a trajectory if there is one, and last its arrays.
 
-    The arrays appear whole: their presence says that the batch is done. Samples that are no images have no grid.
+    The arrays appear whole: their presence says that the batch is done. Samples that are no images have no grid here.
 
     Returns:
         The path of the grid, or of the arrays if there is none.

@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import ROOT, environment
 
 # From the top down: a package may import those after it. An entry script may import every package.
-PACKAGES = ("cli", "training", "evaluation", "sampling", "losses", "models", "datasets", "sde", "utils")
+PACKAGES = ("cli", "bounded", "training", "evaluation", "sampling", "losses", "models", "datasets", "sde", "utils")
 ENTRY_SCRIPTS = ("run_train", "run_vis", "run_eval")
 OUTSIDE = ("tests", "examples", "benchmarks")
 

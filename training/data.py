@@ -1,12 +1,14 @@
 """The data set of a run: loading its splits, and a summary in the log and in data.png."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
 
 from datasets import ImageDataset, Loader, load_configured, scan_once
+from sampling.figures import data_rows, save_figure
 from sampling.images import save_grid, to_uint8
 from sde import create_process
 from utils.distributed import Distributed
@@ -41,10 +43,13 @@ def prepare_dataset(cfg: DictConfig) -> None:
     load_splits(cfg, Distributed(torch.device("cpu")))
 
 
-def show_data(images: ImageDataset, held_out: ImageDataset, batches: Loader, folder: Path) -> None:
+def show_data(
+    images: ImageDataset, held_out: ImageDataset, batches: Loader, folder: Path, names: Sequence[str] | None = None
+) -> None:
     """Log a summary of the data set; save the first images of the first batch as ``folder``/data.png.
 
-    For data that are not images, the range of each coordinate over the training split is logged instead.
+    Of data that are not images, the range of each coordinate over the training split is logged, and data.png is the
+    figure of some rows, with the ``names`` of their columns or channels.
     """
     shape = " x ".join(map(str, images.shape))
     each = f"{shape} (channels x height x width)" if images.is_image else shape
@@ -56,6 +61,7 @@ def show_data(images: ImageDataset, held_out: ImageDataset, batches: Loader, fol
         flat = images.data.flatten(1)[:, :SHOWN]
         for number, (low, high) in enumerate(zip(flat.amin(0).tolist(), flat.amax(0).tolist(), strict=True)):
             log.info("coordinate %d: %g to %g", number, low, high)
+        save_figure(folder / "data.png", data_rows(images), names=names, what="rows of data")
         return
     x0, labels = (part[:SHOWN] for part in batches(0))
     if not images.cond_size:

@@ -85,7 +85,7 @@ def train(
     held_out_loader = Loader(held_out, held_out_size, cfg.seed, device, dequantize=data.dequantize)
     if state is None:
         if distributed.rank == 0:
-            show_data(images, held_out, loader, run_dir)
+            show_data(images, held_out, loader, run_dir, cfg.data.get("columns"))
         return 0
 
     checkpoints, record = Checkpoints(run_dir), describe_data(images, held_out)
@@ -139,7 +139,7 @@ def train(
                 return
             missing = distributed.run_on_main(lambda: not (folder / "sample_0.npy").exists())
             if missing:
-                save_samples(state.ema.model, process, cfg, distributed, stop, folder)
+                save_samples(state.ema.model, process, cfg, distributed, stop, folder, images)
             done = all((folder / f"sample_0.{kind}").exists() for kind in ("npy", "png"))  # not after a signal
             if (missing or state.step >= first_step) and done:
                 metrics.samples(state.step, folder / "sample_0.png")

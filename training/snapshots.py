@@ -6,11 +6,13 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
+from datasets import ImageDataset
 from datasets.shape import is_image
 from datasets.units import create_units
 from models import ScoreModel
 from sampling import create_sampler
 from sampling.draw import draw_samples
+from sampling.figures import data_rows, save_figure
 from sampling.images import save_grid, save_trajectory, to_array, to_trajectory
 from sde import Process
 from utils.distributed import Distributed
@@ -23,12 +25,19 @@ class _StoppedError(Exception):
 
 
 def save_samples(
-    network: ScoreModel, process: Process, cfg: DictConfig, distributed: Distributed, stop: StopSignals, folder: Path
+    network: ScoreModel,
+    process: Process,
+    cfg: DictConfig,
+    distributed: Distributed,
+    stop: StopSignals,
+    folder: Path,
+    images: ImageDataset,
 ) -> None:
-    """Draw ``eval.batch_size`` samples, one class after the other, to ``sample_0.npy``, and of images ``sample_0.png``.
+    """Draw ``eval.batch_size`` samples, one class after the other, to ``sample_0.npy`` and ``sample_0.png``.
 
-    A network with a condition gets the null condition. The noise is the same at each snapshot. The processes share the
-    images. After a signal nothing is written.
+    The picture of samples that are no images shows them beside rows of the training data ``images``. A network with a
+    condition gets the null condition. The noise is the same at each snapshot. The processes share the images. After a
+    signal nothing is written.
     """
     own = range(cfg.eval.batch_size)[distributed.local_slice(cfg.eval.batch_size)]
     parts = distributed.gather(_draw(network, process, cfg, distributed.device, stop, own) if own else ())
@@ -40,6 +49,8 @@ def save_samples(
         folder.mkdir(parents=True, exist_ok=True)
         if is_image(cfg.data):
             save_grid(pixels, folder / "sample_0.png")
+        else:
+            save_figure(folder / "sample_0.png", pixels, data_rows(images), cfg.data.get("columns"))
         if trajectory is not None:
             save_trajectory(trajectory, folder / "trajectory")
     with replacing(folder / "sample_0.npy") as temporary, open(temporary, "wb") as file:

@@ -66,6 +66,7 @@ def place(tmp_path_factory):
     (folder / "PATH").mkdir()
     for i in range(20):
         Image.fromarray(np.full((8, 8, 3), 10 * i, np.uint8)).save(folder / f"PATH/{i:02d}.png")
+    Image.fromarray(np.eye(8, dtype=np.uint8)).save(folder / "MASK.png")
     np.savez(folder / "FILE.npz", samples=np.zeros((20, 8, 8, 1), np.uint8), labels=np.arange(20) % 10)
     return folder
 
