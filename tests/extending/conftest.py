@@ -76,14 +76,15 @@ class Extended:
         return np.concatenate([np.load(folder / f"images/samples_{r}.npz")["samples"] for r in range(batches)])
 
     def measure(self, *overrides):
-        """Measure six samples with run_eval.py: bits per dimension by the flow and the bound; return results.json."""
+        """Measure six samples with run_eval.py: bits or nats by the flow and the bound; return results.json."""
         arguments = ["metrics=[bpd,elbo]", "eval.images=6", "metrics.bpd.rtol=1e-2", "metrics.bpd.atol=1e-2"]
         arguments += ["metrics.elbo.num_times=4", "device=cpu", "load_dir=RUN", "hydra.run.dir=measured"]
         self.succeed("run_eval.py", *arguments, *overrides)
         results = json.loads((self.folder / "measured/results.json").read_text())["metrics"]
         for name in ("bpd", "elbo"):
-            bits = np.load(self.folder / f"measured/{name}.npz")["bits"]
-            assert bits.shape == (6,) and results[name]["value"] == pytest.approx(bits.mean())
+            rows = np.load(self.folder / f"measured/{name}.npz")
+            values = rows["nats" if results[name]["unit"].startswith("nats") else "bits"]
+            assert values.shape == (6,) and results[name]["value"] == pytest.approx(values.mean())
         return results
 
     def edit(self, old, new, run="RUN"):
