@@ -108,7 +108,9 @@ def test_options_of_a_network_are_those_of_its_constructor(extended, monkeypatch
     assert extended.refuse(*train, "model.chanels=8") == "model.chanels: no such option; did you mean model.channels?"
     too_few = "model.channels=0: need an integer, at least 1, at most 8192"
     assert extended.refuse(*train, "model.channels=0") == too_few
-    assert "model=smal: known are adm, ddpmpp, small, vdm; did you mean small?" in extended.refuse(*train, "model=smal")
+    assert "model=smal: known are adm, ddpmpp, mlp, small, vdm; did you mean small?" in extended.refuse(
+        *train, "model=smal"
+    )
     extended.succeed(*train)
     assert "model.channels=4, but the run in" in extended.refuse(*train, "model.channels=4")
     extended.edit("channels: 8", "channels: 0")
