@@ -1,6 +1,7 @@
 """``BoundedDiffusion``: scikit-learn's own checks, bounds and atoms, densities, completion, saved models."""
 
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from sklearn.utils.estimator_checks import check_estimator
 from bounded import BoundedDiffusion
 from evaluation import log_likelihood
 from models import load_pretrained
+from tests.conftest import ROOT
 
 SMALL = {"width": 64, "num_blocks": 2, "random_state": 0, "verbose": False}
 N = 1500
@@ -176,3 +178,23 @@ def test_what_cannot_be_used_is_a_value_error_of_one_line(options, message):
     with pytest.raises(ValueError, match=message) as error:
         BoundedDiffusion(**{"n_iter": 2, **SMALL, **options}).fit(rows(50))
     assert "\n" not in str(error.value) and "rows.npy" not in str(error.value)
+
+
+def code_of(page):
+    return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+
+
+def test_the_code_of_the_pages_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    short = "n_iter=3, width=16, steps=3, verbose=False"
+    names: dict = {}
+    (code,) = code_of("docs/bounded.md")
+    assert code.count("random_state=0)") == 1
+    exec(code.replace("random_state=0)", f"random_state=0, {short})"), names)
+    assert (
+        names["samples"].shape == (1000, 2) and names["log_density"].shape == (100,) and names["wet"].shape == (20, 2)
+    )
+    assert (names["wet"][:, 1] == 100).all() and (tmp_path / "runs/rain/.hydra/config.yaml").is_file()
+    _, code = code_of("README.md")
+    exec(code.replace("100])", f"100], {short})"), names)
+    assert names["samples"].shape == (1000, 2) and names["log_density"].shape == (3000,)

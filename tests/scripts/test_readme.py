@@ -193,7 +193,7 @@ def test_make_lists_its_targets():
 
 
 def test_python_of_the_readme(place):
-    (code,) = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    code, _ = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
     code = f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{code}\nprint(samples.shape, float(samples.min()) >= 0, "
     code += "float(samples.max()) <= 1, log_prob.shape, bool(log_prob.isfinite().all()))"
     result = subprocess.run(
