@@ -95,7 +95,7 @@ def _series_log_density(rows: np.ndarray) -> np.ndarray:
 
 
 def square() -> BoundedData:
-    """Draw points of the square: an arc inside, with normal noise that is clipped, so that faces and a corner have mass."""
+    """Draw points of the square on a circle with normal noise, clipped, so that faces and a corner have mass."""
     rng = np.random.default_rng(SEED)
     angle = rng.uniform(0, 2 * math.pi, 5000)
     rows = np.stack([0.7 + 0.45 * np.cos(angle), 0.3 + 0.45 * np.sin(angle)], 1) + 0.04 * rng.standard_normal((5000, 2))

@@ -70,7 +70,7 @@ def train_run(
     run.mkdir()
     with torch.random.fork_rng():  # the random numbers of the caller are not ours
         train(cfg, run, Distributed(choose_device(cfg.device)), progress=progress)
-    cfg.data.root = cfg.data.held_out = None  # files that will not be there
+    cfg.data.root, cfg.data.held_out = (path.name for path in files)  # which the folder takes with it
     write_config(run, cfg)
     entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     losses = [entry["eval_loss"] for entry in entries if entry["step"] % every == 0 or entry is entries[-1]]

@@ -156,8 +156,12 @@ def load_configured(
         held_out: file of the held-out rows of ``array``.
 
     Raises:
-        InputError: as ``load_images``.
+        InputError: as ``load_images``, or if the held-out rows of the run were in a file that is not given.
     """
+    if held_out is None and data.get("held_out") is not None:
+        raise InputError(
+            f"data.held_out is missing: the run was trained with held-out rows in a file of their own, {data.held_out}"
+        )
     options = plain(data) | {"dataroot": dataroot, "root": root, "held_out": held_out}
     options |= {"plain_order": "class_names" not in data}
     return load_images(str(options.pop("dataset")), train, **options)
