@@ -59,8 +59,9 @@ def show_data(
     log.info("%s; %s", _labels_summary(images, what), values)
     if not images.is_image:
         flat = images.data.flatten(1)[:, :SHOWN]
-        for number, (low, high) in enumerate(zip(flat.amin(0).tolist(), flat.amax(0).tolist(), strict=True)):
-            log.info("coordinate %d: %g to %g", number, low, high)
+        known = names if names and len(names) == flat.shape[1] else range(SHOWN)
+        for name, low, high in zip(known, flat.amin(0).tolist(), flat.amax(0).tolist(), strict=False):
+            log.info("coordinate %s: %g to %g", printable(str(name)), low, high)
         save_figure(folder / "data.png", data_rows(images), names=names, what="rows of data")
         return
     x0, labels = (part[:SHOWN] for part in batches(0))

@@ -407,4 +407,5 @@ def test_the_summary_has_the_columns_and_a_figure(train, tmp_path):
     result = train(*WEATHER, "training.n_iters=0")
     said = result.stdout + result.stderr
     assert "180 samples to train on, 20 held out, each 3" in said and "class 1: rain, 60 samples" in said
+    assert "coordinate cover: 0 to 100" in said
     assert is_picture(tmp_path / "RUN/data.png")
