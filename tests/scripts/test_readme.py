@@ -53,7 +53,7 @@ SLURM = "hydra/launcher=slurm"  # scripts/test_slurm.py, on a cluster
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Make a folder with a run on digits (RUN, runs/demo), one with 1,000 classes, images and sampled digits."""
+    """Make a folder with a run on digits (RUN, runs/demo), others with 1,000 classes and a condition, tables, images."""
     folder = tmp_path_factory.mktemp("readme")
     cpu = Distributed(torch.device("cpu"))
     train(tiny_config("training.snapshot_sampling=false", "training.ema_snapshot_freq=1"), folder / "RUN", cpu)
@@ -63,12 +63,26 @@ def place(tmp_path_factory):
     cfg = composed(*classes, *many)
     del cfg.resume
     train(cfg, folder / "weights/imagenet64", cpu)
+    told = [option for option in many if not option.startswith(("model", "data"))] + ["model=mlp", *NARROW["mlp"]]
+    values = np.random.default_rng(0).uniform(0, 1, (40, 3))
+    write_csv(folder / "FILE.csv", 100 * values)
+    write_csv(folder / "X.csv", values)
+    write_csv(folder / "PARTS.csv", values / values.sum(1, keepdims=True))
+    table = ["data=array", f"data.root={folder / 'X.csv'}", "data.columns=[a]", "data.cond=[b,c]"]
+    cfg = composed(*table, *told, "data.shape=[1]", "data.low=0", "data.high=1", "data.scale=1", "data.cond_size=2")
+    del cfg.resume
+    train(cfg, folder / "COND", cpu)
     (folder / "PATH").mkdir()
     for i in range(20):
         Image.fromarray(np.full((8, 8, 3), 10 * i, np.uint8)).save(folder / f"PATH/{i:02d}.png")
     Image.fromarray(np.eye(8, dtype=np.uint8)).save(folder / "MASK.png")
     np.savez(folder / "FILE.npz", samples=np.zeros((20, 8, 8, 1), np.uint8), labels=np.arange(20) % 10)
     return folder
+
+
+def write_csv(path, rows):
+    """Write the columns a, b, c."""
+    np.savetxt(path, rows, fmt="%.17g", delimiter=",", header="a,b,c", comments="")
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +106,7 @@ def shortened(script, arguments):
         if any(a.startswith(("resume=", "--help", "-sc")) or a == "experiment=debug/tiny" for a in arguments):
             return [*arguments, *(["training.n_iters=3"] * any(a.startswith("resume=") for a in arguments))]
         extra = [*NARROW[network_of(arguments)], *SHORT, *FEW_STEPS]
-        stored = {"experiment=digits", "data=digits", "data=folder"}
+        stored = {"experiment=digits", "data=digits", "data=folder", "experiment=array"}
         extra += [] if stored & set(arguments) else ["data.dataset=fake", "data.image_size=8"]
         if "training.n_iters=0" in arguments:
             extra.remove("training.n_iters=2")
@@ -101,6 +115,8 @@ def shortened(script, arguments):
     if script == "run_vis.py":
         if "label=388" in arguments:  # of 1,000 classes
             arguments = ["load_dir=weights/imagenet64", *arguments[1:]]
+        if any(argument.startswith("cond=") for argument in arguments):
+            arguments = ["load_dir=COND", *arguments[1:]]
         flow = "sampling.method=ode" in arguments
         extra += ["eval.rounds=1"] + (["sampling.rtol=0.1", "sampling.atol=0.1"] if flow else ["sampling.steps=2"])
     else:
