@@ -10,7 +10,15 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from datasets.array_bounds import MOST_LEVELS, Outside, chunks, describe_bounds, describe_compositions, keep_inside
+from datasets.array_bounds import (
+    MOST_CHANNELS,
+    MOST_LEVELS,
+    Outside,
+    chunks,
+    describe_bounds,
+    describe_compositions,
+    keep_inside,
+)
 from datasets.array_files import Arrays, read_arrays
 from datasets.folders import ClassNames
 from datasets.images import ImageDataset
@@ -89,11 +97,14 @@ def describe_array(data: Mapping[str, Any]) -> dict[str, Any]:
     files = Files(**options)
     parts = [part for part in files.read() if part is not None]
     shape = parts[0].x.shape[1:]
-    found: dict[str, Any] = {"columns": list(parts[0].columns) or data.get("columns")}
+    columns = list(parts[0].columns) or data.get("columns")
+    found: dict[str, Any] = {"columns": columns if data.get("columns") or shape[0] <= MOST_CHANNELS else None}
     if data.get("simplex") is not None:
         found |= describe_compositions(data, parts)
     else:
         found |= {"shape": list(shape), **describe_bounds(data, parts)}
+    if data.get("shape") not in (None, found["shape"]):
+        raise InputError(f"data.shape={data['shape']}: the samples of {files.root} have the shape {found['shape']}")
     names, count = _classes(parts, data.get("class_names"))
     found |= {"class_names": list(names) or None, "num_classes": count}
     found["cond_size"] = 0 if parts[0].cond is None else parts[0].cond.shape[1]
@@ -149,12 +160,9 @@ def array(
     options |= {"mass_low": mass_low, "mass_high": mass_high}
     files = Files(root, held_out, columns, labels, cond, outside)
     first, second = files.read()
-    try:
-        units = create_units(options)
-    except ValueError as error:
-        raise InputError(f"data.low and data.high: {error}") from None
+    units = create_units(options)
     if units is None:
-        raise InputError("data.low and data.high are missing")
+        raise InputError("data.low is missing")
     rows = np.arange(len(first.x))
     chosen = (first if train else second) if second is not None else first.take((rows % EVERY != EVERY - 1) == train)
     assert chosen is not None

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from datasets.simplex import from_ordered, from_sticks, sticks_log_det, to_ordered, to_sticks
+from utils.errors import InputError
 from utils.options import plain
 
 OPEN = "open"  # in the configuration, in place of a bound that there is not
@@ -67,7 +68,7 @@ class Interval(Units):
         levels: number of integers from low to high, of which the data consist; None for continuous values.
 
     Raises:
-        ValueError: if low is not less than high, or both sides are open.
+        ValueError: if low is not less than high, both sides are open, or the levels are not the integers between them.
     """
 
     low: Sequence[float]
@@ -83,6 +84,8 @@ class Interval(Units):
                 raise ValueError(f"both sides of channel {channel} are open, and a bounded process needs a bound")
             if not low < high:
                 raise ValueError(f"low={low:g} of channel {channel} is not less than high={high:g}")
+            if self.levels is not None and (self.levels != high - low + 1 or low != self.low[0] or low % 1):
+                raise ValueError(f"from low={low:g} to high={high:g} there are not levels={self.levels} integers")
 
     def to_cube(self, x: Tensor) -> Tensor:
         """See ``Units``."""
@@ -151,11 +154,18 @@ class Composition(Units):
             for the map of Lou & Ermon (2023) from the cube, parts_i = u_i prod_{j > i} (1 - u_j).
         total: sum of the parts.
         zeros: share of the compositions in which each part is 0.
+
+    Raises:
+        ValueError: unless the total is positive.
     """
 
     kind: Literal["ordered", "sticks"]
     total: float = 1.0
     zeros: Sequence[float] = (0.0,)
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.total < math.inf:
+            raise ValueError(f"the parts of a composition are at least 0, and cannot sum to {self.total:g}")
 
     def to_cube(self, x: Tensor) -> Tensor:
         """See ``Units``; the parts are taken in proportion to their sum, so that their rounding does no harm."""
@@ -189,27 +199,40 @@ class Composition(Units):
 def create_units(data: Mapping[str, Any] | DictConfig) -> Units | None:
     """Build the units that the section ``data`` of a run describes; None for data that are in the cube.
 
+    Args:
+        data: section, with ``shape`` if the lengths of its lists are to be checked.
+
     Raises:
-        ValueError: see ``Interval``.
+        InputError: naming the key at fault.
     """
     data = plain(data) if isinstance(data, DictConfig) else data
     if data.get("low") is None:
         return None
-    if data.get("simplex") is not None:
-        return Composition(data["simplex"], float(data["high"]), _as_list(data.get("mass_low") or 0.0))
-    values = data["low"], data["high"], data["scale"], data.get("mass_low") or 0.0, data.get("mass_high") or 0.0
-    lists = [_as_list(value) for value in values]
-    length = max(map(len, lists))
-    low, high, scale, mass_low, mass_high = (value * length if len(value) == 1 else value for value in lists)
-    return Interval(
-        [-math.inf if end == OPEN else float(end) for end in low],
-        [math.inf if end == OPEN else float(end) for end in high],
-        [float(value) for value in scale],
-        [float(value) for value in mass_low],
-        [float(value) for value in mass_high],
-        data.get("levels") or None,
-    )
-
-
-def _as_list(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list | tuple) else [value]
+    simplex = data.get("simplex")
+    shape = data.get("shape")
+    columns = None if shape is None else shape[0] + (simplex is not None)
+    lists: dict[str, list[Any]] = {}
+    for key in ("low", "high", "scale", "mass_low", "mass_high"):
+        value = data.get(key)
+        if value is None and key in ("high", "scale"):
+            raise InputError(f"data.{key} is missing")
+        lists[key] = list(value) if isinstance(value, list | tuple) else [0.0 if value is None else value]
+        if columns is not None and len(lists[key]) not in (1, columns):
+            raise InputError(f"data.{key} has {len(lists[key])} values, and the data {columns} columns or channels")
+    if simplex is not None and (len(lists["high"]) > 1 or OPEN in lists["high"]):
+        raise InputError(f"data.simplex={simplex}: data.high is the number that the parts sum to")
+    length = max(map(len, lists.values()))
+    low, high, scale, mass_low, mass_high = (value * length if len(value) == 1 else value for value in lists.values())
+    try:
+        if simplex is not None:
+            return Composition(simplex, float(high[0]), mass_low)
+        return Interval(
+            [-math.inf if end == OPEN else float(end) for end in low],
+            [math.inf if end == OPEN else float(end) for end in high],
+            [float(value) for value in scale],
+            [float(value) for value in mass_low],
+            [float(value) for value in mass_high],
+            data.get("levels") or None,
+        )
+    except ValueError as error:
+        raise InputError(f"data.low and data.high: {error}") from None

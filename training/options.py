@@ -147,7 +147,7 @@ def check_train(cfg: DictConfig, processes: int) -> None:
 
     # The registries import torch, which takes a second: what is wrong with other options has been said by now.
     from datasets.options import check_shape
-    from datasets.registry import DATASETS, RECORDED, data_options
+    from datasets.registry import DATASETS, RECORDED, check_units, data_options
     from losses import create_objective
     from models.create import NETWORKS, model_options
     from sampling import sampling_options
@@ -165,5 +165,6 @@ def check_train(cfg: DictConfig, processes: int) -> None:
         check_section(values[name], recorded | of(chosen), name, elsewhere(name, known, of, chosen))
     check_shape(values["data"])
     process = create_process(values["sde"])
+    check_units(values["data"], process)
     create_objective(values["training"], process)
     check_section(values["sampling"], sampling_options(), "sampling")

@@ -13,6 +13,8 @@ from models.io.published import is_published
 from utils.errors import InputError, replacing
 from utils.locks import exclusive
 
+# Keys of the data that may change: the same files may have moved; data_record.py compares what they are.
+PLACES = ("data.root", "data.held_out", "data.labels", "data.cond", "data.class_names")
 IDENTITY = ("model", "data", "sde", "seed", "optim.optimizer")  # a change of these would make it another run
 # Files that a run writes after its configuration: without one they belong to something else and are not overwritten.
 WRITTEN = ("checkpoints", "checkpoints-meta", "samples", "ema", "metrics.jsonl", "data.json")
@@ -86,8 +88,8 @@ def check_same_run(run_dir: Path, cfg: DictConfig) -> None:
     for group in IDENTITY:
         before, now = OmegaConf.select(old, group), OmegaConf.select(cfg, group)
         for key, (was, wanted) in _differences(before, now, group).items():
-            if key in ("data.root", "data.class_names"):
-                continue  # the same images may have moved; data_record.py compares what they are
+            if key in PLACES:
+                continue
             if key == "data.background" and was is None and wanted == "white":
                 continue  # the run is from before this option
             raise InputError(f"{key}={wanted}, but the run in {run_dir} has {was}: start another, or drop the override")

@@ -12,7 +12,7 @@ from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import OmegaConfBaseException
 
 from datasets.options import check_shape
-from datasets.registry import all_data_options
+from datasets.registry import all_data_options, check_units
 from models.create import model_options
 from models.io.published import from_published, is_published
 from sde import DEFAULT, create_process, process_options
@@ -109,7 +109,7 @@ def check_loaded(cfg: Mapping[str, Any]) -> None:
         own = {key: value for key, value in cfg[section].items() if key in options}
         check_section(own, {key: options[key] for key in own}, section)
     check_shape(cfg["data"])
-    create_process(cfg["sde"])
+    check_units(cfg["data"], create_process(cfg["sde"]))
 
 
 def _drop_unknown_keys(cfg: dict[str, Any], path: Path) -> dict[str, Any]:

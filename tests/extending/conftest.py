@@ -75,16 +75,16 @@ class Extended:
         self.succeed("run_vis.py", f"load_dir={load_dir}", *arguments, *overrides, f"hydra.run.dir={folder}")
         return np.concatenate([np.load(folder / f"images/samples_{r}.npz")["samples"] for r in range(batches)])
 
-    def measure(self, *overrides):
-        """Measure six samples with run_eval.py by the flow and the bound, in bits or nats; return results.json."""
-        arguments = ["metrics=[bpd,elbo]", "eval.images=6", "metrics.bpd.rtol=1e-2", "metrics.bpd.atol=1e-2"]
+    def measure(self, *overrides, images=6):
+        """Measure some samples with run_eval.py by the flow and the bound, in bits or nats; return results.json."""
+        arguments = ["metrics=[bpd,elbo]", f"eval.images={images}", "metrics.bpd.rtol=1e-2", "metrics.bpd.atol=1e-2"]
         arguments += ["metrics.elbo.num_times=4", "device=cpu", "load_dir=RUN", "hydra.run.dir=measured"]
         self.succeed("run_eval.py", *arguments, *overrides)
         results = json.loads((self.folder / "measured/results.json").read_text())["metrics"]
         for name in ("bpd", "elbo"):
             with np.load(self.folder / f"measured/{name}.npz") as arrays:
                 values = arrays[results[name]["unit"].split()[0].rstrip(",")]
-            assert values.shape == (6,) and results[name]["value"] == pytest.approx(values.mean())
+            assert values.shape == (images,) and results[name]["value"] == pytest.approx(values.mean())
         return results
 
     def edit(self, old, new, run="RUN"):
