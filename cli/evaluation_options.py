@@ -51,6 +51,13 @@ class VisEvalOptions:
 
 
 @dataclass(frozen=True)
+class VisDataOptions:
+    """Options of run_vis.py in the section ``data``."""
+
+    root: PathName | None
+
+
+@dataclass(frozen=True)
 class EvalOptions(DrawingOptions):
     """Options of run_eval.py outside of the sections."""
 
@@ -87,7 +94,7 @@ class MetricsOptions:
     reference: PathName | None
 
 
-VIS_SECTIONS = {"eval": VisEvalOptions}
+VIS_SECTIONS = {"eval": VisEvalOptions, "data": VisDataOptions}
 EVAL_SECTIONS = {"eval": EvalEvalOptions, "data": EvalDataOptions}
 
 

@@ -21,7 +21,7 @@ from utils.signals import StopSignals
 
 log = logging.getLogger(__name__)
 
-FREE = ("ngpus", "debug", "eval.rounds")  # keys that may change when drawing continues: no image depends on them
+FREE = ("ngpus", "debug", "eval.rounds", "data.root")  # may change when drawing continues: no sample depends on them
 
 
 def generate_images(cfg: DictConfig, out_dir: Path, distributed: Distributed, stop: StopSignals | None = None) -> int:
@@ -64,7 +64,8 @@ def generate_images(cfg: DictConfig, out_dir: Path, distributed: Distributed, st
         log.info("%d of %d rounds to draw in %s", len(batches), cfg.eval.rounds, folder)
         in_turn = len(sampler.classes or sampler.conditions)
         columns = in_turn if in_turn > 1 else None
-        reference = None if sampler.is_image or distributed.rank or not batches else _data_of(sampler.run)
+        show_data = cfg.data.root is not None and distributed.rank == 0
+        reference = _data_of(sampler.run, cfg.data.root) if show_data else None
         for r, drawn in generate_batches(sampler, batches, cfg.eval.batch_size, distributed):
             if drawn is not None:
                 if sampler.given is not None and sampler.is_image:
@@ -81,15 +82,16 @@ def generate_images(cfg: DictConfig, out_dir: Path, distributed: Distributed, st
     return 0
 
 
-def _data_of(run: DictConfig) -> np.ndarray | None:
-    """Return rows of the training data of a run; None if they are not where they were."""
-    try:
-        dataroot = run.get("dataroot", "datasets")
-        images = load_configured(run.data, True, dataroot, run.data.get("root"), run.data.get("held_out"))
-    except InputError as error:
-        log.info("the figures show no data of the run: %s", error)
-        return None
-    return data_rows(images)
+def _data_of(run: DictConfig, root: str) -> np.ndarray:
+    """Return rows of the data of a run in the file ``root``.
+
+    Raises:
+        InputError: if the run is not one of rows in a file, or they are not there.
+    """
+    if run.data.dataset != "array":
+        raise InputError(f"data.root={root}: only for a run with data=array, whose figures show the data")
+    held_out = None if run.data.get("held_out") is None else root  # the training split is all of the file then
+    return data_rows(load_configured(run.data, True, "", root, held_out))
 
 
 def missing_batches(folder: Path, count: int) -> list[int]:

@@ -54,6 +54,36 @@ class Sampler(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class WithTransformedScore:
+    """Base of samplers that run another sampler on a score that ``transform`` makes from the given one.
+
+    Args:
+        sampler: sampler to run.
+    """
+
+    sampler: Sampler
+
+    def transform(self, score_fn: ScoreFn) -> ScoreFn:
+        """Return the score that the sampler is run on."""
+        raise NotImplementedError
+
+    @property
+    def num_steps(self) -> int:
+        """Return the number of steps of the sampler."""
+        return self.sampler.num_steps
+
+    def __call__(
+        self,
+        score_fn: ScoreFn,
+        x_init: Tensor,
+        generator: Generator | Sequence[Generator] | None = None,
+        on_step: Callable[[], object] | None = None,
+    ) -> Samples:
+        """Carry ``x_init`` from sigma_max to sigma_min; see ``Sampler``."""
+        return self.sampler(self.transform(score_fn), x_init, generator, on_step)
+
+
 class StepRecorder:
     """A counter of the steps of one call of a sampler, which also records its trajectory.
 

@@ -5,15 +5,14 @@ D = x + sigma^2 score can be clipped to the range at every evaluation, by static
 al. 2022, Imagen).
 """
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch import Generator, Tensor
+from torch import Tensor
 
-from sampling.base import Sampler, Samples, ScoreFn
+from sampling.base import ScoreFn, WithTransformedScore
 from sde import Process
 from utils.errors import InputError
 from utils.options import check_name
@@ -67,7 +66,7 @@ def threshold_denoised(score_fn: ScoreFn, boundary: str | None, percentile: floa
 
 
 @dataclass(frozen=True)
-class WithThreshold:
+class WithThreshold(WithTransformedScore):
     """A sampler applied to the score of ``threshold_denoised``.
 
     Args:
@@ -79,25 +78,12 @@ class WithThreshold:
         InputError: for another boundary.
     """
 
-    sampler: Sampler
     boundary: str
     percentile: Annotated[float, Field(gt=0, le=1)] = DEFAULT_PERCENTILE
 
     def __post_init__(self) -> None:
         check_name("sampling.boundary", self.boundary, UNBOUNDED)
 
-    @property
-    def num_steps(self) -> int:
-        """Return the number of steps of the sampler."""
-        return self.sampler.num_steps
-
-    def __call__(
-        self,
-        score_fn: ScoreFn,
-        x_init: Tensor,
-        generator: Generator | Sequence[Generator] | None = None,
-        on_step: Callable[[], object] | None = None,
-    ) -> Samples:
-        """Carry ``x_init`` from sigma_max to sigma_min; see ``Sampler``."""
-        score_fn = threshold_denoised(score_fn, self.boundary, self.percentile)
-        return self.sampler(score_fn, x_init, generator, on_step)
+    def transform(self, score_fn: ScoreFn) -> ScoreFn:
+        """See ``threshold_denoised``."""
+        return threshold_denoised(score_fn, self.boundary, self.percentile)

@@ -5,16 +5,16 @@ at the face in unfolded coordinates: where it points outward, a solver that cont
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Generator, Tensor
+from torch import Tensor
 
 from models.parametrization import Parametrization, expand
-from sampling.base import Sampler, Samples, ScoreFn
+from sampling.base import ScoreFn, WithTransformedScore
 from sde import Process
 from utils.errors import InputError
 
@@ -92,23 +92,11 @@ def sampling_face_width(cfg: Mapping[str, Any], process: Process, parametrizatio
 
 
 @dataclass(frozen=True)
-class WithVanishingScore:
+class WithVanishingScore(WithTransformedScore):
     """A sampler applied to the score of ``vanish_at_faces``, of the given ``width``."""
 
-    sampler: Sampler
     width: float
 
-    @property
-    def num_steps(self) -> int:
-        """Return the number of steps of the sampler."""
-        return self.sampler.num_steps
-
-    def __call__(
-        self,
-        score_fn: ScoreFn,
-        x_init: Tensor,
-        generator: Generator | Sequence[Generator] | None = None,
-        on_step: Callable[[], object] | None = None,
-    ) -> Samples:
-        """Carry ``x_init`` from sigma_max to sigma_min; see ``Sampler``."""
-        return self.sampler(vanish_at_faces(score_fn, self.width), x_init, generator, on_step)
+    def transform(self, score_fn: ScoreFn) -> ScoreFn:
+        """See ``vanish_at_faces``."""
+        return vanish_at_faces(score_fn, self.width)
