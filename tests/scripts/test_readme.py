@@ -53,7 +53,7 @@ SLURM = "hydra/launcher=slurm"  # scripts/test_slurm.py, on a cluster
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Make a folder with a run on digits (RUN, runs/demo), others with 1,000 classes and a condition, tables, images."""
+    """Make a folder with a run on digits (RUN, runs/demo), with 1,000 classes, with a condition; tables, images."""
     folder = tmp_path_factory.mktemp("readme")
     cpu = Distributed(torch.device("cpu"))
     train(tiny_config("training.snapshot_sampling=false", "training.ema_snapshot_freq=1"), folder / "RUN", cpu)
