@@ -145,21 +145,22 @@ def array(
     Raises:
         InputError: naming the key or file at fault, with the row and the column.
     """
-    options = {"low": low, "high": high, "scale": scale, "levels": levels, "simplex": simplex}
+    options = {"shape": shape, "low": low, "high": high, "scale": scale, "levels": levels, "simplex": simplex}
     options |= {"mass_low": mass_low, "mass_high": mass_high}
     files = Files(root, held_out, columns, labels, cond, outside)
     first, second = files.read()
-    try:
-        units = create_units(options)
-    except ValueError as error:
-        raise InputError(f"data.low and data.high: {error}") from None
+    units = create_units(options)
     if units is None:
         raise InputError("data.low and data.high are missing")
     rows = np.arange(len(first.x))
     chosen = (first if train else second) if second is not None else first.take((rows % EVERY != EVERY - 1) == train)
     assert chosen is not None
     numbers = rows if second is not None else rows[(rows % EVERY != EVERY - 1) == train]
-    chosen = keep_inside(chosen, units, outside, numbers)
+    expected = tuple(shape) if simplex is None else (shape[0] + 1,)
+    if chosen.x.shape[1:] != expected:
+        raise InputError(f"{chosen.path} has rows of shape {chosen.x.shape[1:]}, and those of the run have {expected}")
+    if len(chosen.x):
+        chosen = keep_inside(chosen, units, outside, numbers)
     if not len(chosen.x):
         raise InputError(f"{chosen.path} has no row {'to train on' if train else 'that is held out'}")
     names, count = _classes([chosen], class_names)

@@ -11,6 +11,8 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from datasets.simplex import from_ordered, from_sticks, sticks_log_det, to_ordered, to_sticks
+from sde import Process
+from utils.errors import InputError
 from utils.options import plain
 
 OPEN = "open"  # in the configuration, in place of a bound that there is not
@@ -51,6 +53,10 @@ class Units(ABC):
     def log_jacobian(self, u: Tensor) -> Tensor:
         """Return log |det du/dx| at the points ``u``, float64 (B,), to be added to the log density of ``u``."""
 
+    @abstractmethod
+    def check_process(self, process: Process) -> None:
+        """Raise InputError unless samples of ``process`` are points of the cube that stand for values."""
+
 
 @dataclass(frozen=True)
 class Interval(Units):
@@ -67,7 +73,7 @@ class Interval(Units):
         levels: number of integers from low to high, of which the data consist; None for continuous values.
 
     Raises:
-        ValueError: if low is not less than high, or both sides are open.
+        ValueError: if low is not less than high, their difference overflows, or both sides are open.
     """
 
     low: Sequence[float]
@@ -83,6 +89,8 @@ class Interval(Units):
                 raise ValueError(f"both sides of channel {channel} are open, and a bounded process needs a bound")
             if not low < high:
                 raise ValueError(f"low={low:g} of channel {channel} is not less than high={high:g}")
+            if math.isinf(high - low) and not math.isinf(low) and not math.isinf(high):
+                raise ValueError(f"low={low:g} and high={high:g} of channel {channel} are too far apart")
 
     def to_cube(self, x: Tensor) -> Tensor:
         """See ``Units``."""
@@ -125,6 +133,9 @@ class Interval(Units):
         each = -torch.log(high - low).expand_as(u)
         each = torch.where(open_above, torch.log1p(-u) - torch.log(scale), each)
         return torch.where(open_below, torch.log(u) - torch.log(scale), each).flatten(1).sum(1)
+
+    def check_process(self, process: Process) -> None:
+        """See ``Units``: any process; one without bounds leaves values out of bounds as they are."""
 
     def _bounds(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Return low, high and scale, and which channels are open above and below, to broadcast against ``x``."""
@@ -185,30 +196,50 @@ class Composition(Units):
         change = u.new_zeros(len(u)) if self.kind == "ordered" else -sticks_log_det(u)
         return change - u.shape[1] * math.log(self.total)
 
+    def check_process(self, process: Process) -> None:
+        """See ``Units``: parts between points that are not in order would be negative."""
+        if self.kind == "ordered" and process.elementwise:
+            raise InputError("data.simplex=ordered needs a process that keeps values in order: sde=reflected_simplex")
+
 
 def create_units(data: Mapping[str, Any] | DictConfig) -> Units | None:
     """Build the units that the section ``data`` of a run describes; None for data that are in the cube.
 
     Raises:
-        ValueError: see ``Interval``.
+        InputError: naming the key at fault; its values have the right types, but may be from somebody else.
     """
     data = plain(data) if isinstance(data, DictConfig) else data
     if data.get("low") is None:
         return None
-    if data.get("simplex") is not None:
-        return Composition(data["simplex"], float(data["high"]), _as_list(data.get("mass_low") or 0.0))
-    values = data["low"], data["high"], data["scale"], data.get("mass_low") or 0.0, data.get("mass_high") or 0.0
-    lists = [_as_list(value) for value in values]
-    length = max(map(len, lists))
-    low, high, scale, mass_low, mass_high = (value * length if len(value) == 1 else value for value in lists)
-    return Interval(
-        [-math.inf if end == OPEN else float(end) for end in low],
-        [math.inf if end == OPEN else float(end) for end in high],
-        [float(value) for value in scale],
-        [float(value) for value in mass_low],
-        [float(value) for value in mass_high],
-        data.get("levels") or None,
-    )
+    values = {key: _as_list(data.get(key)) for key in ("low", "high", "scale", "mass_low", "mass_high")}
+    if missing := [key for key in ("high", "scale") if values[key] == [None]]:
+        raise InputError(f"data.{missing[0]} is missing")
+    values |= {key: [0.0] for key in ("mass_low", "mass_high") if data.get(key) is None}
+    shape, simplex = data.get("shape"), data.get("simplex") is not None
+    channels = max(map(len, values.values())) if shape is None else shape[0] + simplex
+    for key, each in values.items():
+        if len(each) not in (1, channels):
+            raise InputError(f"data.{key} has {len(each)} values, and the data {channels} columns or channels")
+    if simplex:
+        low, high = (each[0] if len(each) == 1 else each for each in (values["low"], values["high"]))
+        if low != 0 or not isinstance(high, int | float) or high <= 0 or len(shape or [1]) > 1:
+            raise InputError(f"data.low={low} and data.high={high}: need 0 and the sum of the parts, of vectors")
+        return Composition(data["simplex"], float(high), values["mass_low"])
+    low, high, scale, mass_low, mass_high = (each * channels if len(each) == 1 else each for each in values.values())
+    levels = data.get("levels") or None
+    if levels and (OPEN in (*low, *high) or {*low} != {int(low[0])} or {*high} != {low[0] + levels - 1}):
+        raise InputError(f"data.levels={levels}: data.low and data.high are not those of so many integers")
+    try:
+        return Interval(
+            [-math.inf if end == OPEN else float(end) for end in low],
+            [math.inf if end == OPEN else float(end) for end in high],
+            [float(value) for value in scale],
+            [float(value) for value in mass_low],
+            [float(value) for value in mass_high],
+            levels,
+        )
+    except ValueError as error:
+        raise InputError(f"data.low and data.high: {error}") from None
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from datasets.options import check_shape
 from datasets.registry import all_data_options
+from datasets.units import create_units
 from models.create import model_options
 from models.io.published import from_published, is_published
 from sde import DEFAULT, create_process, process_options
@@ -109,7 +110,9 @@ def check_loaded(cfg: Mapping[str, Any]) -> None:
         own = {key: value for key, value in cfg[section].items() if key in options}
         check_section(own, {key: options[key] for key in own}, section)
     check_shape(cfg["data"])
-    create_process(cfg["sde"])
+    process, units = create_process(cfg["sde"]), create_units(cfg["data"])
+    if units is not None:
+        units.check_process(process)
 
 
 def _drop_unknown_keys(cfg: dict[str, Any], path: Path) -> dict[str, Any]:
