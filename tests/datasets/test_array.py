@@ -23,6 +23,9 @@ ROWS[::4, 0], ROWS[1::4, 1] = 2.0, 7.0  # atoms on two bounds
 KINDS = np.array(["hail", "rain", "snow"])[np.arange(200) % 3]
 
 
+NUMBER = b"\x93NUMPY\x01\x00v\x00{'descr': '<f8', 'fortran_order': False, 'shape': (), }".ljust(127) + b"\n" + bytes(8)
+
+
 def describe(root, **options):
     """Return the section ``data`` of a configuration, as the start of a run completes it."""
     data = {"root": str(root), "held_out": None, "outside": "error", "num_classes": 0, **options}
@@ -148,6 +151,7 @@ def test_what_does_not_fit_is_refused_in_one_line(npy, options, message):
         ("x.txt", b"1", "data.root=.*x.txt: need a file .npy, .npz, .parquet or .csv"),
         ("x.npy", None, "data.root=.*x.npy does not exist"),
         ("x.npy", b"junk", "x.npy cannot be read: it does not start as one"),
+        ("x.npy", NUMBER, "x.npy holds a single number, and not one for each sample"),
         ("x.csv", b"1.0,2.0\n3.0,4.0\n", "x.csv begins with numbers: its first line has to name the columns"),
         ("x.csv", b"a,a\n3.0,4.0\n", "x.csv has two columns called a"),
         ("x.csv", b"a,b\n3.0,\n2.0,1.0\n1.0,2.0\n", "x.csv: row 0, column b is nan"),
@@ -163,6 +167,34 @@ def test_damaged_and_unsuitable_files_are_refused_in_one_line(tmp_path, name, co
     with pytest.raises(InputError, match=message) as error:
         load(tmp_path / name)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", [">f8", ">i4", ">u2", "<f2", "?", "longdouble", "uint16", "uint64"])
+def test_numbers_of_other_machines_and_types_are_read(tmp_path, kind):
+    rows = np.random.default_rng(0).integers(0, 2, (40, 3)).astype(kind)
+    rows[:3, 0] = 0, 1, 0
+    np.save(tmp_path / "x.npy", rows)
+    images = load(tmp_path / "x.npy", low=0, high=1)
+    own = np.arange(40) % 10 != 9
+    assert np.array_equal(images.normalize(images.data).numpy(), rows[own].astype(np.float32))
+    assert torch.equal(Loader(images, 36, 0, "cpu")(0)[0].sort(0).values, images.normalize(images.data).sort(0).values)
+
+
+def test_the_numbers_that_pandas_gives_rows_are_no_data(tmp_path):
+    (tmp_path / "x.csv").write_text(",a\n" + "".join(f"{i},{x}\n" for i, x in enumerate(ROWS[:, 2])))
+    with pytest.raises(InputError, match=r"x.csv: column 1 has no name, as that in which pandas numbers the rows"):
+        load(tmp_path / "x.csv")
+    assert load(tmp_path / "x.csv", columns=["a"]).shape == (1,)
+    parquet.write_table(pa.table({"a": ROWS[:, 2], "__index_level_0__": np.arange(200)}), tmp_path / "x.parquet")
+    with pytest.raises(InputError, match=r"x.parquet: column __index_level_0__ has no name"):
+        load(tmp_path / "x.parquet")
+
+
+def test_columns_called_by_numbers(tmp_path):
+    parquet.write_table(pa.table({"2019": ROWS[:, 2], "2020": ROWS[:, 1]}), tmp_path / "x.parquet")
+    data = describe(tmp_path / "x.parquet", columns=[2020])
+    assert np.array_equal(load(tmp_path / "x.parquet", columns=[2020]).data[:9, 0], ROWS[:9, 1])
+    assert data["columns"] == [2020] and data["shape"] == [1]
 
 
 def test_a_pickle_is_not_read(tmp_path):
@@ -233,6 +265,24 @@ def test_conditions(tmp_path):
         describe(path, cond="d", labels="kind")
     with pytest.raises(InputError, match=r"column kind holds text, not numbers$"):
         describe(path, cond="kind")
+
+
+def test_numbered_classes_of_which_a_split_has_few(tmp_path):
+    kinds = np.where(np.arange(200) % 10 == 9, 90, np.arange(200) % 100)
+    path = write(tmp_path / "x.npz", kinds=kinds)
+    data = describe(path, labels="kind", classes=True)
+    assert data["num_classes"] == 99 and data["class_names"] is None
+    held_out = load_images(train=False, **{"dataset": "array", **data})
+    assert held_out.labels.tolist() == [90] * 20 and held_out.num_classes == 99
+
+
+def test_names_of_numbered_classes(tmp_path):
+    path = write(tmp_path / "x.npz", kinds=np.arange(200) % 3)
+    images = load(path, labels="kind", class_names=["hail", "rain", "snow"])
+    assert images.class_names == ("hail", "rain", "snow") and images.labels[:6].tolist() == [0, 1, 2] * 2
+    with pytest.raises(InputError, match=r"x.npz: row 2 is of class 2, and the classes are 0 to 1"):
+        load(path, labels="kind", class_names=["hail", "rain"])
+    assert load(path, labels="kind", class_names=["2", "1", "0"]).labels[:3].tolist() == [2, 1, 0]
 
 
 def test_labels_by_number_and_unknown_classes(tmp_path):
