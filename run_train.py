@@ -75,7 +75,7 @@ def main(cfg: DictConfig) -> None:
     processes = cfg.ngpus if env is None else env.world_size
     if resume is None:
         check_experiment(cfg)
-        if "shape" in cfg.data and cfg.data.shape is None:
+        if "shape" in cfg.data and None in cfg.data.values():
             from datasets.registry import complete_data  # imports torch
 
             complete_data(cfg.data)
