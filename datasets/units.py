@@ -26,8 +26,8 @@ class Units(ABC):
     """A map x -> u from values in the units of the data, (B, ...), to points of the cube, (B, *shape)."""
 
     @abstractmethod
-    def to_cube(self, x: Tensor) -> Tensor:
-        """Return the points u in [0, 1] of values ``x`` of any numeric type, float32."""
+    def to_cube(self, x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return the points u in [0, 1] of values ``x`` of any numeric type, in type ``dtype``."""
 
     @abstractmethod
     def from_cube(self, u: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ class Units(ABC):
 
     @abstractmethod
     def contains(self, x: Tensor) -> Tensor:
-        """Return which values ``x``, (B, ...), are all finite and within the bounds, bool (B,)."""
+        """Return which values ``x``, (B, ...), are all finite and within the bounds, rounded as they are, bool (B,)."""
 
     @abstractmethod
     def snap(self, u: Tensor, sigma: float) -> Tensor:
@@ -92,14 +92,14 @@ class Interval(Units):
             if math.isinf(high - low) and not math.isinf(low) and not math.isinf(high):
                 raise ValueError(f"low={low:g} and high={high:g} of channel {channel} are too far apart")
 
-    def to_cube(self, x: Tensor) -> Tensor:
+    def to_cube(self, x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """See ``Units``."""
         x = x.double()
         low, high, scale, open_above, open_below = self._bounds(x)
         u = (x - low) / (high - low)
         u = torch.where(open_above, -torch.expm1(-(x - low) / scale), u)
         u = torch.where(open_below, torch.exp(-(high - x) / scale), u)
-        return u.float().clamp(0.0, 1.0)  # of values that rounding puts beyond a bound
+        return u.to(dtype).clamp(0.0, 1.0)  # of values that rounding puts beyond a bound
 
     def from_cube(self, u: Tensor) -> Tensor:
         """See ``Units``; values of continuous data are in [low, high] also after rounding."""
@@ -114,8 +114,10 @@ class Interval(Units):
 
     def contains(self, x: Tensor) -> Tensor:
         """See ``Units``."""
+        kind = x.dtype if x.is_floating_point() else torch.float64
         low, high = (
-            torch.tensor(ends, dtype=torch.float64).reshape(-1, *[1] * (x.ndim - 2)) for ends in (self.low, self.high)
+            torch.tensor(ends, dtype=torch.float64).to(kind).reshape(-1, *[1] * (x.ndim - 2))
+            for ends in (self.low, self.high)
         )
         return (x.isfinite() & (x >= low) & (x <= high)).flatten(1).all(1)
 
@@ -168,10 +170,10 @@ class Composition(Units):
     total: float = 1.0
     zeros: Sequence[float] = (0.0,)
 
-    def to_cube(self, x: Tensor) -> Tensor:
+    def to_cube(self, x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """See ``Units``; the parts are taken in proportion to their sum, so that their rounding does no harm."""
         x = x.double()
-        return (to_ordered(x) if self.kind == "ordered" else to_sticks(x)).float()
+        return (to_ordered(x) if self.kind == "ordered" else to_sticks(x)).to(dtype)
 
     def from_cube(self, u: Tensor) -> Tensor:
         """See ``Units``."""
