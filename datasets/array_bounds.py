@@ -41,11 +41,12 @@ class _Range:
 def describe_bounds(data: Mapping[str, Any], parts: list[Arrays]) -> dict[str, Any]:
     """Return ``low``, ``high``, ``scale`` and ``levels`` of values in intervals, see ``describe_array``."""
     channels = parts[0].x.shape[1]
-    for key in ("low", "high", "scale", "mass_low", "mass_high"):
-        if isinstance(data.get(key), list) and len(data[key]) != channels:
+    listed = [key for key in ("low", "high", "scale", "mass_low", "mass_high") if isinstance(data.get(key), list)]
+    for key in listed:
+        if len(data[key]) != channels:
             raise InputError(f"data.{key} has {len(data[key])} values, and the data {channels} columns or channels")
-        if isinstance(data.get(key), list) and channels > MOST_CHANNELS:
-            raise InputError(f"data.{key}: {channels} columns or channels share their bounds, so that it is one number")
+        if channels > MOST_CHANNELS:
+            raise InputError(f"data.{key}: more than {MOST_CHANNELS} columns or channels share one value")
     integers = all(part.x.dtype.kind in "biu" for part in parts)
     found = _find_range(parts)
     if channels > MOST_CHANNELS:
