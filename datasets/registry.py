@@ -1,5 +1,6 @@
 """The registry of data sets by name: a new one is a function that returns an ``ImageDataset``, and an entry here."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -71,6 +72,13 @@ def complete_data(data: DictConfig) -> None:
     check_section(given, {key: replace(option, required=False) for key, option in options.items()}, "data")
     with open_dict(data):
         data.update(DESCRIPTIONS[name](values))
+
+
+def check_local(name: str) -> None:
+    """Raise InputError if the data set is one that reads, or downloads to, the folder ``dataroot``."""
+    check_name("data.dataset", str(name).lower(), DATASETS)
+    if "dataroot" in inspect.signature(DATASETS[str(name).lower()]).parameters:
+        raise InputError(f"data.dataset={name} is in dataroot")
 
 
 def load_images(

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from datasets import load_configured
+from datasets.registry import check_local
 from evaluation.generate import GeneratedBatch, ImageSampler, generate_batches
 from evaluation.output_dir import open_output, write_arrays
 from models.io.run_files import find_checkpoint, named_checkpoint
@@ -82,10 +83,10 @@ def generate_images(cfg: DictConfig, out_dir: Path, distributed: Distributed, st
 
 
 def _data_of(run: DictConfig) -> np.ndarray | None:
-    """Return rows of the training data of a run; None if they are not where they were."""
+    """Return rows of the training data of a run; None if they are not where they were, or would be downloaded."""
     try:
-        dataroot = run.get("dataroot", "datasets")
-        images = load_configured(run.data, True, dataroot, run.data.get("root"), run.data.get("held_out"))
+        check_local(run.data.dataset)
+        images = load_configured(run.data, True, "", run.data.get("root"), run.data.get("held_out"))
     except InputError as error:
         log.info("the figures show no data of the run: %s", error)
         return None

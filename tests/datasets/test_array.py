@@ -393,6 +393,32 @@ def test_many_columns_share_their_bounds(tmp_path):
         describe(tmp_path / "x.npy", low=[0.0] * 1001)
 
 
+@pytest.mark.parametrize("dequantize", [True, False])
+def test_integers_come_back_from_the_cube_as_they_went(tmp_path, dequantize):
+    rows = np.arange(60).reshape(-1, 1) % 3 - 1
+    np.save(tmp_path / "x.npy", rows)
+    data = describe(tmp_path / "x.npy") | {"dequantize": dequantize}
+    images = DATASETS["array"](True, **data)
+    units = create_units(data)
+    for u in (0.0, 0.4, 0.999):
+        x0 = (
+            images.dequantize(images.data, torch.full(images.data.shape, u))
+            if dequantize
+            else images.normalize(images.data)
+        )
+        assert torch.equal(units.from_cube(x0), images.data), u
+    assert units.from_cube(torch.ones(1, 1)).item() == 1
+
+
+def test_a_composition_of_many_small_parts_keeps_one():
+    parts = torch.full((2, 100), 0.01)
+    parts[0, 3] += 0.005
+    units = Composition("ordered", 1.0, [0.5] * 100)
+    drawn = units.from_cube(units.snap(units.to_cube(parts), 0.01))
+    assert drawn.isfinite().all() and torch.allclose(drawn.sum(1), torch.ones(2, dtype=torch.float64))
+    assert drawn[0, 3] == 1.0
+
+
 def test_drawn_values_beside_an_atom_are_put_on_it():
     units = Interval([0.0, 0.0], [10.0, 10.0], [1.0, 1.0], mass_low=[0.3, 0.001], mass_high=[0.0, 0.2])
     u = torch.tensor([[0.002, 0.002], [0.0031, 0.9971], [0.999, 0.9969]])
