@@ -101,6 +101,13 @@ def test_bounds_that_are_left_out(npy):
     assert describe(npy, low=0, high=10)["mass_low"] == [0.0] * 3
 
 
+@pytest.mark.parametrize(("kind", "share"), [(np.float64, 0.0), (np.float32, 0.25)])
+def test_a_bound_is_compared_in_the_type_of_the_data(tmp_path, kind, share):
+    rows = np.where(np.arange(40) % 4 == 0, 1.7e9, 1.7e9 + 1e6 * np.arange(40)).reshape(-1, 1).astype(kind)
+    np.save(tmp_path / "x.npy", rows)
+    assert describe(tmp_path / "x.npy", low=1.7e9 - 10)["mass_low"] == [share], "10 is below the rounding of float32"
+
+
 def test_integers_are_levels(tmp_path):
     rows = np.random.default_rng(0).integers(-3, 8, (50, 2, 4))
     rows[0, 0, :2] = -3, 7
