@@ -71,6 +71,8 @@ class Interval(Units):
         scale: scale of each channel with an open side, in the units of the data; not used for others.
         mass_low, mass_high: share of the values that lie on each bound.
         levels: number of integers from low to high, of which the data consist; None for continuous values.
+        dequantized: whether points of the cube are (k + u) / levels, u in [0, 1), and not k / (levels - 1); those of
+            ``to_cube`` are the latter.
 
     Raises:
         ValueError: if low is not less than high, their difference overflows, or both sides are open.
@@ -82,6 +84,7 @@ class Interval(Units):
     mass_low: Sequence[float] = (0.0,)
     mass_high: Sequence[float] = (0.0,)
     levels: int | None = None
+    dequantized: bool = False
 
     def __post_init__(self) -> None:
         for channel, (low, high) in enumerate(zip(self.low, self.high, strict=True)):
@@ -104,6 +107,8 @@ class Interval(Units):
     def from_cube(self, u: Tensor) -> Tensor:
         """See ``Units``; values of continuous data are in [low, high] also after rounding."""
         u = u.double()
+        if self.levels is not None and self.dequantized:
+            return (u * self.levels).floor().clamp(0, self.levels - 1).long() + int(self.low[0])
         if self.levels is not None:
             return (u * (self.levels - 1)).round().long() + int(self.low[0])
         low, high, scale, open_above, open_below = self._bounds(u)
@@ -186,10 +191,14 @@ class Composition(Units):
         return close & (x >= 0.0).all(1)
 
     def snap(self, u: Tensor, sigma: float) -> Tensor:
-        """See ``Units``: parts below ``SNAP`` sigma (times sqrt(2) for gaps, which have two ends) become 0."""
+        """See ``Units``: parts below ``SNAP`` sigma (times sqrt(2) for gaps, which have two ends) become 0.
+
+        The largest part stays, also where there are so many that all are as small.
+        """
         width = SNAP * sigma * (math.sqrt(2.0) if self.kind == "ordered" else 1.0)
         parts = self.from_cube(u)
-        parts[(parts < self.total * width) & (torch.tensor(self.zeros, device=u.device) >= ATOM)] = 0.0
+        small = (parts < self.total * width) & (parts < parts.amax(1, keepdim=True))
+        parts[small & (torch.tensor(self.zeros, device=u.device) >= ATOM)] = 0.0
         return self.to_cube(parts)
 
     def log_jacobian(self, u: Tensor) -> Tensor:
@@ -244,6 +253,7 @@ def create_units(data: Mapping[str, Any] | DictConfig) -> Units | None:
             [float(value) for value in mass_low],
             [float(value) for value in mass_high],
             levels,
+            bool(levels and data.get("dequantize")),
         )
     except ValueError as error:
         raise InputError(f"data.low and data.high: {error}") from None

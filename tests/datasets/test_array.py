@@ -101,6 +101,13 @@ def test_bounds_that_are_left_out(npy):
     assert describe(npy, low=0, high=10)["mass_low"] == [0.0] * 3
 
 
+@pytest.mark.parametrize(("kind", "share"), [(np.float64, 0.0), (np.float32, 0.25)])
+def test_a_bound_is_compared_in_the_type_of_the_data(tmp_path, kind, share):
+    rows = np.where(np.arange(40) % 4 == 0, 1.7e9, 1.7e9 + 1e6 * np.arange(40)).reshape(-1, 1).astype(kind)
+    np.save(tmp_path / "x.npy", rows)
+    assert describe(tmp_path / "x.npy", low=1.7e9 - 10)["mass_low"] == [share], "10 is below the rounding of float32"
+
+
 def test_integers_are_levels(tmp_path):
     rows = np.random.default_rng(0).integers(-3, 8, (50, 2, 4))
     rows[0, 0, :2] = -3, 7
@@ -391,6 +398,32 @@ def test_many_columns_share_their_bounds(tmp_path):
     assert data["low"] == 0 and rows.max() < data["high"] < 1.001 and data["mass_low"] == [0.0]
     with pytest.raises(InputError, match=r"data.low: more than 1000 columns or channels share one value"):
         describe(tmp_path / "x.npy", low=[0.0] * 1001)
+
+
+@pytest.mark.parametrize("dequantize", [True, False])
+def test_integers_come_back_from_the_cube_as_they_went(tmp_path, dequantize):
+    rows = np.arange(60).reshape(-1, 1) % 3 - 1
+    np.save(tmp_path / "x.npy", rows)
+    data = describe(tmp_path / "x.npy") | {"dequantize": dequantize}
+    images = DATASETS["array"](True, **data)
+    units = create_units(data)
+    for u in (0.0, 0.4, 0.999):
+        x0 = (
+            images.dequantize(images.data, torch.full(images.data.shape, u))
+            if dequantize
+            else images.normalize(images.data)
+        )
+        assert torch.equal(units.from_cube(x0), images.data), u
+    assert units.from_cube(torch.ones(1, 1)).item() == 1
+
+
+def test_a_composition_of_many_small_parts_keeps_one():
+    parts = torch.full((2, 100), 0.01)
+    parts[0, 3] += 0.005
+    units = Composition("ordered", 1.0, [0.5] * 100)
+    drawn = units.from_cube(units.snap(units.to_cube(parts), 0.01))
+    assert drawn.isfinite().all() and torch.allclose(drawn.sum(1), torch.ones(2, dtype=torch.float64))
+    assert drawn[0, 3] == 1.0
 
 
 def test_drawn_values_beside_an_atom_are_put_on_it():
