@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from torch import Tensor
 
 from bounded.training import train_run
-from datasets.units import Units, create_units
+from datasets.units import Composition, Units, create_units
 from evaluation.likelihood import log_likelihood
 from models import load_pretrained
 from models.io.run_files import find_checkpoint
@@ -26,6 +26,7 @@ from utils.errors import InputError
 from utils.options import plain
 from utils.seeds import Stream, image_generators
 
+FLOATS = (np.float64, np.float32)  # types of rows that stay as they are
 ROWS = 1000  # rows that are drawn or measured at once
 EXACT_UP_TO = 64  # columns; of more the divergence is estimated
 PROBES = 8  # sign vectors of the estimate
@@ -108,22 +109,29 @@ class BoundedDiffusion(DensityMixin, BaseEstimator):
             y: ignored.
 
         Raises:
-            ValueError: for rows that cannot be used, naming row and column, or a parameter out of range.
+            ValueError: for rows that cannot be used, naming row and column, or a parameter out of range. There is no
+                model then, also if there was one before.
         """
-        X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)  # noqa: N806
+        if hasattr(self, "net_"):
+            del self.net_
+        X = validate_data(self, X, dtype=FLOATS, ensure_min_samples=2)  # noqa: N806
         random_state = check_random_state(self.random_state)
-        self.seed_ = int(random_state.randint(2**31 - 1))
+        seed = int(random_state.randint(2**31 - 1))
         if not 0 < self.validation_fraction < 1:
             raise ValueError(f"validation_fraction={self.validation_fraction}: need a number between 0 and 1")
+        if self.n_iter == 0:
+            raise ValueError("n_iter=0: need at least 1")
         order = random_state.permutation(len(X))
-        held_out, rows = np.split(order, [max(1, round(self.validation_fraction * len(X)))])
+        held_out, rows = np.split(order, [min(max(1, round(self.validation_fraction * len(X))), len(X) - 1)])
         with tempfile.TemporaryDirectory() as folder:
             try:
-                run, best = train_run(X[rows], X[held_out], self._options(), Path(folder), self.verbose)
+                run, best = train_run(X[rows], X[held_out], self._options(seed), Path(folder), self.verbose)
             except InputError as error:
                 text = str(error).replace(f"{folder}/rows.npy", "X").replace(f"{folder}/held_out.npy", "X")
+                text = text.split("; data.outside=")[0]  # which is not among the parameters
                 raise ValueError(text.replace("data.", "").replace("model.", "")) from None
             self._read(run, best)
+        self.seed_ = seed
         return self
 
     def sample(self, n_samples: int = 1, random_state: Any = None, given: Any = None) -> np.ndarray:
@@ -143,7 +151,7 @@ class BoundedDiffusion(DensityMixin, BaseEstimator):
         Raises:
             ValueError: for known values out of bounds, or ``given`` with ``simplex``.
         """
-        check_is_fitted(self)
+        check_is_fitted(self, "net_")
         if n_samples < 1:
             raise ValueError(f"n_samples={n_samples}: need at least 1")
         seed = self.seed_ if random_state is None else int(check_random_state(random_state).randint(2**31 - 1))
@@ -174,12 +182,12 @@ class BoundedDiffusion(DensityMixin, BaseEstimator):
         Returns:
             Natural logarithms in the units of the data, float64 (N,); minus infinity out of bounds.
         """
-        check_is_fitted(self)
-        X = validate_data(self, X, dtype=np.float64, reset=False)  # noqa: N806
-        x = torch.from_numpy(X)
+        check_is_fitted(self, "net_")
+        X = validate_data(self, X, dtype=FLOATS, reset=False)  # noqa: N806
+        x = torch.tensor(X)
         inside = self._units.contains(x)
         result = np.full(len(X), -np.inf)
-        u = self._units.to_cube(x[inside]).double().to(self._device)
+        u = self._units.to_cube(x[inside], torch.float64).to(self._device)
         net = copy.deepcopy(self.net_).double()  # in float32 the steps of a row depend on the rounding of its batch
         divergence = "exact" if u.shape[1] <= EXACT_UP_TO else "hutchinson"
         parts = [
@@ -209,7 +217,7 @@ class BoundedDiffusion(DensityMixin, BaseEstimator):
         Raises:
             ValueError: if there is something at ``path`` already.
         """
-        check_is_fitted(self)
+        check_is_fitted(self, "net_")
         path = Path(path)
         if path.exists():
             raise ValueError(f"{path} exists: choose another path")
@@ -256,9 +264,9 @@ class BoundedDiffusion(DensityMixin, BaseEstimator):
     def _device(self) -> torch.device:
         return next(self.net_.parameters()).device
 
-    def _options(self) -> dict[str, Any]:
+    def _options(self, seed: int) -> dict[str, Any]:
         """Return the values of the keys of run_train.py that the parameters stand for."""
-        return {
+        options = {
             "data.low": _plain_bound(self.low),
             "data.high": _plain_bound(self.high),
             "data.simplex": "ordered" if self.simplex else None,
@@ -271,8 +279,9 @@ class BoundedDiffusion(DensityMixin, BaseEstimator):
             "training.batch_size": self.batch_size,
             "optim.lr": float(self.learning_rate),
             "device": self.device,
-            "seed": self.seed_,
+            "seed": seed,
         }
+        return {key: value.item() if isinstance(value, np.generic) else value for key, value in options.items()}
 
     def _read(self, run: Path, ckpt: int) -> None:
         """Read network and configuration of a run, and keep what ``save`` writes."""
@@ -288,14 +297,13 @@ class BoundedDiffusion(DensityMixin, BaseEstimator):
 
     def _given(self, given: Any) -> tuple[Tensor, Tensor]:
         """Return points of the cube with the known values of ``given``, and where they are known."""
-        if self.simplex:
+        if isinstance(self._units, Composition):
             raise ValueError("given: the parts of a composition depend on each other, and cannot be filled in")
-        given = check_array(given, dtype=np.float64, ensure_all_finite="allow-nan")
+        given = check_array(given, dtype=FLOATS, ensure_all_finite="allow-nan")
         if given.shape[1] != self.n_features_in_:
             raise ValueError(f"given has {given.shape[1]} columns, the model {self.n_features_in_}")
-        known = torch.from_numpy(~np.isnan(given))
-        x = torch.from_numpy(given)
-        inside = self._units.from_cube(torch.zeros_like(x)).where(~known, x)
+        known, x = torch.tensor(~np.isnan(given)), torch.tensor(given)
+        inside = self._units.from_cube(torch.zeros_like(x)).to(x.dtype).where(~known, x)
         if not (ok := self._units.contains(inside)).all():
             row = int((~ok).nonzero()[0])
             raise ValueError(f"given: row {row} has a value out of bounds")
@@ -319,4 +327,8 @@ def _plain_bound(bound: Any) -> Any:
     """Return a bound as a number, a list or None, for the configuration."""
     if bound is None or isinstance(bound, str):
         return bound
-    return [value if isinstance(value, str) else float(value) for value in bound] if np.ndim(bound) else float(bound)
+    if np.ndim(bound) > 1:
+        raise ValueError(f"a bound of shape {np.shape(bound)}: need a number, or one for each column")
+    return (
+        [str(value) if isinstance(value, str) else float(value) for value in bound] if np.ndim(bound) else float(bound)
+    )

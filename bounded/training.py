@@ -1,6 +1,7 @@
 """Training of a network on rows in memory: a run of run_train.py with the recipe ``experiment=array``."""
 
 import json
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from datasets.registry import complete_data
@@ -18,6 +20,7 @@ from utils.devices import choose_device
 from utils.distributed import Distributed
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+_COMPOSING = threading.Lock()
 CHECKPOINTS = 10  # of a run, among which the held-out loss chooses
 
 
@@ -27,8 +30,14 @@ def compose_config(options: Mapping[str, Any]) -> DictConfig:
     Args:
         options: values by key, such as "data.low".
     """
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        cfg = compose("train", ["experiment=array", "logger=none", f"sde={options.get('sde.name', 'reflected_ve')}"])
+    overrides = ["experiment=array", "logger=none", f"sde={options.get('sde.name', 'reflected_ve')}"]
+    with _COMPOSING:  # Hydra has one state: that of a script around this call is put back
+        around, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
+        try:
+            with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+                cfg = compose("train", overrides)
+        finally:
+            GlobalHydra.instance().hydra = around
     OmegaConf.resolve(cfg)
     with open_dict(cfg):
         del cfg.resume

@@ -105,7 +105,7 @@ def describe_array(data: Mapping[str, Any]) -> dict[str, Any]:
         found |= {"shape": list(shape), **describe_bounds(data, parts)}
     if data.get("shape") not in (None, found["shape"]):
         raise InputError(f"data.shape={data['shape']}: the samples of {files.root} have the shape {found['shape']}")
-    names, count = _classes(parts, data.get("class_names"))
+    names, count = _classes(parts, data.get("class_names"), data.get("num_classes") or 0)
     found |= {"class_names": list(names) or None, "num_classes": count}
     found["cond_size"] = 0 if parts[0].cond is None else parts[0].cond.shape[1]
     if data.get("classes") and parts[0].labels is None:
@@ -151,12 +151,12 @@ def array(
         outside: treatment of values that are missing or out of bounds: ``error``; ``drop``, which leaves out their row;
             or ``clip``, which moves values to the bounds and refuses missing ones.
         num_classes: number of classes; 0 for that of the labels of this split.
-        class_names: names of the classes, in the order of their numbers.
+        class_names: names of the classes, in the order of their numbers; labels are these names, or the numbers.
 
     Raises:
         InputError: naming the key or file at fault, with the row and the column.
     """
-    options = {"low": low, "high": high, "scale": scale, "levels": levels, "simplex": simplex}
+    options = {"shape": shape, "low": low, "high": high, "scale": scale, "levels": levels, "simplex": simplex}
     options |= {"mass_low": mass_low, "mass_high": mass_high}
     files = Files(root, held_out, columns, labels, cond, outside)
     first, second = files.read()
@@ -167,10 +167,14 @@ def array(
     chosen = (first if train else second) if second is not None else first.take((rows % EVERY != EVERY - 1) == train)
     assert chosen is not None
     numbers = rows if second is not None else rows[(rows % EVERY != EVERY - 1) == train]
-    chosen = keep_inside(chosen, units, outside, numbers)
+    expected = tuple(shape) if simplex is None else (shape[0] + 1,)
+    if chosen.x.shape[1:] != expected:
+        raise InputError(f"{chosen.path} has rows of shape {chosen.x.shape[1:]}, and those of the run have {expected}")
+    if len(chosen.x):
+        chosen = keep_inside(chosen, units, outside, numbers)
     if not len(chosen.x):
         raise InputError(f"{chosen.path} has no row {'to train on' if train else 'that is held out'}")
-    names, count = _classes([chosen], class_names)
+    names, count = _classes([chosen], class_names, num_classes)
     if chosen.labels is not None and not names and num_classes:
         if count > num_classes:
             raise InputError(f"{chosen.path} has the class {count - 1}, and data.num_classes={num_classes}")
@@ -191,8 +195,14 @@ def array(
     )
 
 
-def _classes(parts: list[Arrays], names: Sequence[str] | None) -> tuple[tuple[str, ...], int]:
-    """Return the names of the classes, none if they are numbered from 0, and how many there are, at least 1."""
+def _classes(parts: list[Arrays], names: Sequence[str] | None, expected: int) -> tuple[tuple[str, ...], int]:
+    """Return the names of the classes, none if they are numbered from 0, and how many there are, at least 1.
+
+    Args:
+        parts: rows of one split or of both.
+        names: names, if they are known.
+        expected: number of classes of the run, of which a split may have few; 0 if it is not known.
+    """
     if parts[0].labels is None:
         return (), 1
     values = np.unique(np.concatenate([part.labels for part in parts if part.labels is not None]))
@@ -200,7 +210,7 @@ def _classes(parts: list[Arrays], names: Sequence[str] | None) -> tuple[tuple[st
         return tuple(names), len(names)
     if values.dtype.kind == "f":
         raise InputError(f"data.labels: {parts[0].path} has the class {values[0]}: need integers or text")
-    if values.dtype.kind in "biu" and values.min() >= 0 and values.max() < 2 * len(values):
+    if values.dtype.kind in "biu" and values.min() >= 0 and values.max() < max(expected, 2 * len(values)):
         return (), int(values.max()) + 1
     return tuple(str(value) for value in values), len(values)
 
@@ -209,7 +219,12 @@ def _numbered(arrays: Arrays, names: Sequence[str], count: int) -> torch.Tensor:
     """Return the class numbers of the rows, int64 (N,)."""
     labels = arrays.labels
     assert labels is not None
-    if not names:
+    numbered = labels.dtype.kind in "biu" and not any(name.lstrip("-").isdecimal() for name in names)
+    if not names or numbered:
+        for row in np.flatnonzero((labels < 0) | (labels >= count))[:1]:
+            raise InputError(
+                f"{arrays.path}: row {row} is of class {labels[row]}, and the classes are 0 to {count - 1}"
+            )
         return torch.from_numpy(labels.astype(np.int64))
     numbers = {name: number for number, name in enumerate(names)}
     texts = [str(value) for value in labels]

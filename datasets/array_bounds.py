@@ -41,11 +41,12 @@ class _Range:
 def describe_bounds(data: Mapping[str, Any], parts: list[Arrays]) -> dict[str, Any]:
     """Return ``low``, ``high``, ``scale`` and ``levels`` of values in intervals, see ``describe_array``."""
     channels = parts[0].x.shape[1]
-    for key in ("low", "high", "scale", "mass_low", "mass_high"):
-        if isinstance(data.get(key), list) and len(data[key]) != channels:
+    listed = [key for key in ("low", "high", "scale", "mass_low", "mass_high") if isinstance(data.get(key), list)]
+    for key in listed:
+        if len(data[key]) != channels:
             raise InputError(f"data.{key} has {len(data[key])} values, and the data {channels} columns or channels")
-        if isinstance(data.get(key), list) and channels > MOST_CHANNELS:
-            raise InputError(f"data.{key}: {channels} columns or channels share their bounds, so that it is one number")
+        if channels > MOST_CHANNELS:
+            raise InputError(f"data.{key}: more than {MOST_CHANNELS} columns or channels share one value")
     integers = all(part.x.dtype.kind in "biu" for part in parts)
     found = _find_range(parts)
     if channels > MOST_CHANNELS:
@@ -70,20 +71,22 @@ def describe_bounds(data: Mapping[str, Any], parts: list[Arrays]) -> dict[str, A
     if scale is None:
         scale = _find_scale(parts, low, high)
     lows, highs = (end if isinstance(end, list) else [end] * channels for end in (low, high))
+    kind = parts[0].x.dtype
     return {
         "low": low,
         "high": high,
         "scale": scale,
         "levels": _find_levels(data.get("levels"), low, high, integers),
-        "mass_low": _shares(lows, found.smallest, found.on_smallest / found.count),
-        "mass_high": _shares(highs, found.largest, found.on_largest / found.count),
+        "mass_low": _shares(lows, found.smallest, found.on_smallest / found.count, kind),
+        "mass_high": _shares(highs, found.largest, found.on_largest / found.count, kind),
     }
 
 
-def _shares(bounds: list[Any], ends: np.ndarray, shares: np.ndarray) -> list[float]:
+def _shares(bounds: list[Any], ends: np.ndarray, shares: np.ndarray, kind: np.dtype) -> list[float]:
     """Return the shares of the values on the bounds, from those on the outermost values of the channels, ``ends``."""
-    # Compared as float32, since a bound of a float32 file need not be typed with all of its digits.
-    on_end = [bound != OPEN and np.float32(bound) == np.float32(end) for bound, end in zip(bounds, ends, strict=True)]
+    # Compared in the type of the data, since a bound of a float32 file need not be typed with all of its digits.
+    rounded = kind.type if kind.kind == "f" else np.float64
+    on_end = [bound != OPEN and rounded(bound) == rounded(end) for bound, end in zip(bounds, ends, strict=True)]
     return np.where(on_end, shares, 0.0).round(6).tolist()
 
 

@@ -1,5 +1,6 @@
 """Reading of arrays and tables: .npy, .npz, .parquet and .csv files with one row for each sample."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from utils.options import did_you_mean
 TABLES = (".parquet", ".csv")
 ARRAYS = (".npy", ".npz")
 USUAL_NAMES = ("X", "x", "data", "samples", "arr_0")  # names of the data in an .npz file
+UNNAMED_INDEX = re.compile(r"|__index_level_\d+__")  # in .csv and .parquet files
 LISTED = 20  # names that a message lists
 
 
@@ -102,13 +104,18 @@ def _read_stored(
     name = next((usual for usual in ("", *USUAL_NAMES) if usual in names), names[0] if len(names) == 1 else None)
     if name is None:
         raise InputError(f"{path} has the arrays {_listed(stored.arrays)}: call that of the data X")
-    _check_numeric(stored.arrays[name][1], path, f"array {name}" if name else "array")
+    shape, dtype = stored.arrays[name]
+    _check_numeric(dtype, path, f"array {name}" if name else "array")
+    if not shape:
+        raise InputError(f"{path} holds a single number, and not one for each sample")
     if map_large and name == "" and columns is None and stored.size("") > IN_MEMORY:
         x = np.load(path, mmap_mode="c", allow_pickle=False)  # torch wants writable memory; nothing is written
         if not x.flags.c_contiguous:
             raise InputError(f"{path} is stored in Fortran order: store the array in C order to map it into memory")
+        if _native(x[:0]).dtype != dtype:
+            raise InputError(f"{path} holds {dtype}: store it as {_native(x[:0]).dtype} to map it into memory")
     else:
-        x = stored.read(name)
+        x = _native(stored.read(name))
     x = x[:, None] if x.ndim == 1 else x
     if columns is not None:
         x = x[:, _numbers(columns, x.shape[1], path)]
@@ -162,7 +169,7 @@ def _read_table(
         twice = next(name for name in known if known.count(name) > 1)
         raise InputError(f"{path} has two columns called {printable(twice)}")
 
-    def column(key: str, name: Any) -> np.ndarray:
+    def column(key: str, name: str) -> np.ndarray:
         if name not in known:
             raise InputError(f"{key}={name}: {path} has the columns {_listed(known)}{did_you_mean(name, known)}")
         values = table[name]
@@ -174,20 +181,25 @@ def _read_table(
         return _plain(values.to_numpy(), path, name)
 
     conditions = [] if cond is None else [cond] if isinstance(cond, str) else list(cond)
-    chosen = [name for name in known if name not in (labels, *conditions)] if columns is None else list(columns)
+    chosen = [name for name in known if name not in (labels, *conditions)] if columns is None else [*map(str, columns)]
     if not chosen:
         raise InputError(f"{path} has no column left for the data, of {_listed(known)}")
+    if columns is None and (index := next(filter(UNNAMED_INDEX.fullmatch, chosen), None)) is not None:
+        raise InputError(
+            f"{path}: column {index or 1} has no name, as that in which pandas numbers the rows: name the columns of "
+            "the data, data.columns=[...]"
+        )
 
-    def numeric(key: str, name: Any) -> np.ndarray:
+    def numeric(key: str, name: str) -> np.ndarray:
         values = column(key, name)
         advice = "" if key == "data.cond" else ": name the columns of the data, data.columns=[...]"
-        _check_numeric(values.dtype, path, f"column {printable(str(name))}", advice)
+        _check_numeric(values.dtype, path, f"column {printable(name)}", advice)
         return values
 
     x = np.stack([numeric("data.columns", name) for name in chosen], 1)
     own = None if labels is None else column("data.labels", labels)
     told = np.stack([numeric("data.cond", name) for name in conditions], 1).astype(np.float32) if conditions else None
-    return Arrays(path, x, own, told, tuple(map(str, chosen)))
+    return Arrays(path, x, own, told, tuple(chosen))
 
 
 def _plain(values: np.ndarray, path: Path, name: str) -> np.ndarray:
@@ -200,6 +212,12 @@ def _plain(values: np.ndarray, path: Path, name: str) -> np.ndarray:
         if all(isinstance(value, str) for value in values):
             return values.astype(str)
     raise InputError(f"{path}: {printable(name)} holds {values.dtype}, neither numbers nor text")
+
+
+def _native(values: np.ndarray) -> np.ndarray:
+    """Return numbers in a type of which there are tensors: in this machine's byte order, of 64 bits at most."""
+    wide = values.dtype.kind == "f" and values.dtype.itemsize > 8
+    return values.astype(np.float64 if wide else values.dtype.newbyteorder("="), copy=False)
 
 
 def _check_numeric(dtype: np.dtype, path: Path, name: str, advice: str = "") -> None:

@@ -75,6 +75,8 @@ class ImageDataset:
 
     def check_domain(self, process: Process) -> None:
         """Raise InputError unless the samples are of the domain of ``process``."""
+        if self.units is not None:
+            self.units.check_process(process)
         if not process.elementwise:
             process.check_data(self.normalize(self.data), self.levels)
 

@@ -13,8 +13,6 @@ from datasets.images import ImageDataset, cifar10, digits, fake
 from datasets.options import DataOptions, ImageOptions, ShapeOptions
 from datasets.patches import patches
 from datasets.shape import data_shape
-from datasets.units import create_units
-from sde import Process
 from utils.errors import InputError
 from utils.options import Option, check_name, check_section, options_of, plain
 
@@ -73,16 +71,6 @@ def complete_data(data: DictConfig) -> None:
     check_section(given, {key: replace(option, required=False) for key, option in options.items()}, "data")
     with open_dict(data):
         data.update(DESCRIPTIONS[name](values))
-
-
-def check_units(data: Mapping[str, Any], process: Process) -> None:
-    """Raise InputError, naming the key at fault, unless the units of the section ``data`` suit data and process."""
-    if create_units(data) is None and str(data.get("dataset")).lower() in DESCRIPTIONS:
-        raise InputError("data.low is missing")
-    if data.get("simplex") == "ordered" and process.elementwise:
-        raise InputError(
-            "data.simplex=ordered is for a process of ordered points: use sde=reflected_simplex, or data.simplex=sticks"
-        )
 
 
 def load_images(

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from datasets.simplex import from_ordered, from_sticks, sticks_log_det, to_ordered, to_sticks
+from sde import Process
 from utils.errors import InputError
 from utils.options import plain
 
@@ -25,8 +26,8 @@ class Units(ABC):
     """A map x -> u from values in the units of the data, (B, ...), to points of the cube, (B, *shape)."""
 
     @abstractmethod
-    def to_cube(self, x: Tensor) -> Tensor:
-        """Return the points u in [0, 1] of values ``x`` of any numeric type, float32."""
+    def to_cube(self, x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return the points u in [0, 1] of values ``x`` of any numeric type, in type ``dtype``."""
 
     @abstractmethod
     def from_cube(self, u: Tensor) -> Tensor:
@@ -34,7 +35,7 @@ class Units(ABC):
 
     @abstractmethod
     def contains(self, x: Tensor) -> Tensor:
-        """Return which values ``x``, (B, ...), are all finite and within the bounds, bool (B,)."""
+        """Return which values ``x``, (B, ...), are all finite and within the bounds, rounded as they are, bool (B,)."""
 
     @abstractmethod
     def snap(self, u: Tensor, sigma: float) -> Tensor:
@@ -52,6 +53,10 @@ class Units(ABC):
     def log_jacobian(self, u: Tensor) -> Tensor:
         """Return log |det du/dx| at the points ``u``, float64 (B,), to be added to the log density of ``u``."""
 
+    @abstractmethod
+    def check_process(self, process: Process) -> None:
+        """Raise InputError unless samples of ``process`` are points of the cube that stand for values."""
+
 
 @dataclass(frozen=True)
 class Interval(Units):
@@ -66,9 +71,11 @@ class Interval(Units):
         scale: scale of each channel with an open side, in the units of the data; not used for others.
         mass_low, mass_high: share of the values that lie on each bound.
         levels: number of integers from low to high, of which the data consist; None for continuous values.
+        dequantized: whether points of the cube are (k + u) / levels, u in [0, 1), and not k / (levels - 1); those of
+            ``to_cube`` are the latter.
 
     Raises:
-        ValueError: if low is not less than high, both sides are open, or the levels are not the integers between them.
+        ValueError: if low is not less than high, their difference overflows, or both sides are open.
     """
 
     low: Sequence[float]
@@ -77,6 +84,7 @@ class Interval(Units):
     mass_low: Sequence[float] = (0.0,)
     mass_high: Sequence[float] = (0.0,)
     levels: int | None = None
+    dequantized: bool = False
 
     def __post_init__(self) -> None:
         for channel, (low, high) in enumerate(zip(self.low, self.high, strict=True)):
@@ -84,21 +92,23 @@ class Interval(Units):
                 raise ValueError(f"both sides of channel {channel} are open, and a bounded process needs a bound")
             if not low < high:
                 raise ValueError(f"low={low:g} of channel {channel} is not less than high={high:g}")
-            if self.levels is not None and (self.levels != high - low + 1 or low != self.low[0] or low % 1):
-                raise ValueError(f"from low={low:g} to high={high:g} there are not levels={self.levels} integers")
+            if math.isinf(high - low) and not math.isinf(low) and not math.isinf(high):
+                raise ValueError(f"low={low:g} and high={high:g} of channel {channel} are too far apart")
 
-    def to_cube(self, x: Tensor) -> Tensor:
+    def to_cube(self, x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """See ``Units``."""
         x = x.double()
         low, high, scale, open_above, open_below = self._bounds(x)
         u = (x - low) / (high - low)
         u = torch.where(open_above, -torch.expm1(-(x - low) / scale), u)
         u = torch.where(open_below, torch.exp(-(high - x) / scale), u)
-        return u.float().clamp(0.0, 1.0)  # of values that rounding puts beyond a bound
+        return u.to(dtype).clamp(0.0, 1.0)  # of values that rounding puts beyond a bound
 
     def from_cube(self, u: Tensor) -> Tensor:
         """See ``Units``; values of continuous data are in [low, high] also after rounding."""
         u = u.double()
+        if self.levels is not None and self.dequantized:
+            return (u * self.levels).floor().clamp(0, self.levels - 1).long() + int(self.low[0])
         if self.levels is not None:
             return (u * (self.levels - 1)).round().long() + int(self.low[0])
         low, high, scale, open_above, open_below = self._bounds(u)
@@ -109,8 +119,10 @@ class Interval(Units):
 
     def contains(self, x: Tensor) -> Tensor:
         """See ``Units``."""
+        kind = x.dtype if x.is_floating_point() else torch.float64
         low, high = (
-            torch.tensor(ends, dtype=torch.float64).reshape(-1, *[1] * (x.ndim - 2)) for ends in (self.low, self.high)
+            torch.tensor(ends, dtype=torch.float64).to(kind).reshape(-1, *[1] * (x.ndim - 2))
+            for ends in (self.low, self.high)
         )
         return (x.isfinite() & (x >= low) & (x <= high)).flatten(1).all(1)
 
@@ -128,6 +140,9 @@ class Interval(Units):
         each = -torch.log(high - low).expand_as(u)
         each = torch.where(open_above, torch.log1p(-u) - torch.log(scale), each)
         return torch.where(open_below, torch.log(u) - torch.log(scale), each).flatten(1).sum(1)
+
+    def check_process(self, process: Process) -> None:
+        """See ``Units``: any process; one without bounds leaves values out of bounds as they are."""
 
     def _bounds(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Return low, high and scale, and which channels are open above and below, to broadcast against ``x``."""
@@ -154,23 +169,16 @@ class Composition(Units):
             for the map of Lou & Ermon (2023) from the cube, parts_i = u_i prod_{j > i} (1 - u_j).
         total: sum of the parts.
         zeros: share of the compositions in which each part is 0.
-
-    Raises:
-        ValueError: unless the total is positive.
     """
 
     kind: Literal["ordered", "sticks"]
     total: float = 1.0
     zeros: Sequence[float] = (0.0,)
 
-    def __post_init__(self) -> None:
-        if not 0.0 < self.total < math.inf:
-            raise ValueError(f"the parts of a composition are at least 0, and cannot sum to {self.total:g}")
-
-    def to_cube(self, x: Tensor) -> Tensor:
+    def to_cube(self, x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """See ``Units``; the parts are taken in proportion to their sum, so that their rounding does no harm."""
         x = x.double()
-        return (to_ordered(x) if self.kind == "ordered" else to_sticks(x)).float()
+        return (to_ordered(x) if self.kind == "ordered" else to_sticks(x)).to(dtype)
 
     def from_cube(self, u: Tensor) -> Tensor:
         """See ``Units``."""
@@ -183,10 +191,14 @@ class Composition(Units):
         return close & (x >= 0.0).all(1)
 
     def snap(self, u: Tensor, sigma: float) -> Tensor:
-        """See ``Units``: parts below ``SNAP`` sigma (times sqrt(2) for gaps, which have two ends) become 0."""
+        """See ``Units``: parts below ``SNAP`` sigma (times sqrt(2) for gaps, which have two ends) become 0.
+
+        The largest part stays, also where there are so many that all are as small.
+        """
         width = SNAP * sigma * (math.sqrt(2.0) if self.kind == "ordered" else 1.0)
         parts = self.from_cube(u)
-        parts[(parts < self.total * width) & (torch.tensor(self.zeros, device=u.device) >= ATOM)] = 0.0
+        small = (parts < self.total * width) & (parts < parts.amax(1, keepdim=True))
+        parts[small & (torch.tensor(self.zeros, device=u.device) >= ATOM)] = 0.0
         return self.to_cube(parts)
 
     def log_jacobian(self, u: Tensor) -> Tensor:
@@ -194,6 +206,11 @@ class Composition(Units):
         u = u.double()
         change = u.new_zeros(len(u)) if self.kind == "ordered" else -sticks_log_det(u)
         return change - u.shape[1] * math.log(self.total)
+
+    def check_process(self, process: Process) -> None:
+        """See ``Units``: parts between points that are not in order would be negative."""
+        if self.kind == "ordered" and process.elementwise:
+            raise InputError("data.simplex=ordered needs a process that keeps values in order: sde=reflected_simplex")
 
 
 def create_units(data: Mapping[str, Any] | DictConfig) -> Units | None:
@@ -203,36 +220,51 @@ def create_units(data: Mapping[str, Any] | DictConfig) -> Units | None:
         data: section, with ``shape`` if the lengths of its lists are to be checked.
 
     Raises:
-        InputError: naming the key at fault.
+        InputError: naming the key at fault; its values have the right types, but may be from somebody else.
     """
     data = plain(data) if isinstance(data, DictConfig) else data
     if data.get("low") is None:
+        if data.get("high") is not None:
+            raise InputError("data.low is missing")
         return None
-    simplex = data.get("simplex")
-    shape = data.get("shape")
-    columns = None if shape is None else shape[0] + (simplex is not None)
-    lists: dict[str, list[Any]] = {}
-    for key in ("low", "high", "scale", "mass_low", "mass_high"):
-        value = data.get(key)
-        if value is None and key in ("high", "scale"):
-            raise InputError(f"data.{key} is missing")
-        lists[key] = list(value) if isinstance(value, list | tuple) else [0.0 if value is None else value]
-        if columns is not None and len(lists[key]) not in (1, columns):
-            raise InputError(f"data.{key} has {len(lists[key])} values, and the data {columns} columns or channels")
-    if simplex is not None and (len(lists["high"]) > 1 or OPEN in lists["high"]):
-        raise InputError(f"data.simplex={simplex}: data.high is the number that the parts sum to")
-    length = max(map(len, lists.values()))
-    low, high, scale, mass_low, mass_high = (value * length if len(value) == 1 else value for value in lists.values())
+    values = {key: _as_list(data.get(key)) for key in ("low", "high", "scale", "mass_low", "mass_high")}
+    if missing := [key for key in ("high", "scale") if values[key] == [None]]:
+        raise InputError(f"data.{missing[0]} is missing")
+    values |= {key: [0.0] for key in ("mass_low", "mass_high") if data.get(key) is None}
+    shape, simplex = data.get("shape"), data.get("simplex") is not None
+    channels = max(map(len, values.values())) if shape is None else shape[0] + simplex
+    for key, each in values.items():
+        if len(each) not in (1, channels):
+            raise InputError(f"data.{key} has {len(each)} values, and the data {channels} columns or channels")
+    if simplex:
+        low, high = (each[0] if len(each) == 1 else each for each in (values["low"], values["high"]))
+        if low != 0 or not isinstance(high, int | float) or high <= 0 or len(shape or [1]) > 1:
+            raise InputError(f"data.low={low} and data.high={high}: need 0 and the sum of the parts, of vectors")
+        return Composition(data["simplex"], float(high), values["mass_low"])
+    low, high, scale, mass_low, mass_high = (each * channels if len(each) == 1 else each for each in values.values())
+    levels = data.get("levels") or None
+    if levels and (OPEN in (*low, *high) or {*low} != {int(low[0])} or {*high} != {low[0] + levels - 1}):
+        raise InputError(f"data.levels={levels}: data.low and data.high are not those of so many integers")
     try:
-        if simplex is not None:
-            return Composition(simplex, float(high[0]), mass_low)
         return Interval(
             [-math.inf if end == OPEN else float(end) for end in low],
             [math.inf if end == OPEN else float(end) for end in high],
             [float(value) for value in scale],
             [float(value) for value in mass_low],
             [float(value) for value in mass_high],
-            data.get("levels") or None,
+            levels,
+            bool(levels and data.get("dequantize")),
         )
     except ValueError as error:
         raise InputError(f"data.low and data.high: {error}") from None
+
+
+def check_units(data: Mapping[str, Any] | DictConfig, process: Process) -> None:
+    """Raise InputError, naming the key, unless the section ``data`` has units that can be made and suit ``process``."""
+    units = create_units(data)
+    if units is not None:
+        units.check_process(process)
+
+
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]

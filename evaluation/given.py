@@ -124,7 +124,11 @@ def _read_mask(mask: str, shape: tuple[int, ...], number: int, is_image: bool) -
 def _check_bounds(path: str, values: np.ndarray, known: np.ndarray, units: Units | None) -> None:
     """Raise InputError, naming the first value at fault, unless the known values are finite and in their bounds."""
     lows, highs = (units.low, units.high) if isinstance(units, Interval) else ((0.0,), (1.0,))
-    low, high = (np.array(ends).reshape(-1, *[1] * (values.ndim - 2)) for ends in (lows, highs))
+    kind = values.dtype if values.dtype.kind == "f" else np.float64  # a bound is rounded as the values are
+    low, high = (np.array(ends, kind).reshape(-1, *[1] * (values.ndim - 2)) for ends in (lows, highs))
+    if isinstance(units, Interval) and units.levels is not None:
+        for place in np.argwhere(known & (values != np.round(values)))[:1]:
+            raise InputError(f"given={path} is {values[tuple(place)]} at {tuple(map(int, place))}: need an integer")
     for place in np.argwhere(known & ~(np.isfinite(values) & (values >= low) & (values <= high)))[:1]:
         channel = place[1] if len(lows) > 1 else 0
         raise InputError(

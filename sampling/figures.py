@@ -78,7 +78,9 @@ def draw_figure(
     from matplotlib.figure import Figure  # a slow import, only for the process that writes
 
     shape = samples.shape[1:]
-    names = [printable(str(name)) for name in (names if names and len(names) == shape[0] else range(shape[0]))]
+    chosen = names if names and len(names) == shape[0] else range(shape[0])
+    names = [printable(str(name)).replace("$", "\\$") for name in chosen]  # a $ begins a formula
+    samples, reference = map(_without_bool, (samples, reference))
     groups = [_Group(what, SAMPLES, samples)]
     if reference is not None:
         groups.append(_Group("rows of data", DATA, reference))
@@ -97,6 +99,11 @@ def draw_figure(
     counts = [group.count(most) for group, most in zip(groups, shown, strict=True)]
     figure.suptitle(" beside ".join(counts) + part, fontsize=10, x=0.01, horizontalalignment="left")
     return figure
+
+
+def _without_bool(rows: np.ndarray | None) -> Any:
+    """Return truth values as 0 and 1, which numpy's histograms need."""
+    return rows.astype(np.uint8) if rows is not None and rows.dtype == bool else rows
 
 
 def data_rows(images: ImageDataset, most: int = MOST_ROWS) -> np.ndarray:

@@ -147,7 +147,8 @@ def check_train(cfg: DictConfig, processes: int) -> None:
 
     # The registries import torch, which takes a second: what is wrong with other options has been said by now.
     from datasets.options import check_shape
-    from datasets.registry import DATASETS, RECORDED, check_units, data_options
+    from datasets.registry import DATASETS, RECORDED, data_options
+    from datasets.units import check_units
     from losses import create_objective
     from models.create import NETWORKS, model_options
     from sampling import sampling_options

@@ -12,7 +12,8 @@ from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import OmegaConfBaseException
 
 from datasets.options import check_shape
-from datasets.registry import all_data_options, check_units
+from datasets.registry import all_data_options
+from datasets.units import check_units
 from models.create import model_options
 from models.io.published import from_published, is_published
 from sde import DEFAULT, create_process, process_options

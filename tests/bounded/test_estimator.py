@@ -6,7 +6,10 @@ import re
 import numpy as np
 import pytest
 import torch
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import cross_val_score
 from sklearn.utils.estimator_checks import check_estimator
 
@@ -163,9 +166,11 @@ def test_it_works_with_the_tools_of_scikit_learn(model):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"low": 3.0}, r"X: row 0, column 1 is 0.97\d+: need a number from 3.0 to"),
+        ({"low": 3.0}, r"X: row 0, column 1 is 0.97\d+: need a number from 3.0 to [\d.]+$"),
         ({"low": [0, 0, 0]}, "low has 3 values, and the data 2 columns"),
         ({"low": "open", "high": "open"}, "both sides of channel 0 are open"),
+        ({"n_iter": 0}, "n_iter=0: need at least 1"),
+        ({"low": [[0, 0]]}, r"a bound of shape \(1, 2\): need a number, or one for each column"),
         ({"n_iter": -1}, "training.n_iters=-1: need an integer, at least 0"),
         ({"width": 0}, "width=0: need an integer, at least 1"),
         ({"sigma_min": -1}, "sde.sigma_min=-1.0: need a number, more than 0"),
@@ -178,6 +183,53 @@ def test_what_cannot_be_used_is_a_value_error_of_one_line(options, message):
     with pytest.raises(ValueError, match=message) as error:
         BoundedDiffusion(**{"n_iter": 2, **SMALL, **options}).fit(rows(50))
     assert "\n" not in str(error.value) and "rows.npy" not in str(error.value)
+
+
+def test_a_fit_that_fails_leaves_no_model():
+    model = BoundedDiffusion(n_iter=2, **SMALL).fit(rows(50))
+    with pytest.raises(ValueError, match="low has 3 values"):
+        model.set_params(low=[0, 0, 0]).fit(rows(50)[:, :1].repeat(2, 1))
+    with pytest.raises(NotFittedError):
+        model.sample(1)
+
+
+def test_it_works_within_a_hydra_application():
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        around = GlobalHydra.instance().hydra
+        BoundedDiffusion(n_iter=1, **SMALL).fit(rows(50))
+        assert GlobalHydra.instance().hydra is around
+    assert not GlobalHydra.instance().is_initialized()
+
+
+def test_parameters_may_be_of_numpy_types():
+    numbers = {"n_iter": np.int64(2), "width": np.int32(8), "sigma_min": np.float32(0.01), "high": np.str_("open")}
+    model = BoundedDiffusion(**{**SMALL, **numbers}, low=list(np.zeros(2))).fit(rows(50))
+    assert model.sample(3).shape == (3, 2)
+
+
+def test_float32_rows_on_a_bound_are_within_it(recwarn):
+    x = rows(50).astype(np.float32) / 10
+    x[::2, 0] = 0.6  # as float32 more than 0.6
+    x.flags.writeable = False
+    model = BoundedDiffusion(n_iter=1, **SMALL, low=0, high=[0.6, 1]).fit(x)
+    assert np.isfinite(model.score_samples(x[:1])).all() and float(x[0, 0]) > 0.6
+    assert (model.sample(2, given=np.array([[x[0, 0], np.nan]], np.float32))[:, 0] == x[0, 0]).all()
+    assert not [str(warning.message) for warning in recwarn if "writable" in str(warning.message)]
+
+
+def test_the_density_far_out_on_an_open_side_is_finite():
+    x = np.random.default_rng(0).exponential(1.0, (100, 1))
+    model = BoundedDiffusion(low=0, high="open", n_iter=1, **SMALL).fit(x)
+    scale = model.cfg_.data.scale
+    near, far = model.score_samples(np.array([[15.0], [25.0]]) * scale)
+    assert far == pytest.approx(near - 10.0, abs=0.1), "u is as good as 1 at both: the Jacobian alone differs"
+
+
+def test_what_the_data_are_is_that_of_the_fit():
+    x = np.random.default_rng(0).dirichlet([4, 2, 3], 50)
+    model = BoundedDiffusion(simplex=True, n_iter=1, **SMALL).fit(x).set_params(simplex=False)
+    with pytest.raises(ValueError, match="parts of a composition"):
+        model.sample(given=[[np.nan, 0.2, 0.5]])
 
 
 def code_of(page):

@@ -15,11 +15,15 @@ from datasets.array import describe_array
 from datasets.array_files import read_arrays
 from datasets.registry import DATASETS
 from datasets.units import Composition, Interval, create_units
+from sde import ReflectedSimplex, ReflectedVE
 from utils.errors import InputError
 
 ROWS = np.random.default_rng(0).uniform(2.0, 7.0, (200, 3))
 ROWS[::4, 0], ROWS[1::4, 1] = 2.0, 7.0  # atoms on two bounds
 KINDS = np.array(["hail", "rain", "snow"])[np.arange(200) % 3]
+
+
+NUMBER = b"\x93NUMPY\x01\x00v\x00{'descr': '<f8', 'fortran_order': False, 'shape': (), }".ljust(127) + b"\n" + bytes(8)
 
 
 def describe(root, **options):
@@ -97,6 +101,13 @@ def test_bounds_that_are_left_out(npy):
     assert describe(npy, low=0, high=10)["mass_low"] == [0.0] * 3
 
 
+@pytest.mark.parametrize(("kind", "share"), [(np.float64, 0.0), (np.float32, 0.25)])
+def test_a_bound_is_compared_in_the_type_of_the_data(tmp_path, kind, share):
+    rows = np.where(np.arange(40) % 4 == 0, 1.7e9, 1.7e9 + 1e6 * np.arange(40)).reshape(-1, 1).astype(kind)
+    np.save(tmp_path / "x.npy", rows)
+    assert describe(tmp_path / "x.npy", low=1.7e9 - 10)["mass_low"] == [share], "10 is below the rounding of float32"
+
+
 def test_integers_are_levels(tmp_path):
     rows = np.random.default_rng(0).integers(-3, 8, (50, 2, 4))
     rows[0, 0, :2] = -3, 7
@@ -123,6 +134,7 @@ def test_integers_are_levels(tmp_path):
         ({"low": 2.5}, r"x.npy: row 0, column 0 is 2.0: need a number from 2.5 to .*; data.outside=drop"),
         ({"high": [8, 5, 8]}, r"x.npy: row 1, column 1 is 7.0: need a number from .* to 5.0"),
         ({"low": [0, 0]}, "data.low has 2 values, and the data 3 columns or channels"),
+        ({"mass_low": [0.1, 0.2]}, "data.mass_low has 2 values, and the data 3 columns or channels"),
         ({"low": 9}, "data.low and data.high: low=9 of channel 0 is not less than high=6.99958"),
         ({"low": "open", "high": "open"}, "data.low and data.high: both sides of channel 0 are open"),
         ({"columns": [0, 3]}, r"data.columns=\[0, 3\]: .*x.npy has the columns 0 to 2"),
@@ -146,6 +158,7 @@ def test_what_does_not_fit_is_refused_in_one_line(npy, options, message):
         ("x.txt", b"1", "data.root=.*x.txt: need a file .npy, .npz, .parquet or .csv"),
         ("x.npy", None, "data.root=.*x.npy does not exist"),
         ("x.npy", b"junk", "x.npy cannot be read: it does not start as one"),
+        ("x.npy", NUMBER, "x.npy holds a single number, and not one for each sample"),
         ("x.csv", b"1.0,2.0\n3.0,4.0\n", "x.csv begins with numbers: its first line has to name the columns"),
         ("x.csv", b"a,a\n3.0,4.0\n", "x.csv has two columns called a"),
         ("x.csv", b"a,b\n3.0,\n2.0,1.0\n1.0,2.0\n", "x.csv: row 0, column b is nan"),
@@ -161,6 +174,34 @@ def test_damaged_and_unsuitable_files_are_refused_in_one_line(tmp_path, name, co
     with pytest.raises(InputError, match=message) as error:
         load(tmp_path / name)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", [">f8", ">i4", ">u2", "<f2", "?", "longdouble", "uint16", "uint64"])
+def test_numbers_of_other_machines_and_types_are_read(tmp_path, kind):
+    rows = np.random.default_rng(0).integers(0, 2, (40, 3)).astype(kind)
+    rows[:3, 0] = 0, 1, 0
+    np.save(tmp_path / "x.npy", rows)
+    images = load(tmp_path / "x.npy", low=0, high=1)
+    own = np.arange(40) % 10 != 9
+    assert np.array_equal(images.normalize(images.data).numpy(), rows[own].astype(np.float32))
+    assert torch.equal(Loader(images, 36, 0, "cpu")(0)[0].sort(0).values, images.normalize(images.data).sort(0).values)
+
+
+def test_the_numbers_that_pandas_gives_rows_are_no_data(tmp_path):
+    (tmp_path / "x.csv").write_text(",a\n" + "".join(f"{i},{x}\n" for i, x in enumerate(ROWS[:, 2])))
+    with pytest.raises(InputError, match=r"x.csv: column 1 has no name, as that in which pandas numbers the rows"):
+        load(tmp_path / "x.csv")
+    assert load(tmp_path / "x.csv", columns=["a"]).shape == (1,)
+    parquet.write_table(pa.table({"a": ROWS[:, 2], "__index_level_0__": np.arange(200)}), tmp_path / "x.parquet")
+    with pytest.raises(InputError, match=r"x.parquet: column __index_level_0__ has no name"):
+        load(tmp_path / "x.parquet")
+
+
+def test_columns_called_by_numbers(tmp_path):
+    parquet.write_table(pa.table({"2019": ROWS[:, 2], "2020": ROWS[:, 1]}), tmp_path / "x.parquet")
+    data = describe(tmp_path / "x.parquet", columns=[2020])
+    assert np.array_equal(load(tmp_path / "x.parquet", columns=[2020]).data[:9, 0], ROWS[:9, 1])
+    assert data["columns"] == [2020] and data["shape"] == [1]
 
 
 def test_a_pickle_is_not_read(tmp_path):
@@ -233,6 +274,24 @@ def test_conditions(tmp_path):
         describe(path, cond="kind")
 
 
+def test_numbered_classes_of_which_a_split_has_few(tmp_path):
+    kinds = np.where(np.arange(200) % 10 == 9, 90, np.arange(200) % 100)
+    path = write(tmp_path / "x.npz", kinds=kinds)
+    data = describe(path, labels="kind", classes=True)
+    assert data["num_classes"] == 99 and data["class_names"] is None
+    held_out = load_images(train=False, **{"dataset": "array", **data})
+    assert held_out.labels.tolist() == [90] * 20 and held_out.num_classes == 99
+
+
+def test_names_of_numbered_classes(tmp_path):
+    path = write(tmp_path / "x.npz", kinds=np.arange(200) % 3)
+    images = load(path, labels="kind", class_names=["hail", "rain", "snow"])
+    assert images.class_names == ("hail", "rain", "snow") and images.labels[:6].tolist() == [0, 1, 2] * 2
+    with pytest.raises(InputError, match=r"x.npz: row 2 is of class 2, and the classes are 0 to 1"):
+        load(path, labels="kind", class_names=["hail", "rain"])
+    assert load(path, labels="kind", class_names=["2", "1", "0"]).labels[:3].tolist() == [2, 1, 0]
+
+
 def test_labels_by_number_and_unknown_classes(tmp_path):
     path = write(tmp_path / "x.npz", kinds=np.arange(200) % 4)
     data = describe(path, labels="kind")
@@ -287,6 +346,86 @@ def test_the_scale_of_an_open_side(tmp_path):
     assert create_units(data).to_cube(torch.tensor([[1000.0]])).item() < 1 - 3e-4
 
 
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"low": [0.0, 0.0]}, "data.low has 2 values, and the data 3 columns or channels"),
+        ({"mass_high": [0.5] * 4}, "data.mass_high has 4 values, and the data 3"),
+        ({"scale": []}, "data.scale has 0 values"),
+        ({"scale": None}, "data.scale is missing"),
+        ({"high": None}, "data.high is missing"),
+        ({"low": 2.0}, "data.low and data.high: low=2 of channel 0 is not less than high=1"),
+        ({"low": -1e308, "high": 1e308}, "low=-1e\\+308 and high=1e\\+308 of channel 0 are too far apart"),
+        ({"low": "open", "levels": 5}, "data.levels=5: data.low and data.high are not those of so many integers"),
+        ({"high": 2.5, "levels": 3}, "data.levels=3: data.low and data.high are not"),
+        ({"simplex": "ordered", "high": [1.0]}, None),
+        ({"simplex": "ordered", "high": -1.0}, "data.low=0.0 and data.high=-1.0: need 0 and the sum of the parts"),
+        ({"simplex": "ordered", "high": "open"}, "data.low=0.0 and data.high=open: need 0"),
+        ({"simplex": "ordered", "mass_low": [0.0] * 3}, "data.mass_low has 3 values, and the data 4"),
+        ({"simplex": "ordered", "shape": [3, 2]}, "of vectors"),
+    ],
+)
+def test_units_of_an_unsound_configuration_are_refused(data, message):
+    """Those of a model from somebody else, whose values have the right types."""
+    data = {"low": 0.0, "high": 1.0, "scale": 1.0, "mass_low": None, "mass_high": [0.0], "shape": [3], **data}
+    if message is None:
+        assert create_units(data).total == 1.0
+        return
+    with pytest.raises(InputError, match=message):
+        create_units(data)
+
+
+def test_compositions_in_order_need_a_process_that_keeps_the_order(tmp_path):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).dirichlet([1, 2, 3], 20))
+    images = load(tmp_path / "x.npy", simplex="ordered")
+    images.check_domain(ReflectedSimplex(0.01, 5.0))
+    with pytest.raises(InputError, match=r"data.simplex=ordered needs a process that keeps values in order"):
+        images.check_domain(ReflectedVE(0.01, 5.0))
+    load(tmp_path / "x.npy", simplex="sticks").check_domain(ReflectedVE(0.01, 5.0))
+
+
+def test_few_rows_are_an_error_of_one_line(tmp_path):
+    np.save(tmp_path / "x.npy", ROWS[:3])
+    assert len(load(tmp_path / "x.npy")) == 3
+    with pytest.raises(InputError, match=r"x.npy has no row that is held out"):
+        load(tmp_path / "x.npy", train=False)
+
+
+def test_many_columns_share_their_bounds(tmp_path):
+    rows = np.random.default_rng(0).random((20, 1001))
+    np.save(tmp_path / "x.npy", rows)
+    data = describe(tmp_path / "x.npy", low=0)
+    assert data["low"] == 0 and rows.max() < data["high"] < 1.001 and data["mass_low"] == [0.0]
+    with pytest.raises(InputError, match=r"data.low: more than 1000 columns or channels share one value"):
+        describe(tmp_path / "x.npy", low=[0.0] * 1001)
+
+
+@pytest.mark.parametrize("dequantize", [True, False])
+def test_integers_come_back_from_the_cube_as_they_went(tmp_path, dequantize):
+    rows = np.arange(60).reshape(-1, 1) % 3 - 1
+    np.save(tmp_path / "x.npy", rows)
+    data = describe(tmp_path / "x.npy") | {"dequantize": dequantize}
+    images = DATASETS["array"](True, **data)
+    units = create_units(data)
+    for u in (0.0, 0.4, 0.999):
+        x0 = (
+            images.dequantize(images.data, torch.full(images.data.shape, u))
+            if dequantize
+            else images.normalize(images.data)
+        )
+        assert torch.equal(units.from_cube(x0), images.data), u
+    assert units.from_cube(torch.ones(1, 1)).item() == 1
+
+
+def test_a_composition_of_many_small_parts_keeps_one():
+    parts = torch.full((2, 100), 0.01)
+    parts[0, 3] += 0.005
+    units = Composition("ordered", 1.0, [0.5] * 100)
+    drawn = units.from_cube(units.snap(units.to_cube(parts), 0.01))
+    assert drawn.isfinite().all() and torch.allclose(drawn.sum(1), torch.ones(2, dtype=torch.float64))
+    assert drawn[0, 3] == 1.0
+
+
 def test_drawn_values_beside_an_atom_are_put_on_it():
     units = Interval([0.0, 0.0], [10.0, 10.0], [1.0, 1.0], mass_low=[0.3, 0.001], mass_high=[0.0, 0.2])
     u = torch.tensor([[0.002, 0.002], [0.0031, 0.9971], [0.999, 0.9969]])
@@ -314,12 +453,17 @@ def test_compositions_go_to_the_cube_and_back(tmp_path, kind):
         assert jacobian.allclose(torch.full((90,), -3 * np.log(100), dtype=torch.float64))
 
 
+def load_other(options):
+    """Return the options with bounds that are those of any number of columns."""
+    return options | {"low": 0.0, "high": 9.0, "mass_low": 0.0, "mass_high": 0.0}
+
+
 def test_the_registry_checks_shape_and_classes(npy):
     data = describe(npy)
     options = {key: value for key, value in data.items() if key not in ("num_classes",)}
     assert load_images("array", True, num_classes=1, classes=False, **options).shape == (3,)
-    with pytest.raises(InputError, match=r"has samples of shape \(3,\), but data.shape asks for \(4,\)"):
-        load_images("array", True, num_classes=1, classes=False, **{**options, "shape": [4]})
+    with pytest.raises(InputError, match=r"x.npy has rows of shape \(3,\), and those of the run have \(4,\)"):
+        load_images("array", True, num_classes=1, classes=False, **{**load_other(options), "shape": [4]})
     with pytest.raises(InputError, match=r"data.dequantize=True: data.dataset=array has no grey levels"):
         load_images("array", True, num_classes=1, classes=False, dequantize=True, **options)
 

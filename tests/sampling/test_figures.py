@@ -139,3 +139,17 @@ def test_rows_of_the_data_are_evenly_spaced_and_in_their_units():
     assert rows[:, 0].tolist() == list(range(0, 2500, 3))
     levels = torch.tensor([[0], [51], [255]], dtype=torch.uint8)
     np.testing.assert_allclose(data_rows(ImageDataset(levels, labels[:3], 1))[:, 0], [0.0, 0.2, 1.0], atol=1e-7)
+
+
+def test_names_are_no_formulas(tmp_path):
+    figure = draw_figure(draws(20, 2), draws(20, 2), ["price in $\\frac$", "b$_{"])
+    assert panels(figure)[-1].get_xlabel() == "b\\$_{"
+    save_figure(tmp_path / "x.png", draws(20, 9), names=["$\\frac$"] * 9)
+
+
+def test_truth_values_are_0_and_1():
+    data = draws(60, 1) < 0.25
+    (panel,) = panels(draw_figure(np.ones((10, 1), np.int64), data))
+    (ours, theirs), edges = bars(panel)
+    assert edges.tolist() == [-0.5, 0.5, 1.5] and ours.tolist() == [0.0, 1.0]
+    assert theirs.tolist() == [1 - data.mean(), data.mean()]

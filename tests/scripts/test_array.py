@@ -313,7 +313,7 @@ WRONG = [
     (["data.root=many.npz"], "many.npz has the arrays a, b: call that of the data X"),
     (
         ["data.root=parts.npy", "data.simplex=ordered"],
-        "data.simplex=ordered is for a process of ordered points",
+        "data.simplex=ordered needs a process that keeps values in order",
     ),
     (["data.root=parts.npy", "data.simplex=sticks", "sde=reflected_simplex"], "reflected_simplex"),
 ]
@@ -342,7 +342,7 @@ DAMAGED = {
     "scale of two": ("scale", [1.0, 2.0], "data.scale has 2 values, and the data 3 columns or channels"),
     "negative scale": ("scale", -1.0, "data.scale=-1.0: need a positive number"),
     "text for levels": ("levels", "many", "data.levels=many: need an integer"),
-    "other levels": ("levels", 7, "there are not levels=7 integers"),
+    "other levels": ("levels", 7, "data.levels=7: data.low and data.high are not those of so many integers"),
     "mass of two": ("mass_low", [0.1, 0.1], "data.mass_low has 2 values"),
     "another shape": ("shape", [4], "data.low has 3 values, and the data 4 columns or channels"),
     "a shape of text": ("shape", "three", "data.shape=three: need a list"),
@@ -390,7 +390,7 @@ def test_thousands_of_columns(place, scripts):
     drawn = samples(place, "WIDE_OUT")
     assert drawn.shape == (6, 5000) and x.min() - 1e-4 < drawn.min() < 0.01 and 0.99 < drawn.max() < x.max() + 1e-4
     bounds = f"data.low=[{','.join(['0'] * 5000)}]"
-    message = "data.low: 5000 columns or channels share their bounds, so that it is one number"
+    message = "data.low: more than 1000 columns or channels share one value"
     refused(scripts(place, "run_train.py", *TINY, *MLP, "data.root=wide.csv", bounds), message)
 
 

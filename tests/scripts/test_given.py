@@ -98,7 +98,14 @@ def table(scripts, tmp_path_factory):
     x = np.random.default_rng(0).uniform(size=(200, 3)).astype(np.float64) * [10.0, 2.0, 1.0] - [0.0, 1.0, 0.0]
     x[::4, 0] = 0.0
     np.save(folder / "x.npy", x)
-    training = ["data=array", "data.root=x.npy", "data.low=[0,-1,0]", "data.high=[10,1,1]", "model=mlp"]
+    training = [
+        "data=array",
+        "data.root=x.npy",
+        "data.low=[0,-1,0]",
+        "data.high=[10,1,1]",
+        "model=mlp",
+        "data.shape=[3]",
+    ]
     training += ["training.n_iters=2", "training.batch_size=8", "training.log_freq=1", "training.eval_freq=2"]
     training += ["eval.batch_size=20", "sampling.steps=3", "device=cpu", "hydra.run.dir=RUN"]
     result = scripts(folder, "run_train.py", *training)
