@@ -31,6 +31,6 @@ def test_nothing_is_downloaded_for_a_figure(tmp_path, monkeypatch):
     """The configuration may be from somebody else: it has no say in what is downloaded, and to where."""
     monkeypatch.chdir(tmp_path)
     data = {"dataset": "cifar10", "shape": [3], "classes": False, "num_classes": 1}
-    with pytest.raises(InputError, match="data.root=x.npy: only for a run with data=array"):
+    with pytest.raises(InputError, match=r"data.root=x.npy: only for a run with data=array"):
         _data_of(OmegaConf.create({"data": data, "dataroot": str(tmp_path / "here")}), "x.npy")
     assert not list(tmp_path.iterdir())
