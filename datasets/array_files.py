@@ -163,8 +163,10 @@ def _read_table(
         reason = printable(str(error)).splitlines()[0]
         raise InputError(f"{path} cannot be read as a {path.suffix[1:]} file: {reason}") from error
     known = table.column_names
-    if path.suffix.lower() == ".csv" and known and all(map(_is_number, known)):
-        raise InputError(f"{path} begins with numbers: its first line has to name the columns")
+    if path.suffix.lower() == ".csv" and columns is None and all(map(_is_number, known)):
+        raise InputError(
+            f"{path} begins with numbers: its first line has to name the columns (columns called by numbers: data.columns=[...])"
+        )
     if len(set(known)) < len(known):
         twice = next(name for name in known if known.count(name) > 1)
         raise InputError(f"{path} has two columns called {printable(twice)}")

@@ -19,6 +19,7 @@ OPEN = "open"  # in the configuration, in place of a bound that there is not
 SUM_TOLERANCE = 1e-4  # by which the sum of the parts of a composition may differ from the total, relatively
 ATOM = 0.01  # share of the values on a bound from which drawn ones are put on it
 SNAP = 3.0  # distance from such a bound, in units of sigma_min, within which they are: 99.7 % of a half normal law
+SMALLEST = 2.0**-53  # distance from an open side that stands for less, as rounding makes of values far out
 NEAREST = 2.0**-24  # smallest distance from 1 of a point whose value is returned: at 1 an open side is infinite
 
 
@@ -138,8 +139,8 @@ class Interval(Units):
         u = u.double()
         low, high, scale, open_above, open_below = self._bounds(u)
         each = -torch.log(high - low).expand_as(u)
-        each = torch.where(open_above, torch.log1p(-u) - torch.log(scale), each)
-        return torch.where(open_below, torch.log(u) - torch.log(scale), each).flatten(1).sum(1)
+        each = torch.where(open_above, torch.log1p(-u.clamp(max=1.0 - SMALLEST)) - torch.log(scale), each)
+        return torch.where(open_below, torch.log(u.clamp(min=SMALLEST)) - torch.log(scale), each).flatten(1).sum(1)
 
     def check_process(self, process: Process) -> None:
         """See ``Units``: any process; one without bounds leaves values out of bounds as they are."""

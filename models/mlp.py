@@ -92,8 +92,6 @@ class MLP(Network):
         """Compute the raw output; see ``Network``."""
         with full_precision(x):
             embedding = self.embed(sigma, labels)
-
-        with full_precision(x):
             data, *others = x.chunk(self.num_inputs, dim=1)
             centred = data.flatten(1) - 0.5  # parametrizations centre the data at 1/2
             angle = torch.cat([centred * frequency for frequency in DATA_FREQUENCIES], dim=1)
