@@ -165,7 +165,7 @@ def _read_table(
     known = table.column_names
     if path.suffix.lower() == ".csv" and columns is None and all(map(_is_number, known)):
         raise InputError(
-            f"{path} begins with numbers: its first line has to name the columns (columns called by numbers: data.columns=[...])"
+            f"{path} begins with numbers: its first line has to name the columns (if it does, say so by data.columns)"
         )
     if len(set(known)) < len(known):
         twice = next(name for name in known if known.count(name) > 1)
