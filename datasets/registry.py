@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig, open_dict
 
-from datasets.array import array, describe_array
+from datasets.arrays import array, describe_array
 from datasets.folders import ClassNames, folder
 from datasets.imagenet import imagenet32, imagenet64c
 from datasets.images import ImageDataset, cifar10, digits, fake

@@ -112,6 +112,11 @@ def test_packages_import_only_those_below(package):
     assert {name: lines for name, lines in found.items() if lines} == {}
 
 
+def test_scripts_in_a_package_import_the_standard_library():
+    """A script finds the modules beside it before those of the standard library."""
+    assert [path.name for path in sources("datasets") if path.stem in sys.stdlib_module_names] == []
+
+
 def test_every_package_has_its_place_in_the_order():
     folders = {path.parent.name for path in ROOT.glob("*/__init__.py")}
     assert folders - set(OUTSIDE) == set(PACKAGES)

@@ -11,8 +11,8 @@ import torch
 from pyarrow import parquet
 
 from datasets import Loader, load_images
-from datasets.array import describe_array
 from datasets.array_files import read_arrays
+from datasets.arrays import describe_array
 from datasets.registry import DATASETS
 from datasets.units import Composition, Interval, create_units
 from sde import ReflectedSimplex, ReflectedVE
