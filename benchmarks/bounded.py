@@ -128,7 +128,7 @@ def logit_ve(data: BoundedData, cube: Cube, seed: int) -> Outcome:
         return logit(np.clip(rows, CLAMP, 1.0 - CLAMP))
 
     z = forward(cube(data.train))
-    low, width = z.min(0), np.ptp(z, 0)
+    low, width = z.min(0), np.maximum(np.ptp(z, 0), CLAMP)  # some columns are constant
     diffusion = Diffusion((z - low) / width, VE, seed)
     drawn = expit(low + width * diffusion.sample())
     near = CLAMP * (1 + 1e-6)
