@@ -77,7 +77,8 @@ class ImageDataset:
         """Raise InputError unless the samples are of the domain of ``process``."""
         if self.units is not None:
             self.units.check_process(process)
-        if not process.elementwise and not isinstance(self.units, Composition):  # whose points are in order
+        in_order = isinstance(self.units, Composition) and self.units.kind == "ordered"
+        if not process.elementwise and not in_order:
             process.check_data(self.normalize(self.data), self.levels)
 
     def normalize(self, data: Tensor) -> Tensor:
