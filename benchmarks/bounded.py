@@ -71,7 +71,7 @@ class Cube:
             low, high = (
                 [*end] if isinstance(end, list) else [end] * data.train.shape[1] for end in (data.low, data.high)
             )
-            scale = [float(column[column > 0].mean()) for column in data.train.T]
+            scale = [float(column[column > 0].mean()) if column.any() else 1.0 for column in data.train.T]
             units = create_units({"low": low, "high": high, "scale": scale})
             assert isinstance(units, Interval)
             self.units = units
