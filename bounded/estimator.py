@@ -18,8 +18,7 @@ from evaluation.likelihood import log_likelihood
 from models import load_pretrained
 from models.io.run_files import find_checkpoint
 from sampling import create_sampler
-from sampling.draw import draw_samples
-from sampling.imputation import PARTICLES, impute
+from sampling.draw import draw_imputed, draw_samples
 from sde import Process, create_process
 from utils.devices import choose_device
 from utils.errors import InputError
@@ -30,7 +29,6 @@ FLOATS = (np.float64, np.float32)  # types of rows that stay as they are
 ROWS = 1000  # rows that are drawn or measured at once
 EXACT_UP_TO = 64  # columns; of more the divergence is estimated
 PROBES = 8  # sign vectors of the estimate
-IMPUTATION_STEPS = 100
 TOLERANCE = 1e-4  # of the flow, see evaluation/bpd.py
 
 
@@ -166,7 +164,7 @@ class BoundedDiffusion(DensityMixin, BaseEstimator):
         else:
             u, known = self._given(given)
             u, known = u.repeat_interleave(n_samples, 0), known.repeat_interleave(n_samples, 0)
-            parts = [self._impute(u, known, numbers, seed) for numbers in _parts(len(u), ROWS // PARTICLES)]
+            parts = [draw_imputed(self.net_, self.process_, u, known, range(len(u)), seed).samples]
         drawn = self._units.from_cube(self._units.snap(torch.cat(parts), self.process_.sigma_min)).cpu().numpy()
         if given is not None:  # exactly as given, without the rounding of the cube
             values = np.repeat(np.asarray(given, dtype=np.float64), n_samples, 0)
@@ -242,17 +240,13 @@ class BoundedDiffusion(DensityMixin, BaseEstimator):
         model._read(Path(path), -1)
         data, training = plain(model.cfg_.data), model.cfg_.get("training") or {}
         model.low, model.high, model.simplex = data["low"], data["high"], data.get("simplex") is not None
-        model.sigma_min = model.process_.sigma_min
+        model.sigma_min, model.steps = model.process_.sigma_min, model.process_.num_scales
         network = plain(model.cfg_.model)
         model.n_iter, model.batch_size = training.get("n_iters", 0), training.get("batch_size", 0)
         model.width, model.num_blocks = network.get("width", 0), network.get("num_blocks", 0)
+        model.learning_rate = (model.cfg_.get("optim") or {}).get("lr", model.learning_rate)
         model.seed_ = int(model.cfg_.get("seed", 0))
         return model
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.non_deterministic = False
-        return tags
 
     @property
     def _units(self) -> Units:
@@ -273,6 +267,7 @@ class BoundedDiffusion(DensityMixin, BaseEstimator):
             "data.levels": 0,
             "sde.name": "reflected_simplex" if self.simplex else "reflected_ve",
             "sde.sigma_min": float(self.sigma_min),
+            "sde.num_scales": self.steps,
             "model.width": self.width,
             "model.num_blocks": self.num_blocks,
             "training.n_iters": self.n_iter,
@@ -309,18 +304,10 @@ class BoundedDiffusion(DensityMixin, BaseEstimator):
             raise ValueError(f"given: row {row} has a value out of bounds")
         return self._units.to_cube(inside).to(self._device), known.to(self._device)
 
-    def _impute(self, u: Tensor, known: Tensor, numbers: range, seed: int) -> Tensor:
-        """Return the rows of ``u`` with these numbers with the unknown values drawn."""
-        rows = slice(numbers.start, numbers.stop)
-        generators = image_generators(seed, numbers, self._device)
-        return impute(
-            self.net_, self.process_, u[rows], known[rows], steps=IMPUTATION_STEPS, generator=generators
-        ).samples
 
-
-def _parts(count: int, size: int = ROWS) -> list[range]:
-    """Return the numbers 0 .. count - 1 in ranges of at most ``size``."""
-    return [range(start, min(start + size, count)) for start in range(0, count, size)]
+def _parts(count: int) -> list[range]:
+    """Return the numbers 0 .. count - 1 in ranges of at most ``ROWS``."""
+    return [range(start, min(start + ROWS, count)) for start in range(0, count, ROWS)]
 
 
 def _plain_bound(bound: Any) -> Any:

@@ -72,8 +72,10 @@ def read_arrays(
     try:
         if not path.is_file():
             raise InputError(f"{key}={path} is not a file" if path.exists() else f"{key}={path} does not exist")
-        read = _read_table if kind in TABLES else _read_stored
-        arrays = read(path, columns, labels, cond, map_large)
+        if kind in TABLES:
+            arrays = _read_table(path, columns, labels, cond)
+        else:
+            arrays = _read_stored(path, columns, labels, cond, map_large)
     except InputError:
         raise
     except BROKEN as error:
@@ -143,11 +145,7 @@ def _read_stored(
 
 
 def _read_table(
-    path: Path,
-    columns: Sequence[str | int] | None,
-    labels: str | None,
-    cond: str | Sequence[str] | None,
-    map_large: bool,
+    path: Path, columns: Sequence[str | int] | None, labels: str | None, cond: str | Sequence[str] | None
 ) -> Arrays:
     """Read a .parquet or .csv file; see ``read_arrays``."""
     import pyarrow

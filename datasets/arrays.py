@@ -163,10 +163,13 @@ def array(
     units = create_units(options)
     if units is None:
         raise InputError("data.low is missing")
-    rows = np.arange(len(first.x))
-    chosen = (first if train else second) if second is not None else first.take((rows % EVERY != EVERY - 1) == train)
-    assert chosen is not None
-    numbers = rows if second is not None else rows[(rows % EVERY != EVERY - 1) == train]
+    if second is not None:
+        chosen = first if train else second
+        numbers = np.arange(len(chosen.x))
+    else:
+        numbers = np.arange(len(first.x))
+        numbers = numbers[(numbers % EVERY != EVERY - 1) == train]
+        chosen = first.take(numbers)
     expected = tuple(shape) if simplex is None else (shape[0] + 1,)
     if chosen.x.shape[1:] != expected:
         raise InputError(f"{chosen.path} has rows of shape {chosen.x.shape[1:]}, and those of the run have {expected}")
@@ -179,8 +182,8 @@ def array(
         if count > num_classes:
             raise InputError(f"{chosen.path} has the class {count - 1}, and data.num_classes={num_classes}")
         count = num_classes
-    mapped = isinstance(chosen.x, np.memmap)
-    x = torch.from_numpy(chosen.x if mapped else np.ascontiguousarray(chosen.x))
+    mapped = chosen.x if isinstance(chosen.x, np.memmap) else None
+    x = torch.from_numpy(np.ascontiguousarray(chosen.x) if mapped is None else mapped)
     told = torch.zeros(len(x), dtype=torch.int64) if chosen.labels is None else _numbered(chosen, names, count)
     return ImageDataset(
         x,
@@ -189,8 +192,8 @@ def array(
         levels=levels or None,
         class_names=names,
         fingerprint=_fingerprint(chosen),
-        file=open(chosen.path, "rb") if isinstance(chosen.x, np.memmap) else None,
-        offset=chosen.x.offset if isinstance(chosen.x, np.memmap) else 0,
+        file=None if mapped is None else open(chosen.path, "rb"),
+        offset=0 if mapped is None else mapped.offset,
         units=units,
     )
 

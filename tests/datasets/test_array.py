@@ -26,14 +26,14 @@ KINDS = np.array(["hail", "rain", "snow"])[np.arange(200) % 3]
 NUMBER = b"\x93NUMPY\x01\x00v\x00{'descr': '<f8', 'fortran_order': False, 'shape': (), }".ljust(127) + b"\n" + bytes(8)
 
 
-def describe(root, **options):
+def completed(root, **options):
     """Return the section ``data`` of a configuration, as the start of a run completes it."""
     data = {"root": str(root), "held_out": None, "outside": "error", "num_classes": 0, **options}
     return data | describe_array(data)
 
 
 def load(root, train=True, **options):
-    data = describe(root, **options)
+    data = completed(root, **options)
     return DATASETS["array"](train, **data)
 
 
@@ -65,7 +65,7 @@ def write(path, rows=ROWS, kinds=KINDS):
 def test_every_format_gives_the_same_rows(tmp_path, suffix):
     path = write(tmp_path / f"x.{suffix}")
     labels = str(tmp_path / "kind.npy") if suffix == "npy" else "kind"
-    data = describe(path, labels=labels, classes=True)
+    data = completed(path, labels=labels, classes=True)
     assert data["shape"] == [3] and data["num_classes"] == 3 and data["class_names"] == ["hail", "rain", "snow"]
     assert data["columns"] == (["a", "b", "c"] if suffix in ("csv", "parquet") else None)
     train, held_out = (DATASETS["array"](split, **data) for split in (True, False))
@@ -81,7 +81,7 @@ def test_a_table_of_pandas_with_an_index_and_missing_integers(tmp_path):
     frame.index = pandas.Index([f"row{i}" for i in range(200)], name="station")
     frame.to_parquet(tmp_path / "x.parquet")
     with pytest.raises(InputError, match=r"column station holds text, not numbers: name the columns of the data"):
-        describe(tmp_path / "x.parquet")
+        completed(tmp_path / "x.parquet")
     with pytest.raises(InputError, match=r"row 1, column n is nan: need a number from 1.0 to 5.0; data.outside"):
         load(tmp_path / "x.parquet", columns=["a", "n"])
     kept = load(tmp_path / "x.parquet", columns=["a", "n"], outside="drop")
@@ -90,29 +90,29 @@ def test_a_table_of_pandas_with_an_index_and_missing_integers(tmp_path):
 
 def test_bounds_that_are_left_out(npy):
     """A bound with several values is exact; otherwise it lies beyond the outermost value by the mean spacing."""
-    data = describe(npy)
+    data = completed(npy)
     assert data["low"][0] == 2.0 and data["high"][1] == 7.0
     for column in (1, 2):
         smallest, largest = ROWS[:, column].min(), ROWS[:, column].max()
         assert data["low"][column] == pytest.approx(smallest - (largest - smallest) / 199, abs=1e-12)
     assert data["mass_low"] == [0.25, 0.0, 0.0] and data["mass_high"] == [0.0, 0.25, 0.0]
     assert data["scale"] == 1.0 and data["levels"] == 0 and data["cond_size"] == 0
-    assert describe(npy, low=0, high=[7, 8, 9])["high"] == [7, 8, 9]
-    assert describe(npy, low=0, high=10)["mass_low"] == [0.0] * 3
+    assert completed(npy, low=0, high=[7, 8, 9])["high"] == [7, 8, 9]
+    assert completed(npy, low=0, high=10)["mass_low"] == [0.0] * 3
 
 
 @pytest.mark.parametrize(("kind", "share"), [(np.float64, 0.0), (np.float32, 0.25)])
 def test_a_bound_is_compared_in_the_type_of_the_data(tmp_path, kind, share):
     rows = np.where(np.arange(40) % 4 == 0, 1.7e9, 1.7e9 + 1e6 * np.arange(40)).reshape(-1, 1).astype(kind)
     np.save(tmp_path / "x.npy", rows)
-    assert describe(tmp_path / "x.npy", low=1.7e9 - 10)["mass_low"] == [share], "10 is below the rounding of float32"
+    assert completed(tmp_path / "x.npy", low=1.7e9 - 10)["mass_low"] == [share], "10 is below the rounding of float32"
 
 
 def test_integers_are_levels(tmp_path):
     rows = np.random.default_rng(0).integers(-3, 8, (50, 2, 4))
     rows[0, 0, :2] = -3, 7
     np.save(tmp_path / "x.npy", rows)
-    data = describe(tmp_path / "x.npy")
+    data = completed(tmp_path / "x.npy")
     assert (data["low"], data["high"], data["levels"], data["shape"]) == (-3, 7, 11, [2, 4])
     images = load(tmp_path / "x.npy")
     assert images.levels == 11 and not images.is_image
@@ -123,9 +123,9 @@ def test_integers_are_levels(tmp_path):
     assert torch.equal(images.units.from_cube(x0 + 0.04), images.data), "rounded to the nearest integer"
     assert load(tmp_path / "x.npy", levels=0).levels is None
     with pytest.raises(InputError, match=r"data.levels=9: the data are not the 9 integers from data.low to data.high"):
-        describe(tmp_path / "x.npy", levels=9)
+        completed(tmp_path / "x.npy", levels=9)
     with pytest.raises(InputError, match=r"data.low=-3.5 and data.high=7: the data are integers"):
-        describe(tmp_path / "x.npy", low=-3.5)
+        completed(tmp_path / "x.npy", low=-3.5)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_the_numbers_that_pandas_gives_rows_are_no_data(tmp_path):
 
 def test_columns_called_by_numbers(tmp_path):
     parquet.write_table(pa.table({"2019": ROWS[:, 2], "2020": ROWS[:, 1]}), tmp_path / "x.parquet")
-    data = describe(tmp_path / "x.parquet", columns=[2020])
+    data = completed(tmp_path / "x.parquet", columns=[2020])
     assert np.array_equal(load(tmp_path / "x.parquet", columns=[2020]).data[:9, 0], ROWS[:9, 1])
     assert data["columns"] == [2020] and data["shape"] == [1]
 
@@ -264,20 +264,20 @@ def test_a_large_file_is_mapped_into_memory(tmp_path, monkeypatch):
 
 def test_conditions(tmp_path):
     path = write(tmp_path / "x.csv")
-    data = describe(path, cond=["c", "a"], labels="kind", columns=["b"])
+    data = completed(path, cond=["c", "a"], labels="kind", columns=["b"])
     assert data["cond_size"] == 2 and data["shape"] == [1]
     images = DATASETS["array"](True, **data)
     assert torch.equal(images.labels[0], torch.tensor(ROWS[0, [2, 0]], dtype=torch.float32))
     with pytest.raises(InputError, match=r"data.cond=d: .*x.csv has the columns a, b, c, kind$"):
-        describe(path, cond="d", labels="kind")
+        completed(path, cond="d", labels="kind")
     with pytest.raises(InputError, match=r"column kind holds text, not numbers$"):
-        describe(path, cond="kind")
+        completed(path, cond="kind")
 
 
 def test_numbered_classes_of_which_a_split_has_few(tmp_path):
     kinds = np.where(np.arange(200) % 10 == 9, 90, np.arange(200) % 100)
     path = write(tmp_path / "x.npz", kinds=kinds)
-    data = describe(path, labels="kind", classes=True)
+    data = completed(path, labels="kind", classes=True)
     assert data["num_classes"] == 99 and data["class_names"] is None
     held_out = load_images(train=False, **{"dataset": "array", **data})
     assert held_out.labels.tolist() == [90] * 20 and held_out.num_classes == 99
@@ -294,10 +294,10 @@ def test_names_of_numbered_classes(tmp_path):
 
 def test_labels_by_number_and_unknown_classes(tmp_path):
     path = write(tmp_path / "x.npz", kinds=np.arange(200) % 4)
-    data = describe(path, labels="kind")
+    data = completed(path, labels="kind")
     assert data["num_classes"] == 4 and data["class_names"] is None
     write(path, kinds=np.full(200, 1980))
-    assert describe(path, labels="kind")["class_names"] == ["1980"]
+    assert completed(path, labels="kind")["class_names"] == ["1980"]
     write(path, kinds=np.arange(200) % 7)
     with pytest.raises(InputError, match=r"has the class 6, and data.num_classes=4"):
         DATASETS["array"](True, **data)
@@ -337,11 +337,11 @@ def test_the_jacobian_is_that_of_the_map():
 def test_the_scale_of_an_open_side(tmp_path):
     rows = np.array([[0.0], [0.0], [1.0], [3.0]])
     np.save(tmp_path / "x.npy", rows)
-    assert describe(tmp_path / "x.npy", low=0, high="open")["scale"] == [2.0]
+    assert completed(tmp_path / "x.npy", low=0, high="open")["scale"] == [2.0]
     np.save(tmp_path / "x.npy", np.append(rows, [[1000.0]], 0))
-    assert describe(tmp_path / "x.npy", low=0, high="open")["scale"] == [1004 / 3]
+    assert completed(tmp_path / "x.npy", low=0, high="open")["scale"] == [1004 / 3]
     np.save(tmp_path / "x.npy", np.append(np.tile(rows, (100, 1)), [[1000.0]], 0))
-    data = describe(tmp_path / "x.npy", low=0, high="open")
+    data = completed(tmp_path / "x.npy", low=0, high="open")
     assert data["scale"] == [125.0] and data["mass_low"] == [round(200 / 401, 6)] and data["mass_high"] == [0.0]
     assert create_units(data).to_cube(torch.tensor([[1000.0]])).item() < 1 - 3e-4
 
@@ -394,17 +394,17 @@ def test_few_rows_are_an_error_of_one_line(tmp_path):
 def test_many_columns_share_their_bounds(tmp_path):
     rows = np.random.default_rng(0).random((20, 1001))
     np.save(tmp_path / "x.npy", rows)
-    data = describe(tmp_path / "x.npy", low=0)
+    data = completed(tmp_path / "x.npy", low=0)
     assert data["low"] == 0 and rows.max() < data["high"] < 1.001 and data["mass_low"] == [0.0]
     with pytest.raises(InputError, match=r"data.low: more than 1000 columns or channels share one value"):
-        describe(tmp_path / "x.npy", low=[0.0] * 1001)
+        completed(tmp_path / "x.npy", low=[0.0] * 1001)
 
 
 @pytest.mark.parametrize("dequantize", [True, False])
 def test_integers_come_back_from_the_cube_as_they_went(tmp_path, dequantize):
     rows = np.arange(60).reshape(-1, 1) % 3 - 1
     np.save(tmp_path / "x.npy", rows)
-    data = describe(tmp_path / "x.npy") | {"dequantize": dequantize}
+    data = completed(tmp_path / "x.npy") | {"dequantize": dequantize}
     images = DATASETS["array"](True, **data)
     units = create_units(data)
     for u in (0.0, 0.4, 0.999):
@@ -438,7 +438,7 @@ def test_compositions_go_to_the_cube_and_back(tmp_path, kind):
     parts[::3, 1] = 0
     parts /= parts.sum(1, keepdims=True)
     np.save(tmp_path / "x.npy", 100 * parts)
-    data = describe(tmp_path / "x.npy", simplex=kind, high=100)
+    data = completed(tmp_path / "x.npy", simplex=kind, high=100)
     assert data["shape"] == [3] and data["mass_low"] == [0.0, 0.34, 0.0, 0.0] and data["levels"] == 0
     images = load(tmp_path / "x.npy", simplex=kind, high=100)
     assert images.shape == (3,) and isinstance(images.units, Composition)
@@ -459,7 +459,7 @@ def load_other(options):
 
 
 def test_the_registry_checks_shape_and_classes(npy):
-    data = describe(npy)
+    data = completed(npy)
     options = {key: value for key, value in data.items() if key not in ("num_classes",)}
     assert load_images("array", True, num_classes=1, classes=False, **options).shape == (3,)
     with pytest.raises(InputError, match=r"x.npy has rows of shape \(3,\), and those of the run have \(4,\)"):
