@@ -28,12 +28,12 @@ from benchmarks.bounded_data import DATA, BoundedData
 from bounded import BoundedDiffusion
 from bounded.training import train_run
 from datasets.units import Interval, create_units
-from evaluation.energy_distance import energy_distance
 from evaluation.likelihood import log_likelihood
 from models import load_pretrained
 from sampling import create_sampler
 from sampling.draw import draw_samples
 from sde import create_process
+from utils.energy_distance import energy_distance
 from utils.errors import UserError
 
 DRAWN = 2000

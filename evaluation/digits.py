@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from datasets.images import DIGIT_LEVELS, digits
-from evaluation.energy_distance import energy_distance
 from evaluation.read_samples import read_labels, read_samples
+from utils.energy_distance import energy_distance
 from utils.errors import ArgumentParser, InputError, printable
 
 

@@ -1,8 +1,10 @@
 """Draws many images from a trained network: each is a function of its own seed, whoever draws it."""
 
+import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +16,9 @@ from datasets.units import create_units
 from evaluation.given import Given, read_given
 from evaluation.parts import progress_bar
 from models import compile_network, load_denoiser, load_pretrained
+from models.io.run_files import named_checkpoint
 from sampling import Sampler, Samples, create_sampler, guided_score
+from sampling.auto import AUTO, read_tuned, resolve_auto, tuned_path
 from sampling.denoising import apply_published_denoiser, posterior_mean
 from sampling.draw import draw_imputed, draw_samples, group_size
 from sampling.images import share_outside, to_array, to_trajectory
@@ -23,6 +27,9 @@ from sampling.labels import conditions_of, labels_of, resolve_conditions, resolv
 from sde import create_process
 from utils.distributed import Distributed
 from utils.errors import InputError
+from utils.options import plain
+
+log = logging.getLogger(__name__)
 
 # Options of the section ``sampling`` that imputation does not have, with the values that say nothing.
 NOT_IMPUTED = {"method": "pc", "corrector": "none", "denoiser": "none", "boundary": None, "trajectory": 0}
@@ -74,6 +81,7 @@ class ImageSampler:
         self.conditions = resolve_conditions(cfg.cond, cfg.w, self.net.cond_size)
         self.denoise = self._denoiser()
         self.given = self._given()
+        cfg.sampling = self._resolved()
         self.sampler_steps = self._sampler(self.denoise and (lambda x: x)).num_steps
 
     def num_steps(self, n: int) -> int:
@@ -130,6 +138,18 @@ class ImageSampler:
         except InputError as error:
             raise InputError(f"given={path}: {error}") from None
         return given
+
+    def _resolved(self) -> dict[str, Any]:
+        """Return the section ``sampling`` with what ``method=auto`` stands for, so that the output records it."""
+        sampling = plain(self.cfg.sampling)
+        if sampling["method"] != AUTO:
+            return sampling
+        run_dir, _ = named_checkpoint(self.cfg.load_dir)
+        tuned = read_tuned(run_dir, self.sde)
+        resolved = resolve_auto(sampling, self.sde, tuned)
+        source = tuned_path(run_dir) if resolved["sigmas"] is not None else "the default; sampling.tune can find better"
+        log.info("sampling.method=auto: multistep, %d steps, eta %g (%s)", resolved["steps"], resolved["eta"], source)
+        return resolved
 
     def _sampler(self, denoise: Callable[[Tensor], Tensor] | None) -> Sampler:
         return create_sampler(self.cfg.sampling, self.sde, denoise, self.net.parametrization)

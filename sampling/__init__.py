@@ -7,11 +7,12 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from models.parametrization import Parametrization
+from sampling.auto import AUTO, NumEvaluations, resolve_auto
 from sampling.base import Sampler, Samples
 from sampling.boundary import BOUNDED, UNBOUNDED, WithThreshold, check_boundary, threshold_denoised
 from sampling.denoising import WithDenoiser, posterior_mean
 from sampling.faces import FaceWidth, WithVanishingScore, sampling_face_width, vanish_at_faces
-from sampling.few_steps import Heun, Multistep
+from sampling.few_steps import Heun, Multistep, UniPC
 from sampling.guidance import guided_score
 from sampling.ode import NETWORK_TOLERANCE, ProbabilityFlow
 from sampling.pc import PredictorCorrector
@@ -26,20 +27,27 @@ __all__ = [
     "ProbabilityFlow",
     "Sampler",
     "Samples",
+    "UniPC",
     "create_sampler",
     "guided_score",
     "threshold_denoised",
     "vanish_at_faces",
 ]
 
-METHODS: dict[str, type] = {"pc": PredictorCorrector, "ode": ProbabilityFlow, "heun": Heun, "multistep": Multistep}
+METHODS: dict[str, type] = {
+    "pc": PredictorCorrector,
+    "ode": ProbabilityFlow,
+    "heun": Heun,
+    "multistep": Multistep,
+    "unipc": UniPC,
+}
 DENOISERS = ("none", "mean", "network")
 THRESHOLD_OPTIONS = options_of(WithThreshold, leave_out=("sampler", "boundary"))
 
 
 def sampling_options() -> dict[str, Option]:
     """Return the options of the section ``sampling``: those of all samplers, and those that wrap a sampler."""
-    options = {"method": one_of(METHODS)}
+    options = {"method": one_of((*METHODS, AUTO)), "nfe": Option(NumEvaluations | None, required=False)}
     for sampler in METHODS.values():
         options |= options_of(sampler, leave_out=("process",))
     boundaries = one_of(dict.fromkeys((*BOUNDED, *UNBOUNDED))).annotation | None
@@ -67,6 +75,7 @@ def create_sampler(
     """
     cfg = plain(cfg) if isinstance(cfg, DictConfig) else cfg
     check_section(cfg, sampling_options(), "sampling")
+    cfg = resolve_auto(cfg, process)
     method, denoiser, boundary = cfg["method"], cfg.get("denoiser", "none"), cfg.get("boundary")
     check_boundary(boundary, process)
     own = options_of(METHODS[method], leave_out=("process",))

@@ -25,11 +25,17 @@ def folded_score(process: Process, score_fn: ScoreFn, y: Tensor, sigma: Tensor) 
     return process.pullback(y, score_fn(process.project(y), sigma.to(y.dtype)))
 
 
-def karras_sigmas(process: Process, steps: int) -> list[float]:
+def karras_sigmas(process: Process, steps: int, top: float | None = None, rho: float = RHO) -> list[float]:
     """Compute the levels sigma_0 > ... > sigma_steps = sigma_min between which a sampler with few steps moves.
 
-    They are those of Karras et al. (2022, eq. 5), from the level where the process reaches its prior.
+    They are those of Karras et al. (2022, eq. 5).
+
+    Args:
+        process: diffusion process.
+        steps: number of steps.
+        top: first level; None for that from which on the process has reached its prior.
+        rho: spacing: the levels are equidistant in sigma^(1 / rho).
     """
-    top, bottom = process.prior_sigma, process.sigma_min
-    exponents = torch.linspace(top ** (1.0 / RHO), bottom ** (1.0 / RHO), steps + 1, dtype=torch.float64)
-    return exponents.pow(RHO).tolist()
+    top, bottom = process.prior_sigma if top is None else top, process.sigma_min
+    exponents = torch.linspace(top ** (1.0 / rho), bottom ** (1.0 / rho), steps + 1, dtype=torch.float64)
+    return exponents.pow(rho).tolist()

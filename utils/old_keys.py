@@ -20,6 +20,9 @@ ADDED = {
     "model.parametrization": "output",
     "sampling.percentile": 0.995,
     "sampling.face_width": 0.0,
+    "sampling.nfe": None,
+    "sampling.sigmas": None,
+    "sampling.eta": 0,
     "metrics.bpd.face_width": 0.0,
 }
 # {added key: (key that its section must have too, value)}: training has a section eval with other options

@@ -9,13 +9,13 @@ from scipy.spatial.distance import cdist
 
 from datasets import load_images
 from datasets.images import digits
-from evaluation.energy_distance import ROWS, energy_distance, mean_distances
 from evaluation.evaluate import Evaluation
 from evaluation.features import PatchFeatures, create_features, to_pixels
 from evaluation.reference import reference_statistics
 from tests.conftest import composed, tiny_config
 from tests.evaluation.test_eval import ALONE, CHOSEN, CPU, PROTOCOL, sample_metrics
 from training.loop import train
+from utils.energy_distance import ROWS, energy_distance, mean_distances
 
 QUICK = ["sampling.method=multistep", "sampling.steps=3", "device=cpu", "eval.batch_size=10", "metrics.num_images=30"]
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from datasets import ImageDataset, Loader, data_shape, load_configured
 from datasets.registry import DATASETS
 from evaluation import log_likelihood
-from evaluation.energy_distance import energy_distance
 from models import Network, load_pretrained
 from models.create import NETWORKS
 from models.export import export
@@ -22,6 +21,7 @@ from models.options import Width
 from sde import create_process
 from tests.extending.conftest import SMALL
 from training.data import show_data
+from utils.energy_distance import energy_distance
 from utils.errors import InputError
 from utils.options import NonNegative
 
