@@ -89,7 +89,7 @@ def test_its_options_are_checked(extended, monkeypatch):
     for wrong, message in [
         ("sampling.roh=3", "sampling.roh: no such option; did you mean sampling.rho?"),
         ("sampling.rho=0", "sampling.rho=0: need a number, at least 1, at most 20"),
-        ("sampling.method=eular", "sampling.method=eular: known are pc, ode, heun, multistep, euler; did you mean euler?"),  # noqa: E501
+        ("sampling.method=eular", "sampling.method=eular: known are pc, ode, heun, multistep, unipc, euler, auto; did you mean euler?"),  # noqa: E501
     ]:  # fmt: skip
         assert extended.refuse(*train, wrong) == message
         assert extended.refuse("run_vis.py", f"load_dir={ROOT}/tests/golden/earlier_run/run", wrong) == message

@@ -34,9 +34,11 @@ def test_mean_denoiser_leaves_out_the_last_noise_only():
     assert noisy.nfe == clean.nfe == 100
 
 
-@pytest.mark.parametrize("method", ["pc", "ode", "heun", "multistep"])
+@pytest.mark.parametrize("method", ["pc", "ode", "heun", "multistep", "unipc"])
 def test_an_image_does_not_depend_on_its_batch(method):
-    sample = sampler(f"sampling.method={method}", "sampling.steps=20", "sampling.corrector=langevin")
+    sample = sampler(
+        f"sampling.method={method}", "sampling.steps=20", "sampling.corrector=langevin", "sampling.eta=0.5"
+    )
     results = []
     for n in (9, 4):
         generators = image_generators(7, range(n))
@@ -71,7 +73,7 @@ def test_noise_levels_of_few_steps():
     assert karras_sigmas(ReflectedVE(2.0, 5.0), 3)[0] == pytest.approx(5.0)
 
 
-@pytest.mark.parametrize("method", ["pc", "ode", "heun", "multistep"])
+@pytest.mark.parametrize("method", ["pc", "ode", "heun", "multistep", "unipc"])
 def test_a_trajectory_leads_from_the_start_to_the_samples(method):
     """The states of a trajectory are solutions of the flow that ends there; recording them changes no sample."""
     x_init = SDE.prior_sample((10, 2), torch.Generator().manual_seed(0))
@@ -96,7 +98,7 @@ def test_a_trajectory_has_no_more_moments_than_there_are_steps():
     assert out.trajectory.shape == (4, 2, 1, 4, 4)
 
 
-@pytest.mark.parametrize("method", ["ode", "heun", "multistep"])
+@pytest.mark.parametrize("method", ["ode", "heun", "multistep", "unipc"])
 def test_mean_denoiser_of_the_flows_is_the_posterior_mean(method):
     point = FinitePoints(torch.tensor([[0.0, 0.4, 1.0]]), torch.ones(1))
     x_init = torch.rand(6, 3)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from datasets.simplex import from_ordered
-from sampling import Heun, Multistep, PredictorCorrector, ProbabilityFlow, create_sampler
+from sampling import Heun, Multistep, PredictorCorrector, ProbabilityFlow, UniPC, create_sampler
 from sde import ReflectedSimplex
 from tests.conftest import composed
 from tests.simplex_targets import DirichletMixture, assert_ordered, compositions
@@ -18,6 +18,8 @@ SAMPLERS = {
     "ode": lambda sde: ProbabilityFlow(sde, 1e-4, 1e-4),
     "heun, 20": lambda sde: Heun(sde, steps=20),
     "multistep, 30": lambda sde: Multistep(sde, steps=30),
+    "multistep with noise, 60": lambda sde: Multistep(sde, steps=60, eta=1.0),
+    "unipc, 30": lambda sde: UniPC(sde, steps=30),
 }
 
 

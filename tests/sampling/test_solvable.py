@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.integrate import cumulative_simpson, solve_ivp
 
-from sampling import Heun, Multistep, PredictorCorrector, ProbabilityFlow
+from sampling import Heun, Multistep, PredictorCorrector, ProbabilityFlow, UniPC
 from sampling.ode import EXACT_TOLERANCE
 from sde import ReflectedVE, heat_kernel
 from tests.targets import FIVE_POINTS, TARGETS
@@ -18,6 +18,8 @@ SAMPLERS = {
     "ode": ProbabilityFlow(SDE),
     "heun, 20": Heun(SDE, steps=20),
     "multistep, 30": Multistep(SDE, steps=30),
+    "multistep with noise, 60": Multistep(SDE, steps=60, eta=1.0),
+    "unipc, 30": UniPC(SDE, steps=30),
 }
 
 

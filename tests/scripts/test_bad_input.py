@@ -143,7 +143,7 @@ TRAIN_CASES = [
     ("training.weighting=log_varience", "did you mean log_variance?"),
     ("training.stratified=2", "training.stratified=2: need true or false"),
     ("training.log_sigma_std=0", "training.log_sigma_std=0: need a number, more than 0"),
-    ("sampling.method=euler", "sampling.method=euler: known are pc, ode, heun, multistep"),
+    ("sampling.method=euler", "sampling.method=euler: known are pc, ode, heun, multistep, unipc, auto"),
     ("sampling.predictor=em", "sampling.predictor=em: known are euler_maruyama, ancestral"),
     ("sampling.corrector=langvin", "did you mean langevin?"),
     ("sampling.boundary=wrap", "sampling.boundary=wrap: known are reflect, clip"),
