@@ -208,6 +208,20 @@ def test_rows_that_the_networks_are_given(w, options, weak, rows, of_weak):
     assert net.calls == 1 and weaker.calls == (of_weak > 0)
 
 
+def test_a_condition_is_guided_from_the_null_condition():
+    """Rows of NaN are the null condition; the interval leaves one of three points to guide."""
+    conditions, seen = torch.tensor([[0.2, 1.0], [0.4, 2.0], [0.6, 3.0]]), []
+
+    def net(x, sigma, cond):
+        seen.append(cond)
+        return torch.where(cond.isnan(), 1.0, cond)[:, :1].expand(x.shape)
+
+    score_fn = guided_score(net, conditions, 2.0, GuidanceOptions(interval=(0.1, 0.5)))
+    found = score_fn(torch.zeros(3, 2), torch.tensor([0.05, 0.3, 0.9]))
+    torch.testing.assert_close(found[:, 0], torch.tensor([0.2, 3 * 0.4 - 2 * 1.0, 0.6]))
+    assert seen[0].shape == (4, 2) and torch.equal(seen[0][:3], conditions) and seen[0][3].isnan().all()
+
+
 @pytest.mark.parametrize("weak", [False, True])
 def test_the_score_is_guided_in_the_interval_only(weak):
     x, labels = points(300), classes(300)

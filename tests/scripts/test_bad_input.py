@@ -214,7 +214,11 @@ OTHER_CASES = [
     ("run_vis.py", ["load_dir=run", "guidance.interval=[1]"], "guidance.interval=[1]: need two noise levels, such as"),
     ("run_vis.py", ["load_dir=run", "guidance.interval=0.3"], "guidance.interval=0.3: need two noise levels, such as"),
     ("run_vis.py", ["load_dir=run", "guidance.interval=[2,1]"], "guidance.interval=[2, 1]: need the lower noise level"),
-    ("run_vis.py", ["load_dir=run", "guidance.dir=images"], "guidance.dir=images: images is not a run directory"),
+    (
+        "run_vis.py",
+        ["load_dir=run", "guidance.dir=images"],
+        "guidance.dir=images: images/.hydra/config.yaml does not exist",
+    ),
     ("run_vis.py", ["load_dir=run", "guidance.ckpt=-2"], "guidance.ckpt=-2: need an integer, at least -1"),
     ("run_vis.py", ["load_dir=run", "guidance.eta=-1"], "guidance.eta=-1: need a number, at least 0"),
     (

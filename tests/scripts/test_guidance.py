@@ -110,8 +110,8 @@ def test_an_evaluation_records_how_its_samples_were_guided(place, scripts):
         (["guidance.dir=SHAPE"], "guidance.dir=SHAPE is for data of shape (3, 16, 16), load_dir of (1, 8, 8)"),
         (["guidance.dir=CLASSES"], "guidance.dir=CLASSES has 5 classes, load_dir 10"),
         (["guidance.dir=VE"], "guidance.dir=VE has sde=ve, load_dir=reflected_ve"),
-        (["guidance.dir=NARROW"], "guidance.dir=NARROW knows noise from 0.01 to 2, load_dir from 0.01 to 5.0"),
-        (["guidance.dir=gone"], "guidance.dir=gone: gone is not a run directory"),
+        (["guidance.dir=NARROW"], "guidance.dir=NARROW knows noise from 0.01 to 2, load_dir from 0.01 to 5"),
+        (["guidance.dir=gone"], "guidance.dir=gone: gone/.hydra/config.yaml does not exist"),
         (["guidance.dir=RUN", "guidance.ckpt=7"], "has no checkpoint_7.pth: guidance.ckpt can be 1, 2"),
         (["load_dir=PLAIN"], "w=2: this network has no classes to guide by, leave w out, or give guidance.dir"),
         (
@@ -128,4 +128,4 @@ def test_what_does_not_fit_is_one_line(place, scripts, typed, message):
     result = scripts(place, "run_vis.py", *DRAW, "w=2", "hydra.run.dir=refused", *typed)
     lines = [line for line in (result.stdout + result.stderr).splitlines() if line.strip()]
     assert result.returncode == 1 and len(lines) == 1 and message in lines[0], lines
-    assert not list((place / "refused").rglob("*.np*"))
+    assert not list((place / "refused").glob("*"))
