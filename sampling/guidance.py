@@ -51,7 +51,6 @@ def guided_score(
     Raises:
         ValueError: if a process is needed and not given.
     """
-
     if process is None and (options.clamp or options.projects):
         raise ValueError("clamp and adaptive projected guidance need the process")
     score_fn = with_labels(net, labels)

@@ -44,6 +44,7 @@ def draw(scripts, place):
     return run
 
 
+@pytest.mark.slow(12)
 def test_guidance_is_drawn_recorded_and_resumed(place, draw, scripts):
     plain, _ = draw("plain", "w=30", "label=3")
     clamped, said = draw("clamped", "w=30", "label=3", "guidance.clamp=hull")
