@@ -14,11 +14,11 @@ NARROW = {
 }
 
 
-def composed(*overrides: str) -> DictConfig:
-    """Compose the configuration of run_train.py with ``overrides``."""
+def composed(*overrides: str, name: str = "train") -> DictConfig:
+    """Compose the configuration of run_NAME.py with ``overrides``."""
     set_up()
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        return compose("train", overrides=list(overrides))
+        return compose(name, overrides=list(overrides))
 
 
 def config(kind: str, *overrides: str) -> DictConfig:

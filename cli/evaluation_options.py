@@ -10,9 +10,8 @@ from pydantic import Field
 from training.options import CommonOptions
 from utils.ema_options import EMALength, WeightsName, check_weights
 from utils.errors import InputError
-from utils.options import Count, NumImages, Option, PathName, check_section, options_of
-
-CheckpointNumber = Annotated[int, Field(ge=-1, le=10**12)]
+from utils.guidance_options import GuidanceOptions
+from utils.options import CheckpointNumber, Count, NumImages, Option, PathName, check_section, options_of, plain
 
 
 @dataclass(frozen=True)
@@ -94,8 +93,8 @@ class MetricsOptions:
     reference: PathName | None
 
 
-VIS_SECTIONS = {"eval": VisEvalOptions, "data": VisDataOptions}
-EVAL_SECTIONS = {"eval": EvalEvalOptions, "data": EvalDataOptions}
+VIS_SECTIONS = {"eval": VisEvalOptions, "data": VisDataOptions, "guidance": GuidanceOptions}
+EVAL_SECTIONS = {"eval": EvalEvalOptions, "data": EvalDataOptions, "guidance": GuidanceOptions}
 
 
 def metric_options(name: str) -> dict[str, Option]:
@@ -132,3 +131,4 @@ def _check(cfg: DictConfig, top: type, sections: Mapping[str, type], others: tup
     for name, options in sections.items():
         check_section(cfg[name], options_of(options), name)
     check_weights(cfg.eval.ema, cfg.eval.weights)
+    GuidanceOptions(**plain(cfg.guidance))

@@ -16,6 +16,7 @@ import yaml
 
 from cli import evaluation_options
 from training import options as training_options
+from utils.guidance_options import GuidanceOptions
 from utils.old_keys import present_name
 from utils.options import Option, did_you_mean, is_path, options_of, requirement
 
@@ -143,6 +144,7 @@ def path_keys() -> frozenset[str]:
         "": (training_options.TrainOptions, evaluation_options.EvalOptions, evaluation_options.VisOptions),
         "data": (evaluation_options.EvalDataOptions,),
         "metrics": (evaluation_options.MetricsOptions,),
+        "guidance": (GuidanceOptions,),
     }
     keys = {
         key

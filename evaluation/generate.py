@@ -15,18 +15,20 @@ from datasets.shape import is_image
 from datasets.units import create_units
 from evaluation.given import Given, read_given
 from evaluation.parts import progress_bar
-from models import compile_network, load_denoiser, load_pretrained
-from models.io.run_files import named_checkpoint
+from models import ScoreModel, compile_network, load_denoiser, load_pretrained
+from models.io.run_files import named_checkpoint, pinned_checkpoint
 from sampling import Sampler, Samples, create_sampler, guided_score
 from sampling.auto import AUTO, read_tuned, resolve_auto, tuned_path
 from sampling.denoising import apply_published_denoiser, posterior_mean
 from sampling.draw import draw_imputed, draw_samples, group_size
+from sampling.guidance import ScoreNetwork
 from sampling.images import share_outside, to_array, to_trajectory
 from sampling.imputation import STEPS, check_given
 from sampling.labels import conditions_of, labels_of, resolve_conditions, resolve_labels
 from sde import create_process
 from utils.distributed import Distributed
 from utils.errors import InputError
+from utils.guidance_options import GuidanceOptions
 from utils.options import plain
 
 log = logging.getLogger(__name__)
@@ -60,7 +62,7 @@ class ImageSampler:
 
     Args:
         cfg: configuration with ``load_dir``, ``eval.ckpt``, ``eval.ema``, ``eval.weights``, ``precision``,
-            ``compile``, ``sampling``, ``denoiser_path``, ``label``, ``cond``, ``w`` and
+            ``compile``, ``sampling``, ``denoiser_path``, ``label``, ``cond``, ``w``, ``guidance`` and
             ``seed``; and with ``given``, ``mask`` and ``eval.particles`` if values of the images are given.
         device: device to compute on.
 
@@ -71,14 +73,20 @@ class ImageSampler:
     def __init__(self, cfg: DictConfig, device: torch.device) -> None:
         self.cfg, self.device = cfg, device
         self.net, self.run = load_pretrained(cfg.load_dir, cfg.eval.ckpt, device, cfg.eval.ema, cfg.eval.weights)
-        self.net.set_precision(cfg.precision)
-        if cfg.compile:
-            compile_network(self.net)
+        self._prepare(self.net)
         self.sde = create_process(self.run.sde)
         self.is_image, self.units = is_image(self.run.data), create_units(self.run.data)
         names = self.run.data.get("class_names") or ()
-        self.classes = resolve_labels(cfg.label, cfg.w, self.net.num_classes, names, self.net.cond_size)
-        self.conditions = resolve_conditions(cfg.cond, cfg.w, self.net.cond_size)
+        self.guidance = GuidanceOptions(**plain(cfg.guidance))
+        if self.guidance.momentum and cfg.sampling.method == "ode":
+            raise InputError(
+                f"guidance.momentum={self.guidance.momentum} does not go with sampling.method=ode, which repeats steps "
+                "that are too long: leave it out"
+            )
+        w = cfg.w if self.guidance.dir is None else 0.0  # a weaker network is guided away from without labels too
+        self.classes = resolve_labels(cfg.label, w, self.net.num_classes, names, self.net.cond_size)
+        self.conditions = resolve_conditions(cfg.cond, w, self.net.cond_size)
+        self.weak = self._weak()
         self.denoise = self._denoiser()
         self.given = self._given()
         cfg.sampling = self._resolved()
@@ -108,18 +116,30 @@ class ImageSampler:
 
     def _draw(self, images: range, labels: Tensor | None, on_step: Callable[[], object] | None) -> Samples:
         cfg, given, denoise = self.cfg, self.given, self.denoise
+        guidance: dict[str, Any] = {"guidance": self.guidance, "weak": self.weak}
         if given is None:
             sampler = self._sampler(denoise and (lambda x: denoise(x, labels)))
             shape = self.net.data_shape
             return draw_samples(
-                self.net, self.sde, sampler, shape, images, cfg.seed, labels, cfg.w, on_step, self.device
+                self.net, self.sde, sampler, shape, images, cfg.seed, labels, cfg.w, on_step, self.device, **guidance
             )
         rows = given.rows(images)
         points, known = given.points[rows].to(self.device), given.points_known[rows].to(self.device)
         sizes = {"particles": cfg.eval.particles, "batch_size": cfg.eval.batch_size}
         steps = cfg.sampling.steps or STEPS
         return draw_imputed(
-            self.net, self.sde, points, known, images, cfg.seed, labels, cfg.w, on_step, steps=steps, **sizes
+            self.net,
+            self.sde,
+            points,
+            known,
+            images,
+            cfg.seed,
+            labels,
+            cfg.w,
+            on_step,
+            steps=steps,
+            **sizes,
+            **guidance,
         )
 
     def _given(self) -> Given | None:
@@ -132,6 +152,8 @@ class ImageSampler:
         for key, value in NOT_IMPUTED.items():
             if self.cfg.sampling[key] != value:
                 raise InputError(f"sampling.{key}={self.cfg.sampling[key]} does not go with given={path}: leave it out")
+        if self.guidance.momentum:
+            raise InputError(f"guidance.momentum={self.guidance.momentum} does not go with given={path}: leave it out")
         given = read_given(path, mask, self.net.data_shape, self.is_image, self.units)
         try:
             check_given(self.sde, given.points, given.points_known)
@@ -162,19 +184,8 @@ class ImageSampler:
         if path is None:
             raise InputError("sampling.denoiser=network: denoiser_path is missing, a run or the published denoiser")
         net, run, published = load_denoiser(path, self.device)
-        if net.data_shape != self.net.data_shape:
-            raise InputError(
-                f"denoiser_path={path} is for data of shape {net.data_shape}, load_dir of {self.net.data_shape}"
-            )
-        if net.num_classes not in (0, self.net.num_classes):
-            raise InputError(f"denoiser_path={path} has {net.num_classes} classes, load_dir {self.net.num_classes}")
-        if net.cond_size not in (0, self.net.cond_size):
-            raise InputError(
-                f"denoiser_path={path} has a condition of {net.cond_size} values, load_dir of {self.net.cond_size}"
-            )
-        net.set_precision(self.cfg.precision)
-        if self.cfg.compile:
-            compile_network(net)
+        self._check_like("denoiser_path", path, net)
+        self._prepare(net)
         if published:
             return lambda x, _: apply_published_denoiser(net, x)
         sigma = self.sde.sigma_min
@@ -184,6 +195,58 @@ class ImageSampler:
                 f"sde.sigma_min={sigma} that is left here"
             )
         return lambda x, labels: posterior_mean(guided_score(net, labels if net.takes_labels else None), x, sigma)
+
+    def _weak(self) -> ScoreNetwork | None:
+        """Load the network that ``guidance.dir`` names, to guide away from; None without."""
+        path = self.guidance.dir
+        if path is None:
+            return None
+        try:
+            net, run = load_pretrained(path, self.guidance.ckpt, self.device)
+        except InputError as error:
+            raise InputError(f"guidance.dir={path}: {error}") from None
+        self._check_like("guidance.dir", path, net)
+        process, own = create_process(run.sde), self.sde
+        if type(process) is not type(own):
+            raise InputError(f"guidance.dir={path} has sde={run.sde.name}, load_dir={self.run.sde.name}")
+        if process.sigma_min > own.sigma_min or process.sigma_max < own.sigma_max:
+            raise InputError(
+                f"guidance.dir={path} knows noise from {process.sigma_min} to {process.sigma_max}, load_dir from "
+                f"{own.sigma_min} to {own.sigma_max}"
+            )
+        self._prepare(net)
+        return lambda x, sigma, labels: net(x, sigma, labels if net.takes_labels else None)
+
+    def _prepare(self, net: ScoreModel) -> None:
+        """Set the precision of a network, and compile it, as the options say."""
+        net.set_precision(self.cfg.precision)
+        if self.cfg.compile:
+            compile_network(net)
+
+    def _check_like(self, key: str, path: str, net: ScoreModel) -> None:
+        """Raise InputError unless ``net``, from the option ``key``, is for the same data, with these labels or none."""
+        if net.data_shape != self.net.data_shape:
+            raise InputError(f"{key}={path} is for data of shape {net.data_shape}, load_dir of {self.net.data_shape}")
+        if net.num_classes not in (0, self.net.num_classes):
+            raise InputError(f"{key}={path} has {net.num_classes} classes, load_dir {self.net.num_classes}")
+        if net.cond_size not in (0, self.net.cond_size):
+            raise InputError(
+                f"{key}={path} has a condition of {net.cond_size} values, load_dir of {self.net.cond_size}"
+            )
+
+
+def pin_weak(cfg: DictConfig, distributed: Distributed) -> None:
+    """Write to ``cfg.guidance`` which checkpoint its ``dir`` and ``ckpt`` name now.
+
+    Raises:
+        InputError: if there is no such checkpoint.
+    """
+
+    def find() -> list[Any]:
+        return list(pinned_checkpoint(cfg.guidance.dir, cfg.guidance.ckpt, "guidance.ckpt"))
+
+    if cfg.guidance.dir is not None:
+        cfg.guidance.dir, cfg.guidance.ckpt = distributed.run_on_main(find)
 
 
 def generate_batches(

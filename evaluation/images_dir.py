@@ -10,9 +10,9 @@ from omegaconf import DictConfig
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from datasets import load_configured
-from evaluation.generate import GeneratedBatch, ImageSampler, generate_batches
+from evaluation.generate import GeneratedBatch, ImageSampler, generate_batches, pin_weak
 from evaluation.output_dir import open_output, write_arrays
-from models.io.run_files import find_checkpoint, named_checkpoint
+from models.io.run_files import pinned_checkpoint
 from sampling.figures import data_rows, save_figure
 from sampling.images import save_each, save_grid, save_trajectory
 from utils.distributed import Distributed
@@ -42,13 +42,11 @@ def generate_images(cfg: DictConfig, out_dir: Path, distributed: Distributed, st
     distributed.use_step_timeout()
 
     def find() -> list[Any]:
-        path, ckpt = named_checkpoint(cfg.load_dir, cfg.eval.ckpt)
-        if (path / "checkpoints").is_dir():
-            ckpt = int(find_checkpoint(path, ckpt).stem.split("_")[1])
-        return [str(path), ckpt]
+        return list(pinned_checkpoint(cfg.load_dir, cfg.eval.ckpt))
 
     cfg.device = distributed.device.type
     cfg.load_dir, cfg.eval.ckpt = distributed.run_on_main(find)
+    pin_weak(cfg, distributed)
     sampler = ImageSampler(cfg, distributed.device)
     if cfg.eval.save_images and not sampler.is_image:
         shape = sampler.net.data_shape

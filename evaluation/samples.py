@@ -17,6 +17,7 @@ from evaluation.metric import EvaluationInputs, Rows
 from evaluation.output_dir import write_text
 from evaluation.read_samples import read_samples
 from evaluation.reference import BATCH, Reference, read_statistics, reference_statistics
+from models.io.run_files import find_checkpoint
 from utils.errors import InputError
 from utils.options import plain
 
@@ -52,6 +53,13 @@ class Samples:
                 )
             self.pixels = read_samples(Path(cfg.metrics.samples_path), data.image_size, data.num_channels)
             self.sha256 = inputs.hashes["samples_sha256"] = hashlib.sha256(self.pixels.data).hexdigest()
+        self.guidance = plain(cfg.guidance)
+        if cfg.guidance.dir is not None:
+            weak = Path(cfg.guidance.dir)
+            weak = weak if weak.is_file() else find_checkpoint(weak, cfg.guidance.ckpt, "guidance.ckpt")
+            with weak.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            self.guidance["sha256"] = inputs.hashes["guidance_sha256"] = digest
         self.num_images = cfg.metrics.num_images if self.pixels is None else len(self.pixels)
         self.protocol: dict[str, Any] = {}
 
@@ -90,6 +98,7 @@ class Samples:
             "seeds": f"image i from ({cfg.seed}, i), i = 0 .. {self.num_images - 1}",
             "label": plain(cfg)["label"],
             "w": cfg.w,
+            "guidance": self.guidance,
             "sampling": plain(cfg.sampling),
             "denoiser_path": cfg.denoiser_path,
             "evaluations": f"{(folder / 'evaluations').read_text().strip()} an image, the slowest of the last batch",

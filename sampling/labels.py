@@ -40,7 +40,7 @@ def resolve_labels(
         if label is not None:
             raise InputError(f"label={label}: this network has no classes, leave label out")
         if w and not cond_size:
-            raise InputError(f"w={w}: this network has no classes to guide by, leave w out")
+            raise InputError(f"w={w}: this network has no classes to guide by, leave w out, or give guidance.dir")
     names = names if len(names) == num_classes else ()
     if label is None:
         if quoted := _quoted(None, names):
@@ -69,7 +69,7 @@ def resolve_conditions(cond: Conditions, w: float, cond_size: int) -> list[list[
         return []
     if cond is None:
         if w:
-            raise InputError(f"w={w}: there is no condition to guide by, give cond")
+            raise InputError(f"w={w}: there is no condition to guide by, give cond or guidance.dir")
         return [[math.nan] * cond_size]
     conditions = [list(row) for row in cond if isinstance(row, Sequence)] or [cast(list[float], list(cond))]
     if any(len(condition) != cond_size for condition in conditions):

@@ -27,6 +27,8 @@ ADDED = {
 }
 # {added key: (key that its section must have too, value)}: training has a section eval with other options
 ADDED_BESIDE = {"eval.weights": ("ckpt", "ema"), "eval.particles": ("rounds", 32)}
+# {added section: (key beside it, the values of the section that are not null)}, as above
+ADDED_SECTIONS = {"guidance": ("w", {"ckpt": -1, "eta": 1.0, "momentum": 0.0})}
 # {key: (added key, old value, present value)} for configurations without the added key
 CHANGED = {"sampling.boundary": ("sampling.percentile", "reflect", None)}
 # The same for sampling.method=pc, which reads none of these: its samples do not change, and drawing them continues.
@@ -59,6 +61,9 @@ def update_old_keys(cfg: Mapping[str, Any]) -> dict[str, Any]:
         section, name = _find(updated, key)
         if other in section:
             section.setdefault(name, value)
+    for name, (beside, values) in ADDED_SECTIONS.items():
+        if beside in updated:
+            updated.setdefault(name, dict(values))
     if sampling.get("method") == "pc" and new_key:
         for name, (unread, current) in UNREAD_BY_PC.items():
             if sampling.get(name) == unread:

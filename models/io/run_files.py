@@ -15,11 +15,11 @@ def checkpoint_numbers(folder: Path) -> list[int]:
     return sorted(int(match[1]) for match in matches if match)
 
 
-def find_checkpoint(run_dir: Path, ckpt: int = -1) -> Path:
+def find_checkpoint(run_dir: Path, ckpt: int = -1, key: str = "eval.ckpt") -> Path:
     """Find checkpoint number ``ckpt`` of a run, or the one with the highest number for -1.
 
     Raises:
-        InputError: if the run has no such checkpoint.
+        InputError: if the run has no such checkpoint, naming the ``key`` that the number is from.
     """
     folder = Path(run_dir) / "checkpoints"
     numbers = checkpoint_numbers(folder)
@@ -27,7 +27,7 @@ def find_checkpoint(run_dir: Path, ckpt: int = -1) -> Path:
         raise InputError(f"{folder} has no checkpoint_*.pth")
     number = numbers[-1] if ckpt == -1 else ckpt
     if number not in numbers:
-        raise InputError(f"{folder} has no checkpoint_{number}.pth: eval.ckpt can be {', '.join(map(str, numbers))}")
+        raise InputError(f"{folder} has no checkpoint_{number}.pth: {key} can be {', '.join(map(str, numbers))}")
     return folder / f"checkpoint_{number}.pth"
 
 
@@ -53,3 +53,20 @@ def named_checkpoint(path: str | Path, ckpt: int = -1) -> tuple[Path, int]:
     if ckpt not in (-1, number):
         raise InputError(f"checkpoint {ckpt} is asked for, but {path} is checkpoint {number}: leave one of them out")
     return path.parent.parent if path.parent.name == "checkpoints" else folder.parent, number
+
+
+def pinned_checkpoint(path: str | Path, ckpt: int, key: str = "eval.ckpt") -> tuple[str, int]:
+    """Return the run and the number of the checkpoint that two options name now, while training may write more.
+
+    Args:
+        path: run, one of its checkpoints, or another path, which is returned with ``ckpt``.
+        ckpt: number of the checkpoint; -1 for the highest.
+        key: option of ``ckpt``, for the error message.
+
+    Raises:
+        InputError: if there is no such checkpoint.
+    """
+    path, ckpt = named_checkpoint(path, ckpt)
+    if (path / "checkpoints").is_dir():
+        ckpt = int(find_checkpoint(path, ckpt, key).stem.split("_")[1])
+    return str(path), ckpt

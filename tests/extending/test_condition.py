@@ -69,7 +69,7 @@ def test_a_condition_in_one_file(extended):
         ("cond=0.3", "cond=0.3: need a list of numbers, a list of such lists, or null"),
         ("cond=[inf]", "cond=[inf]: need a list of numbers"),
         ("label=1", "label=1: this network has no classes, leave label out"),
-        ("w=1", "w=1: there is no condition to guide by, give cond"),
+        ("w=1", "w=1: there is no condition to guide by, give cond or guidance.dir"),
     ]:
         assert message in extended.refuse("run_vis.py", "load_dir=RUN", "device=cpu", wrong), wrong
     assert "model=vdm takes no condition: use model=adm or model=mlp" in extended.refuse(

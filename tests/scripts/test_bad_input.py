@@ -205,6 +205,33 @@ OTHER_CASES = [
     ("run_vis.py", ["load_dir=run", "label=[]"], "label=[]: name at least one class"),
     ("run_vis.py", ["load_dir=run", "label=three"], "label=three: the classes of this network are 0 to 9"),
     ("run_vis.py", ["load_dir=run", "w=much"], "w=much: need a number"),
+    ("run_vis.py", ["load_dir=run", "guidance.clamp=box"], "guidance.clamp=box: known are hull, null"),
+    (
+        "run_vis.py",
+        ["load_dir=run", "guidance.clmp=hull"],
+        "guidance.clmp: no such option; did you mean guidance.clamp?",
+    ),
+    ("run_vis.py", ["load_dir=run", "guidance.interval=[1]"], "guidance.interval=[1]: need two noise levels, such as"),
+    ("run_vis.py", ["load_dir=run", "guidance.interval=0.3"], "guidance.interval=0.3: need two noise levels, such as"),
+    ("run_vis.py", ["load_dir=run", "guidance.interval=[2,1]"], "guidance.interval=[2, 1]: need the lower noise level"),
+    (
+        "run_vis.py",
+        ["load_dir=run", "guidance.dir=images"],
+        "guidance.dir=images: images/.hydra/config.yaml does not exist",
+    ),
+    ("run_vis.py", ["load_dir=run", "guidance.ckpt=-2"], "guidance.ckpt=-2: need an integer, at least -1"),
+    ("run_vis.py", ["load_dir=run", "guidance.eta=-1"], "guidance.eta=-1: need a number, at least 0"),
+    (
+        "run_vis.py",
+        ["load_dir=run", "guidance.momentum=1"],
+        "guidance.momentum=1: need a number, more than -1, less than 1",
+    ),
+    (
+        "run_vis.py",
+        ["load_dir=run", "guidance.norm_threshold=0"],
+        "guidance.norm_threshold=0: need a number, more than 0",
+    ),
+    ("run_eval.py", ["load_dir=run", "guidance=hull"], "guidance=hull: need a section with clamp, interval, dir"),
     ("run_vis.py", ["load_dir=run/checkpoints/checkpoint_1.pth", "eval.ckpt=2"], "checkpoint 2 is asked for, but run/"),
     (
         "run_vis.py",
