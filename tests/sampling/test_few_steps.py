@@ -223,7 +223,7 @@ def test_tuned_samplers_are_read(tmp_path):
 )
 def test_damaged_tuned_samplers_are_refused_by_name(tmp_path, content):
     write_tuned(tmp_path, content)
-    with pytest.raises(InputError, match="tuned/sampling.json") as caught:
+    with pytest.raises(InputError, match=r"tuned/sampling\.json") as caught:
         read_tuned(tmp_path, SDE)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
 
