@@ -1,0 +1,86 @@
+"""How good are samples of few evaluations? python -m benchmarks.few_steps RUN [--nfe 4 5 6 8 10 20 50] [options]
+
+Draws samples of a run by each sampler with each number of evaluations, and prints their energy distance to the held-out
+data with its standard error: a row a sampler, a column a number of evaluations. The noise of sample i is the same for
+all. ``auto`` is what sampling.method=auto takes, as tuned by ``python -m sampling.tune RUN`` where that was run.
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from datasets import ImageDataset, load_configured
+from models import load_pretrained
+from models.score_model import ScoreModel
+from sampling import create_sampler
+from sampling.auto import read_tuned, resolve_auto
+from sampling.draw import draw_samples
+from sde import Process, create_process
+from utils.energy_distance import energy_distance
+
+BATCH = 250
+# Options of the section sampling for a number of evaluations; None where there is no such sampler.
+SAMPLERS: dict[str, Callable[[int], dict[str, Any] | None]] = {
+    "heun": lambda n: None if n % 2 else {"method": "heun", "steps": n // 2},
+    "ancestral": lambda n: {"method": "pc", "predictor": "ancestral", "steps": n},
+    "multistep": lambda n: {"method": "multistep", "steps": n},
+    "multistep, eta 0.5": lambda n: {"method": "multistep", "steps": n, "eta": 0.5},
+    "multistep, eta 1": lambda n: {"method": "multistep", "steps": n, "eta": 1.0},
+    "unipc": lambda n: {"method": "unipc", "steps": n},
+    "auto": lambda n: {"method": "auto", "nfe": n},
+    "pc": lambda n: {"method": "pc", "steps": n},
+    "ode": lambda _: {"method": "ode"},
+}
+
+
+def draw(
+    net: ScoreModel, process: Process, images: ImageDataset, options: dict[str, Any], number: int
+) -> tuple[torch.Tensor, int]:
+    """Draw samples with the classes or conditions of the held-out data in turn; (number, D), and the evaluations."""
+    sampler = create_sampler(options, process, parametrization=net.parametrization)
+    drawn, nfe = [], 0
+    for start in range(0, number, BATCH):
+        numbers = range(start, min(start + BATCH, number))
+        labels = images.labels[[i % len(images) for i in numbers]] if net.takes_labels else None
+        out = draw_samples(net, process, sampler, net.data_shape, numbers, 0, labels)
+        drawn.append(out.samples.flatten(1))
+        nfe = max(nfe, out.nfe)
+    samples = torch.cat(drawn)
+    if images.levels is not None:  # as in the files of images
+        samples = (samples * 255).round() / 255
+    return samples, nfe
+
+
+def main() -> None:
+    """Print a row for each sampler as it is measured."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--nfe", type=int, nargs="+", default=[4, 5, 6, 8, 10, 20, 50])
+    parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=[name for name in SAMPLERS if name != "pc"])
+    parser.add_argument("--number", type=int, default=1000, help="samples of each")
+    parser.add_argument("--dataroot", default="datasets")
+    arguments = parser.parse_args()
+    net, cfg = load_pretrained(arguments.run)
+    process = create_process(cfg.sde)
+    images = load_configured(cfg.data, False, arguments.dataroot, None)
+    real = images.normalize(images.data).flatten(1).double().numpy()
+    tuned = read_tuned(arguments.run, process)
+    print(f"| {arguments.run}, {arguments.number} samples | " + " | ".join(map(str, arguments.nfe)) + " |")
+    for name in arguments.samplers:
+        cells = []
+        for n in arguments.nfe[:1] if name == "ode" else arguments.nfe:
+            options = SAMPLERS[name](n)
+            if options is None:
+                cells.append("")
+                continue
+            samples, nfe = draw(net, process, images, resolve_auto(options, process, tuned), arguments.number)
+            value, error = energy_distance(samples.double().numpy(), real)
+            cells.append(f"{value:.4f} +- {error:.4f}" + f" ({nfe} evaluations)" * (nfe != n))
+        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
