@@ -20,9 +20,9 @@ from benchmarks.networks import composed
 from benchmarks.timing import device_name
 from datasets import ImageDataset, load_configured
 from evaluation.digits import DigitClassifier
-from evaluation.energy_distance import energy_distance
 from evaluation.generate import ImageSampler
 from evaluation.output_dir import write_arrays
+from utils.energy_distance import energy_distance
 from utils.errors import UserError, replacing
 
 HULL = "guidance.clamp=hull"
