@@ -118,7 +118,8 @@ def shortened(script, arguments):
         if any(argument.startswith("cond=") for argument in arguments):
             arguments = ["load_dir=COND", *arguments[1:]]
         flow = "sampling.method=ode" in arguments
-        extra += ["eval.rounds=1"] + (["sampling.rtol=0.1", "sampling.atol=0.1"] if flow else ["sampling.steps=2"])
+        few = [] if "sampling.method=auto" in arguments else ["sampling.steps=2"]
+        extra += ["eval.rounds=1"] + (["sampling.rtol=0.1", "sampling.atol=0.1"] if flow else few)
     else:
         extra += ["eval.images=4", "metrics.num_images=8", *FEW_STEPS]
         extra += ["metrics.elbo.num_times=2"] if "elbo" in " ".join(arguments) or len(arguments) == 1 else []
@@ -151,16 +152,18 @@ def test_command_of_an_entry_point(command, place, run):
     assert expected_files(script, arguments) <= made, sorted(made)
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if re.match(r"python -m (models|evaluation)\.", c)])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if re.match(r"python -m (models|evaluation|sampling)\.", c)])
 def test_command_of_a_module(command, place):
     for made in ("OUT", "OUT.safetensors"):
         shutil.rmtree(place / made, ignore_errors=True)
     path = {"PYTHONPATH": str(ROOT)}
+    fewer = ["--samples", "10"] if "sampling.tune" in command else []
     result = subprocess.run(
-        [sys.executable, *shlex.split(command)[1:]],
+        [sys.executable, *shlex.split(command)[1:], *fewer],
         cwd=place, env={**environment(), **path}, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
+    assert not fewer or (place / "RUN/tuned/sampling.json").exists()
     assert not command.startswith("python -m models.export") or (place / shlex.split(command)[4]).exists()
 
 
