@@ -172,7 +172,7 @@ def main() -> None:
     parser.add_argument("--split", choices=("test", "train"), default="test", help="real images of the distance")
     parser.add_argument("--dataroot", default="datasets", help="folder of data sets that are downloaded")
     parser.add_argument("--folder", type=Path, help="images that are drawn; default: RUN/guidance")
-    parser.add_argument("--picture", type=Path, help="PNG with rows of the highest weight, and of the lowest")
+    parser.add_argument("--picture", type=Path, help="PNG: rows of the highest weight, and the lowest")
     arguments = parser.parse_args()
 
     run, number = arguments.run, arguments.number
@@ -204,7 +204,7 @@ def main() -> None:
             print(f"| {setting} | | {error} | | |", flush=True)
             continue
         print(row_of(str(setting), str(nfe), pixels, labels, read(pixels), real), flush=True)
-        if setting.w in (min(arguments.w), max(arguments.w)):
+        if setting.w == max(arguments.w) or (setting.w == min(arguments.w) and setting.variant == variants[0]):
             pictures[str(setting)] = pixels[:SHOWN]
     if arguments.picture is not None:
         save_picture(arguments.picture, pictures)
