@@ -37,7 +37,7 @@ SAMPLERS: dict[str, Callable[[int], dict[str, Any] | None]] = {
 
 
 def draw(
-    net: ScoreModel, process: Process, images: ImageDataset, options: dict[str, Any], number: int
+    net: ScoreModel, process: Process, images: ImageDataset, options: dict[str, Any], number: int, seed: int
 ) -> tuple[torch.Tensor, int]:
     """Draw samples with the classes or conditions of the held-out data in turn; (number, D), and the evaluations."""
     sampler = create_sampler(options, process, parametrization=net.parametrization)
@@ -45,7 +45,7 @@ def draw(
     for start in range(0, number, BATCH):
         numbers = range(start, min(start + BATCH, number))
         labels = images.labels[[i % len(images) for i in numbers]] if net.takes_labels else None
-        out = draw_samples(net, process, sampler, net.data_shape, numbers, 0, labels)
+        out = draw_samples(net, process, sampler, net.data_shape, numbers, seed, labels)
         drawn.append(out.samples.flatten(1))
         nfe = max(nfe, out.nfe)
     samples = torch.cat(drawn)
@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("--nfe", type=int, nargs="+", default=[4, 5, 6, 8, 10, 20, 50])
     parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=[name for name in SAMPLERS if name != "pc"])
     parser.add_argument("--number", type=int, default=1000, help="samples of each")
+    parser.add_argument("--seed", type=int, default=1, help="seed of their noise")
     parser.add_argument("--dataroot", default="datasets")
     arguments = parser.parse_args()
     net, cfg = load_pretrained(arguments.run)
@@ -76,7 +77,9 @@ def main() -> None:
             if options is None:
                 cells.append("")
                 continue
-            samples, nfe = draw(net, process, images, resolve_auto(options, process, tuned), arguments.number)
+            samples, nfe = draw(
+                net, process, images, resolve_auto(options, process, tuned), arguments.number, arguments.seed
+            )
             value, error = energy_distance(samples.double().numpy(), real)
             cells.append(f"{value:.4f} +- {error:.4f}" + f" ({nfe} evaluations)" * (nfe != n))
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)

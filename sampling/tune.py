@@ -13,8 +13,10 @@ import json
 import math
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -23,7 +25,7 @@ from datasets import ImageDataset, load_configured
 from models import load_pretrained
 from models.io.run_files import find_checkpoint, named_checkpoint
 from models.score_model import ScoreModel
-from sampling.auto import FewSteps, Tuned, create_few_steps, default_options, tuned_path
+from sampling.auto import FewSteps, Tuned, create_few_steps, default_options, read_tuned, tuned_path
 from sampling.draw import draw_samples
 from sampling.folding import karras_sigmas
 from sde import Process, create_process
@@ -42,6 +44,7 @@ SAMPLERS: tuple[tuple[FewSteps, float], ...] = (
 )  # methods, and eta
 SHORTLIST, SWEEPS = 6, 2
 MOST = 10_000  # training samples that are compared with
+FIRST = 10**9  # number of the first sample: noise of samples that are drawn and measured later
 MOVE = 0.3  # of the way to the neighbouring level, in log sigma
 Levels = tuple[float, ...]
 
@@ -65,7 +68,9 @@ class Search:
         seed: seed of the noise of the samples; the noise of a sample does not depend on the sampler.
         batch_size: number of samples that are drawn at once.
         device: device of the network.
-        on_step: function called after each computation, for a progress bar.
+
+    Attributes:
+        on_step: function called after each computation, for a progress bar; None at first.
     """
 
     def __init__(
@@ -77,17 +82,16 @@ class Search:
         seed: int = 0,
         batch_size: int = 250,
         device: torch.device | str = "cpu",
-        on_step: Callable[[], object] | None = None,
     ) -> None:
         self.net, self.process, self.seed, self.batch_size, self.device = net, process, seed, batch_size, device
-        self._on_step = on_step
+        self.on_step: Callable[[], object] | None = None
         rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:MOST]
         self._real = images.normalize(images.data[rows]).flatten(1).double()
         self._labels = images.labels[rows] if net.takes_labels else None
         self._within = distances_within(self._real, self._real).mean().item()
 
     def distance(self, candidate: Candidate, numbers: range) -> tuple[float, float]:
-        """Compute the energy distance of the samples with these numbers, and its standard error."""
+        """Compute the energy distance of samples with these numbers above ``FIRST``, and its standard error."""
         sampler = create_few_steps(self.process, candidate.method, candidate.sigmas, candidate.eta)
         drawn = []
         for start in range(numbers.start, numbers.stop, self.batch_size):
@@ -96,11 +100,12 @@ class Search:
             if self._labels is not None:
                 labels = self._labels[[number % len(self._labels) for number in batch]].to(self.device)
             shape, device = self.net.data_shape, self.device
-            samples = draw_samples(self.net, self.process, sampler, shape, batch, self.seed, labels, device=device)
+            unseen = range(FIRST + batch.start, FIRST + batch.stop)
+            samples = draw_samples(self.net, self.process, sampler, shape, unseen, self.seed, labels, device=device)
             drawn.append(samples.samples.flatten(1).double().cpu())
         x = torch.cat(drawn)
-        if self._on_step is not None:
-            self._on_step()
+        if self.on_step is not None:
+            self.on_step()
         if not x.isfinite().all():
             return math.inf, math.inf
         return combine(mean_distances(x, self._real).numpy(), distances_within(x, x).numpy(), self._within)
@@ -204,21 +209,25 @@ def tune_run(
     settings = {"checkpoint": find_checkpoint(run_dir, ckpt).name, "samples": number, "seed": seed}
     path = tuned_path(run_dir)
     with exclusive(path.parent, "another sampling.tune writes there"):
-        try:
-            content = json.loads(path.read_text())
-            known = content["tuned"] if {key: content[key] for key in settings} == settings else {}
-        except (OSError, ValueError, KeyError, TypeError):
-            known = {}
+        known = _tuned_already(run_dir, process, settings)
+        search = Search(net, process, images, seed=seed, batch_size=batch_size, device=where)
         for steps in (n for n in nfe if str(n) not in known):
             with tqdm(total=most_steps(steps), desc=f"{steps} evaluations", disable=None) as bar:
-                search = Search(
-                    net, process, images, seed=seed, batch_size=batch_size, device=where, on_step=bar.update
-                )
+                search.on_step = bar.update
                 found = tune(search, steps, number)
             known[str(steps)] = asdict(found)
             with replacing(path) as temporary:
                 temporary.write_text(json.dumps({**settings, "tuned": known}, indent=1) + "\n")
             print(summary(steps, found), flush=True)
+
+
+def _tuned_already(run_dir: Path, process: Process, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the entries of the file of a run if they were found with these settings; none if the file is damaged."""
+    with suppress(InputError, OSError, ValueError, KeyError, TypeError):
+        content = json.loads(tuned_path(run_dir).read_text())
+        if {key: content[key] for key in settings} == settings:
+            return {str(n): asdict(found) for n, found in read_tuned(run_dir, process).items()}
+    return {}
 
 
 def summary(steps: int, found: Tuned) -> str:
@@ -265,6 +274,9 @@ def main() -> None:
         )
     except (UserError, OSError) as error:
         sys.exit(printable(str(error)))
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on with what is missing", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

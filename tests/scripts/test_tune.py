@@ -120,7 +120,8 @@ def test_the_search_avoids_levels_at_which_the_score_is_wrong():
     chosen = torch.multinomial(FIVE_POINTS.weights, 600, replacement=True, generator=torch.Generator().manual_seed(0))
     images = ImageDataset(FIVE_POINTS.points[chosen], torch.zeros(600, dtype=torch.int64), num_classes=1, levels=None)
     counted = []
-    search = tune.Search(Erratic(), SDE, images, batch_size=500, on_step=lambda: counted.append(1))
+    search = tune.Search(Erratic(), SDE, images, batch_size=500)
+    search.on_step = lambda: counted.append(1)
     found = tune.tune(search, 6, 200)
     assert len(counted) <= tune.most_steps(6)
     assert karras_sigmas(SDE, 6)[0] > 0.9
