@@ -166,6 +166,16 @@ class Checkpoints:
             for stale in folder.glob(".*.tmp"):
                 stale.unlink()
 
+    def exist(self) -> bool:
+        """Return whether the run has a checkpoint to resume from, damaged or not."""
+        return bool(self._candidates())
+
+    def _candidates(self) -> list[Path]:
+        """List the checkpoints to resume from, the newest first."""
+        # after a kill between the two renames of a save, only the previous one exists
+        paths = [path for path in (self.resume_path, self.previous_path) if path.exists()]
+        return paths or [self._snapshot_path(number) for number in reversed(checkpoint_numbers(self.folder))]
+
     def find(self) -> Path | None:
         """Find the newest undamaged checkpoint to resume from; None if the run has no checkpoint.
 
@@ -175,9 +185,7 @@ class Checkpoints:
             InputError: if there are checkpoints but all are damaged.
         """
         damaged = None
-        # after a kill between the two renames of a save, only the previous one exists
-        paths = [path for path in (self.resume_path, self.previous_path) if path.exists()]
-        for path in paths or [self._snapshot_path(number) for number in reversed(checkpoint_numbers(self.folder))]:
+        for path in self._candidates():
             try:
                 check_whole(path)
             except InputError as error:
@@ -186,7 +194,7 @@ class Checkpoints:
                 continue
             if damaged:
                 log.warning("resuming from the checkpoint before it, %s", path)
-                self._newest_damaged = bool(paths)
+                self._newest_damaged = path == self.previous_path
             return path
         if damaged:
             raise damaged

@@ -23,6 +23,7 @@ from training.checkpoint import Checkpoints, TrainState
 from training.data import load_splits, show_data
 from training.data_record import check_same_data, describe_data, write_record
 from training.ema import EMA, PowerEMA
+from training.finetune import load_source
 from training.loggers import check_logger
 from training.metric_accumulator import MetricAccumulator
 from training.metric_writer import MetricWriter, NullMetricWriter
@@ -77,7 +78,12 @@ def train(
     check_same_run(run_dir, cfg)
 
     # Network, EMA and optimiser; training and held-out data.
+    checkpoints, source = Checkpoints(run_dir), None
+    if options.n_iters and cfg.init_from is not None and not distributed.run_on_main(checkpoints.exist):
+        source = load_source(cfg, distributed)
     state = create_state(cfg, distributed.device, loss_fn.history) if options.n_iters else None
+    if state is not None and source is not None:
+        source.apply(state)
     images, held_out = load_splits(cfg, distributed)
     data, device = cfg.data, distributed.device
     loader = Loader(images, options.batch_size, cfg.seed, device, data.random_flip, data.dequantize)
@@ -88,7 +94,7 @@ def train(
             show_data(images, held_out, loader, run_dir, cfg.data.get("columns"))
         return 0
 
-    checkpoints, record = Checkpoints(run_dir), describe_data(images, held_out)
+    record = describe_data(images, held_out)
     with ExitStack() as stack, logging_redirect_tqdm():
         # Lock the directory, and resume from its newest checkpoint.
         def find_checkpoint() -> str | None:
@@ -102,6 +108,8 @@ def train(
         path = distributed.run_on_main(find_checkpoint)
         if path is None:
             log.info("starting at step 0")
+            if source is not None:
+                source.report(images)
         else:
             checkpoints.restore(state, Path(path))
             log.info("resuming at step %d, from %s", state.step, path)
@@ -112,6 +120,9 @@ def train(
             write_config(run_dir, cfg)
             if path is None or options.allow_data_change or not (run_dir / "data.json").exists():
                 write_record(run_dir, record)
+            if path is None and source is not None:
+                source.write_record(run_dir)
+                checkpoints.save_for_resume(state)  # so that resuming never reads init_from
 
         if state.step >= options.n_iters:
             log.info("training.n_iters=%d is reached", options.n_iters)

@@ -54,6 +54,7 @@ class TrainOptions(CommonOptions):
     """Options of run_train.py outside of the sections."""
 
     dataroot: PathName
+    init_from: PathName | None
     resume: PathName | None = None
 
 

@@ -15,9 +15,10 @@ from utils.locks import exclusive
 
 # Keys of the data that may change: the same files may have moved; data_record.py compares what they are.
 PLACES = ("data.root", "data.held_out", "data.labels", "data.cond", "data.class_names")
-IDENTITY = ("model", "data", "sde", "seed", "optim.optimizer")  # a change of these would make it another run
+# A change of these would make it another run.
+IDENTITY = ("model", "data", "sde", "seed", "optim.optimizer", "init_from")
 # Files that a run writes after its configuration: without one they belong to something else and are not overwritten.
-WRITTEN = ("checkpoints", "checkpoints-meta", "samples", "ema", "metrics.jsonl", "data.json")
+WRITTEN = ("checkpoints", "checkpoints-meta", "samples", "ema", "metrics.jsonl", "data.json", "init_from.json")
 
 
 def resumed_config(composed: DictConfig, run_dir: Path, overrides: list[str]) -> DictConfig:

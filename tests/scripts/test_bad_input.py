@@ -159,6 +159,9 @@ TRAIN_CASES = [
     ("n_iters", "n_iters: "),
     ("of mine", "of mine: not KEY=VALUE; if it belongs to what is before it"),
     ("resume=nowhere", "resume=nowhere is not a run directory"),
+    ("init_from=", "init_from='': need a name or path"),
+    ("init_from=nowhere", "nowhere/checkpoints has no checkpoint_*.pth"),
+    ("init_from=images/00.png", "images/00.png is a file: give a run, RUN/checkpoints/checkpoint_N.pth, or a"),
 ]
 
 
@@ -195,6 +198,17 @@ OTHER_CASES = [
     ("run_train.py", ["experiment=debug/tiny", "model.dropout=2"], "model.dropout=2: need a number"),
     ("run_train.py", ["resume=run", "training.n_iters=x"], "training.n_iters=x: need an integer"),
     ("run_train.py", ["resume=run", "experiment=digits"], "experiment cannot change in a resumed run"),
+    ("run_train.py", ["resume=run", "init_from=run"], "init_from=run does not go with resume=run, which goes on with"),
+    (
+        "run_train.py",
+        [*TINY, "init_from=run", "model.num_blocks=2", "model.parametrization=edm"],
+        "checkpoint_1.pth was trained with model.parametrization=output model.num_blocks=1, not edm, 2: its",
+    ),
+    (
+        "run_train.py",
+        ["data=digits", "model=mlp", "device=cpu", "init_from=model.safetensors"],
+        "model.safetensors was trained with model.name=adm model.parametrization=output, not mlp, kernel_faces",
+    ),
     ("run_train.py", ["resume=run", "-m"], "-m does not go with resume=run"),
     ("run_vis.py", ["load_dir=run", "ngpus=4000"], "ngpus=4000, but there are"),
     ("run_vis.py", ["load_dir=run", "eval.batch_size=10000000000"], "need an integer, at least 1, at most 1e+06"),
