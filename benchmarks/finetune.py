@@ -1,8 +1,9 @@
 """What does fine-tuning give? python -m benchmarks.finetune DIR [--seeds N]
 
-Trains the recipe experiment=digits, and then digits that are turned by a quarter, and as few as 200 of them: from the
-weights of the first run (``init_from``) and from scratch, with the same options. Prints the held-out loss by step, mean
-over the seeds and its standard error. Runs that are in DIR already are not repeated.
+Trains the recipe experiment=digits with half the channels and a quarter of the batch, and then digits that are turned
+by a quarter, and as few as 200 of them: from the weights of the first run (``init_from``) and from scratch, with the
+same options. Prints the held-out loss by step, mean over the seeds and its standard error. Runs that are in DIR already
+are not repeated.
 """
 
 import argparse
@@ -14,10 +15,12 @@ import torch
 from PIL import Image
 
 from benchmarks.ablation import mean_and_error, run
-from datasets import load_images
+from datasets.images import digits
 
+SMALL = ("model.model_channels=16", "training.batch_size=32")
 SOURCE_STEPS = 700  # those of the recipe
 STEPS = (20, 50, 100, 200)  # at which the loss on all held-out digits is printed
+EVERY = 10  # steps between two of these losses
 HELD_OUT = 359
 DATA = ("data=folder", "data.image_size=8", "data.num_channels=1", "data.classes=true", "data.num_classes=10")
 FEW = 200  # digits to train on in the second task
@@ -26,7 +29,7 @@ FEW = 200  # digits to train on in the second task
 def write_digits(folder: Path, count: int | None) -> None:
     """Write digits turned by a quarter as images, in train/CLASS and test/CLASS: the first ``count`` to train on."""
     for split, train in (("train", True), ("test", False)):
-        images = load_images("digits", train)
+        images = digits(train)
         pixels = torch.rot90(images.data, 1, (2, 3))[: count if train else None, 0].numpy()
         for i, (image, label) in enumerate(zip(pixels, images.labels.tolist(), strict=False)):
             path = folder / split / str(label) / f"{i:04d}.png"
@@ -40,8 +43,9 @@ def train(directory: Path, steps: int, *options: str) -> dict[int, float]:
         run(
             "run_train.py",
             "experiment=digits",
+            *SMALL,
             f"training.n_iters={steps}",
-            f"training.eval_freq={STEPS[0] // 2}",
+            f"training.eval_freq={EVERY}",
             f"eval.batch_size={HELD_OUT}",
             "training.snapshot_sampling=false",
             "logger=none",

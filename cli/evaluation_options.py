@@ -8,11 +8,9 @@ from omegaconf import DictConfig
 from pydantic import Field
 
 from training.options import CommonOptions
-from utils.ema_options import EMALength, WeightsName, check_weights
+from utils.ema_options import CheckpointNumber, EMALength, WeightsName, check_weights
 from utils.errors import InputError
 from utils.options import Count, NumImages, Option, PathName, check_section, options_of
-
-CheckpointNumber = Annotated[int, Field(ge=-1, le=10**12)]
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import signal
 import time
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from sde import Process, create_process
 from training.checkpoint import Checkpoints, TrainState
 from training.data import load_splits, show_data
 from training.data_record import check_same_data, describe_data, write_record
+from training.disk_space import check_free_space, estimate_need
 from training.ema import EMA, PowerEMA
 from training.finetune import load_source
 from training.loggers import check_logger
@@ -117,6 +119,7 @@ def train(
 
         # Record the configuration and the data that the run continues with.
         def record_start() -> None:
+            check_free_space(run_dir, estimate_need(cfg, state, run_dir))
             write_config(run_dir, cfg)
             if path is None or options.allow_data_change or not (run_dir / "data.json").exists():
                 write_record(run_dir, record)
@@ -138,8 +141,8 @@ def train(
         def samples_folder() -> Path:
             return run_dir / "samples" / f"iter_{state.step}"
 
-        def save_snapshot() -> str:
-            snapshot, is_new = checkpoints.save_snapshot(state)
+        def save_snapshot(eval_loss: float) -> str:
+            snapshot, is_new = checkpoints.save_snapshot(state, eval_loss, options.keep_optimizer)
             if is_new:
                 set_aside(samples_folder(), snapshot)
             return str(snapshot)
@@ -192,19 +195,22 @@ def train(
 
                 # Metrics, and the loss on held-out images with the EMA weights.
                 entry = {"step": state.step, **accumulator.summary(), "lr": lr}
-                if due(options.eval_freq):
-                    entry["eval_loss"] = evaluate(loss_fn, state.ema.model, held_out_loader, distributed).item()
+                if due(options.eval_freq) or due(options.snapshot_freq):
+                    held_out_loss = evaluate(loss_fn, state.ema.model, held_out_loader, distributed).item()
+                    entry["eval_loss"] = held_out_loss
                 metrics.write(entry)
 
                 # Checkpoints: one to keep, one to resume from.
                 if saving:
                     state.check_finite()
                 if due(options.snapshot_freq):
-                    snapshot = distributed.run_on_main(save_snapshot)
+                    snapshot = distributed.run_on_main(partial(save_snapshot, held_out_loss))
                     metrics.snapshot()
                     log.info("step %d: wrote %s", state.step, snapshot)
                 if saving:
                     distributed.run_on_main(lambda: checkpoints.save_for_resume(state))
+                if due(options.snapshot_freq):
+                    distributed.run_on_main(lambda: checkpoints.prune(options.keep_last, options.keep_every))
 
                 # Samples of the EMA weights.
                 if not signum:

@@ -68,6 +68,9 @@ class TrainingOptions:
     n_iters: Steps
     snapshot_freq: Count
     snapshot_freq_for_preemption: Count
+    keep_last: Count | None
+    keep_every: Count | None
+    keep_optimizer: bool
     snapshot_sampling: bool
     log_freq: Count
     eval_freq: Count
@@ -140,6 +143,11 @@ def check_train(cfg: DictConfig, processes: int) -> None:
     lengths = list(cfg.training.ema_lengths)
     if len(set(lengths)) < len(lengths):
         raise InputError(f"training.ema_lengths={lengths}: a length occurs twice")
+    if cfg.training.keep_every is not None and cfg.training.keep_last is None:
+        raise InputError(
+            f"training.keep_every={cfg.training.keep_every} is about checkpoints that training.keep_last=N deletes: "
+            "give that too"
+        )
     if cfg.training.batch_size < processes * cfg.training.grad_accum_steps:
         raise InputError(
             f"training.batch_size={cfg.training.batch_size}: less than an image for each of {processes} processes x "

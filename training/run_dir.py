@@ -18,7 +18,7 @@ PLACES = ("data.root", "data.held_out", "data.labels", "data.cond", "data.class_
 # A change of these would make it another run.
 IDENTITY = ("model", "data", "sde", "seed", "optim.optimizer", "init_from")
 # Files that a run writes after its configuration: without one they belong to something else and are not overwritten.
-WRITTEN = ("checkpoints", "checkpoints-meta", "samples", "ema", "metrics.jsonl", "data.json", "init_from.json")
+WRITTEN = ("checkpoints", "checkpoints-meta", "checkpoints.json", "samples", "ema", "metrics.jsonl", "data.json")
 
 
 def resumed_config(composed: DictConfig, run_dir: Path, overrides: list[str]) -> DictConfig:
