@@ -37,6 +37,7 @@ class TrainState:
         trainable: parameters of the model that the optimiser updates.
         history: moments of the loss by noise level, for a loss that follows them; None otherwise.
         step: number of updates made.
+        images: number of images in the batches of these updates.
         power_ema: averages to reconstruct others from; None without ``training.ema_snapshot_freq``.
     """
 
@@ -47,15 +48,17 @@ class TrainState:
     trainable: list[nn.Parameter]
     history: LossHistory | None = None
     step: int = 0
+    images: int = 0
     power_ema: PowerEMA | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return tensors and plain Python values under the published keys, and ``loss_history`` if there is one."""
+        """Return tensors and plain values under the published keys, with ``images``, and what else there is."""
         state = {
             "model": self.model.network.state_dict(),
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
+            "images": self.images,
             "scaler": self.scaler.state_dict() or None,  # None if disabled
             **({} if self.power_ema is None else {"power_ema": self.power_ema.state_dict()}),
         }
@@ -87,7 +90,7 @@ class TrainState:
                     "use training.ema_snapshot_freq=null"
                 )
             self.power_ema.load_state_dict(state["power_ema"])
-        self.step = state["step"]
+        self.step, self.images = state["step"], state.get("images", 0)  # 0: of an earlier version
 
 
 class Checkpoints:

@@ -18,6 +18,7 @@ from datasets import Loader
 from losses import DiffusionSquared, LossHistory, Weighting, create_objective
 from losses.score_matching import SIGMA_SQUARED, UNIFORM_TIME, perturb, score_error
 from models import ScoreModel, compile_network, compiled, create_model, null_like, recompute_activations
+from models.io.config import load_config
 from sampling import create_sampler
 from sde import Process, create_process
 from training.checkpoint import Checkpoints, TrainState
@@ -50,6 +51,8 @@ def train(
     progress: bool | None = None,
 ) -> int:
     """Train the run in ``run_dir``, from its newest checkpoint if it has one, for ``training.n_iters`` updates in all.
+
+    With ``training.n_images`` it ends after so many images, and ``training.n_iters`` becomes the number of updates.
 
     Writes ``metrics.jsonl``, ``loss.png``, ``checkpoints/``, ``checkpoints-meta/``, ``ema/``, ``samples/`` and the
     files of the logger there. With ``training.n_iters`` 0 it only loads the data set, and writes ``data.png``.
@@ -99,22 +102,27 @@ def train(
     record = describe_data(images, held_out)
     with ExitStack() as stack, logging_redirect_tqdm():
         # Lock the directory, and resume from its newest checkpoint.
-        def find_checkpoint() -> str | None:
+        def find_checkpoint() -> tuple[str | None, int]:
             stack.enter_context(open_run(run_dir, cfg))
             checkpoints.clear()
             found = checkpoints.find()
-            if found is not None:
-                check_same_data(run_dir, record, options.allow_data_change)
-            return None if found is None else str(found)
+            if found is None:
+                return None, 0
+            check_same_data(run_dir, record, options.allow_data_change)
+            return str(found), load_config(run_dir).training.batch_size
 
-        path = distributed.run_on_main(find_checkpoint)
+        path, batch_size_so_far = distributed.run_on_main(find_checkpoint)
         if path is None:
             log.info("starting at step 0")
             if source is not None:
                 source.report(images)
         else:
             checkpoints.restore(state, Path(path))
+            state.images = state.images or state.step * batch_size_so_far
+            loader.offset = state.images - state.step * options.batch_size
             log.info("resuming at step %d, from %s", state.step, path)
+        if options.n_images is not None:
+            options.n_iters = state.step + math.ceil(max(0, options.n_images - state.images) / options.batch_size)
         log.info("\n".join(summary(cfg, run_dir, distributed, state, images, held_out)))
 
         # Record the configuration and the data that the run continues with.
@@ -172,7 +180,11 @@ def train(
             accumulator = MetricAccumulator(distributed, process, loss_fn.reported_levels)
             while state.step < options.n_iters and not signum:
                 # One update: batch, loss, gradient, optimiser, EMA.
-                lr = learning_rate(cfg.optim, state.step)
+                if options.n_images is None:
+                    done, length = state.step, options.n_iters
+                else:
+                    done, length = state.images / options.batch_size, options.n_images / options.batch_size
+                lr = learning_rate(cfg.optim, state.step, done, length)
                 batch = loss_fn.sample_batch(loader, state.step)
                 losses, share, grad_norm = train_step(loss_fn, net, state, batch, distributed, lr, cfg.optim.grad_clip)
                 accumulator.add(
@@ -279,6 +291,7 @@ def train_step(
     state.scaler.update()
     state.ema.update(state.model)
     state.step += 1
+    state.images += len(batch)
     if state.power_ema is not None:
         state.power_ema.update(state.step)
 

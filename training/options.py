@@ -21,6 +21,7 @@ from utils.options import (
     NumImages,
     Option,
     PathName,
+    Positive,
     Probability,
     Seed,
     check_name,
@@ -66,6 +67,7 @@ class TrainingOptions:
     grad_accum_steps: Count
     activation_checkpointing: bool
     n_iters: Steps
+    n_images: Annotated[int, Field(ge=1, le=10**15)] | None
     snapshot_freq: Count
     snapshot_freq_for_preemption: Count
     keep_last: Count | None
@@ -103,6 +105,8 @@ class OptimOptions:
     eps: NonNegative
     weight_decay: NonNegative
     warmup: NonNegative
+    schedule: Literal["constant", "cosine", "linear", "inverse_sqrt"]
+    decay_after: Positive
     grad_clip: float
 
 

@@ -119,6 +119,12 @@ TRAIN_CASES = [
     ("training.log_freq=0", "training.log_freq=0"),
     ("training.eval_freq=0", "training.eval_freq=0"),
     ("training.snapshot_freq=0", "training.snapshot_freq=0"),
+    ("training.n_images=0", "training.n_images=0: need an integer, at least 1"),
+    (
+        "optim.schedule=cosin",
+        "optim.schedule=cosin: known are constant, cosine, linear, inverse_sqrt; did you mean",
+    ),
+    ("optim.decay_after=0", "optim.decay_after=0: need a number, more than 0"),
     ("training.keep_last=0", "training.keep_last=0: need an integer, at least 1, at most 1e+09, or null"),
     ("training.keep_every=2", "training.keep_every=2 is about checkpoints that training.keep_last=N deletes: give"),
     ("training.drop_label=1.5", "training.drop_label=1.5: need a number, at least 0, at most 1"),
