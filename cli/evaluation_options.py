@@ -19,6 +19,7 @@ class DrawingOptions(CommonOptions):
 
     load_dir: PathName
     label: Annotated[Any, Field(description="a class, by number or name, a list of these, or null")]
+    label_frequencies: Literal["uniform"] | None
     cond: Annotated[
         Sequence[float] | Sequence[Sequence[float]] | None,
         Field(description="a list of numbers, a list of such lists, or null"),

@@ -1,5 +1,6 @@
 """Draws many images from a trained network: each is a function of its own seed, whoever draws it."""
 
+import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,10 +20,12 @@ from sampling.denoising import apply_published_denoiser, posterior_mean
 from sampling.draw import draw_imputed, draw_samples, group_size
 from sampling.images import share_outside, to_array, to_trajectory
 from sampling.imputation import STEPS, check_given
-from sampling.labels import conditions_of, labels_of, resolve_conditions, resolve_labels
+from sampling.labels import check_counts, conditions_of, labels_of, resolve_conditions, resolve_labels
 from sde import create_process
 from utils.distributed import Distributed
 from utils.errors import InputError
+
+log = logging.getLogger(__name__)
 
 # Options of the section ``sampling`` that imputation does not have, with the values that say nothing.
 NOT_IMPUTED = {"method": "pc", "corrector": "none", "denoiser": "none", "boundary": None, "trajectory": 0}
@@ -53,7 +56,7 @@ class ImageSampler:
 
     Args:
         cfg: configuration with ``load_dir``, ``eval.ckpt``, ``eval.ema``, ``eval.weights``, ``precision``,
-            ``compile``, ``sampling``, ``denoiser_path``, ``label``, ``cond``, ``w`` and
+            ``compile``, ``sampling``, ``denoiser_path``, ``label``, ``label_frequencies``, ``cond``, ``w`` and
             ``seed``; and with ``given``, ``mask`` and ``eval.particles`` if values of the images are given.
         device: device to compute on.
 
@@ -71,6 +74,7 @@ class ImageSampler:
         self.is_image, self.units = is_image(self.run.data), create_units(self.run.data)
         names = self.run.data.get("class_names") or ()
         self.classes = resolve_labels(cfg.label, cfg.w, self.net.num_classes, names, self.net.cond_size)
+        self.counts = self._class_counts()
         self.conditions = resolve_conditions(cfg.cond, cfg.w, self.net.cond_size)
         self.denoise = self._denoiser()
         self.given = self._given()
@@ -85,8 +89,9 @@ class ImageSampler:
 
     def __call__(self, images: range, on_step: Callable[[], object] | None = None) -> GeneratedBatch:
         """Draw the images with these numbers, all at once."""
-        given = conditions_of(images, self.conditions) if self.conditions else None
-        labels = labels_of(images, self.classes, self.net.num_classes, self.cfg.seed) if given is None else given
+        labels = conditions_of(images, self.conditions) if self.conditions else None
+        if labels is None:
+            labels = labels_of(images, self.classes, self.net.num_classes, self.cfg.seed, self.counts)
         labels = labels if labels is None else labels.to(self.device)
         out = self._draw(images, labels, on_step)
         pixels = to_array(out.samples, self.is_image, self.units, self.sde.sigma_min)
@@ -113,6 +118,15 @@ class ImageSampler:
         return draw_imputed(
             self.net, self.sde, points, known, images, cfg.seed, labels, cfg.w, on_step, steps=steps, **sizes
         )
+
+    def _class_counts(self) -> list[int] | None:
+        """Return the frequencies of random classes; None for uniform ones, or no random classes."""
+        if self.classes or not self.net.num_classes or self.cfg.label_frequencies == "uniform":
+            return None
+        counts = check_counts(self.run.data.get("class_counts"), self.net.num_classes)
+        if counts is None:
+            log.info("label=null: %s has no record of its class frequencies: uniform classes", self.cfg.load_dir)
+        return counts
 
     def _given(self) -> Given | None:
         """Read the values that ``given`` names; None without."""

@@ -32,7 +32,7 @@ from training.metric_accumulator import MetricAccumulator
 from training.metric_writer import MetricWriter, NullMetricWriter
 from training.optimizer import create_optimizer, learning_rate
 from training.options import check_train
-from training.run_dir import check_same_run, keep_class_names, open_run, write_config
+from training.run_dir import check_same_run, keep_recorded_classes, open_run, write_config
 from training.snapshots import save_samples, set_aside
 from training.summary import summary
 from utils.distributed import Distributed
@@ -79,7 +79,7 @@ def train(
     loss_fn = Loss(cfg, process, distributed.device)
     create_sampler(cfg.sampling, process)
     check_logger(cfg.logger.name)
-    keep_class_names(run_dir, cfg)
+    keep_recorded_classes(run_dir, cfg)
     check_same_run(run_dir, cfg)
 
     # Network, EMA and optimiser; training and held-out data.
@@ -141,6 +141,9 @@ def train(
             if images.class_names:
                 with open_dict(cfg):
                     cfg.data.class_names = list(images.class_names)
+            if cfg.data.classes and (path is None or options.allow_data_change):
+                with open_dict(cfg):
+                    cfg.data.class_counts = images.labels.bincount(minlength=images.num_classes).tolist()
             distributed.run_on_main(record_start)
 
         def due(freq: int) -> bool:

@@ -226,6 +226,7 @@ OTHER_CASES = [
     ("run_vis.py", ["load_dir=run", "label=10"], "label=10: the classes of this network are 0 to 9"),
     ("run_vis.py", ["load_dir=run", "label=[]"], "label=[]: name at least one class"),
     ("run_vis.py", ["load_dir=run", "label=three"], "label=three: the classes of this network are 0 to 9"),
+    ("run_vis.py", ["load_dir=run", "label_frequencies=uniforn"], "label_frequencies=uniforn: known are uniform, null"),
     ("run_vis.py", ["load_dir=run", "w=much"], "w=much: need a number"),
     ("run_vis.py", ["load_dir=run/checkpoints/checkpoint_1.pth", "eval.ckpt=2"], "checkpoint 2 is asked for, but run/"),
     (
