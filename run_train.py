@@ -5,6 +5,7 @@ from utils.signals import enable_keyboard_interrupt, exit_on_interrupt
 if __name__ == "__main__":
     exit_on_interrupt()  # before the slow imports
 
+import os
 from pathlib import Path
 from shlex import quote
 
@@ -39,6 +40,8 @@ def check_resume(arguments: list[str]) -> None:
         for argument, other, _ in read:
             if is_multirun([argument]) or other == "hydra.run.dir":
                 raise InputError(f"{argument} does not go with resume={run_dir}, which says where the run is")
+            if other == "init_from":
+                raise InputError(f"{argument} does not go with resume={run_dir}, which goes on with its own weights")
 
 
 def check_experiment(cfg: DictConfig) -> None:
@@ -74,6 +77,8 @@ def main(cfg: DictConfig) -> None:
     env = detect_launcher()
     processes = cfg.ngpus if env is None else env.world_size
     if resume is None:
+        if isinstance(cfg.init_from, str) and cfg.init_from:
+            cfg.init_from = os.path.abspath(cfg.init_from)  # the run may be started again from another directory
         check_experiment(cfg)
         if "shape" in cfg.data:
             from datasets.registry import complete_data  # imports torch

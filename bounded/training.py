@@ -1,6 +1,5 @@
 """Training of a network on rows in memory: a run of run_train.py with the recipe ``experiment=array``."""
 
-import json
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from datasets.registry import complete_data
+from models.io.run_files import best_of, read_records
 from training.loop import train
 from training.options import check_train
 from training.run_dir import write_config
@@ -81,6 +81,6 @@ def train_run(
         train(cfg, run, Distributed(choose_device(cfg.device)), progress=progress)
     cfg.data.root, cfg.data.held_out = (path.name for path in files)  # which the folder takes with it
     write_config(run, cfg)
-    entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    losses = [entry["eval_loss"] for entry in entries if entry["step"] % every == 0 or entry is entries[-1]]
-    return run, 1 + int(np.argmin(losses))
+    best = best_of(read_records(run))
+    assert best is not None, "a run whose loss is not finite ends with an error"
+    return run, best

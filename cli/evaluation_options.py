@@ -8,10 +8,10 @@ from omegaconf import DictConfig
 from pydantic import Field
 
 from training.options import CommonOptions
-from utils.ema_options import EMALength, WeightsName, check_weights
+from utils.ema_options import CheckpointNumber, EMALength, WeightsName, check_weights
 from utils.errors import InputError
 from utils.guidance_options import GuidanceOptions
-from utils.options import CheckpointNumber, Count, NumImages, Option, PathName, check_section, options_of, plain
+from utils.options import Count, NumImages, Option, PathName, check_section, options_of, plain
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class DrawingOptions(CommonOptions):
 
     load_dir: PathName
     label: Annotated[Any, Field(description="a class, by number or name, a list of these, or null")]
+    label_frequencies: Literal["uniform"] | None
     cond: Annotated[
         Sequence[float] | Sequence[Sequence[float]] | None,
         Field(description="a list of numbers, a list of such lists, or null"),

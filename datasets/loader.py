@@ -31,6 +31,9 @@ class Loader:
         dequantize: whether to add uniform noise within each grey level (torch's default generator).
         in_memory: size in bytes of the largest data set that is copied to ``device``.
 
+    Attributes:
+        offset: position of batch 0 in the stream; not 0 in a run whose batch size has changed.
+
     Raises:
         ValueError: if samples that are no images are to be mirrored.
     """
@@ -53,6 +56,7 @@ class Loader:
         self._images = images
         self.batch_size = batch_size
         self.seed = seed
+        self.offset = 0
         self.random_flip, self.dequantize = random_flip, dequantize
         self._count = len(images)
         self._stream = None if file is None else _Stream(images, file, self.device)
@@ -62,7 +66,8 @@ class Loader:
     def indices(self, step: int) -> np.ndarray:
         """Return the positions in the data set of the samples of batch ``step``, int64 (batch_size,)."""
         n = self._count
-        position, stop = step * self.batch_size, (step + 1) * self.batch_size
+        position = step * self.batch_size + self.offset
+        stop = position + self.batch_size
         pieces = []
         while position < stop:
             epoch, offset = divmod(position, n)

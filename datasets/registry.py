@@ -1,10 +1,11 @@
 """The registry of data sets by name: a new one is a function that returns an ``ImageDataset``, and an entry here."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 from omegaconf import DictConfig, open_dict
+from pydantic import Field
 
 from datasets.arrays import array, describe_array
 from datasets.folders import ClassNames, folder
@@ -28,7 +29,9 @@ DATASETS: dict[str, Callable[..., ImageDataset]] = {
 }
 # Functions of the section ``data`` that return the keys which a data set's files determine, where they are null.
 DESCRIPTIONS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {"array": describe_array}
-RECORDED = {"class_names": Option(ClassNames, required=False)}  # what a run adds to its section ``data``
+ClassCounts = Annotated[Sequence[Annotated[int, Field(ge=0, le=10**12)]], Field(min_length=1, max_length=10**6)]
+# What a run adds to its section ``data``: the names of the classes, and the number of training samples of each.
+RECORDED = {"class_names": Option(ClassNames, required=False), "class_counts": Option(ClassCounts, required=False)}
 GIVEN = ("train", "dataroot", "plain_order")  # parameters of a data set's function that are no options of ``data``
 
 
@@ -49,8 +52,8 @@ def data_options(dataset: str, has_shape: bool = False) -> dict[str, Option]:
 
 
 def all_data_options() -> dict[str, Option]:
-    """Return the options of the section ``data`` of all data sets together."""
-    options: dict[str, Option] = {}
+    """Return the options of the section ``data`` of all data sets together, and what runs add to it."""
+    options: dict[str, Option] = dict(RECORDED)
     for dataset in DATASETS:
         options |= data_options(dataset) | data_options(dataset, has_shape=True)
     return options
@@ -152,4 +155,5 @@ def load_configured(
         )
     options = plain(data) | {"dataroot": dataroot, "root": root, "held_out": held_out}
     options |= {"plain_order": "class_names" not in data}
+    options.pop("class_counts", None)  # of the training split, which is loaded here
     return load_images(str(options.pop("dataset")), train, **options)

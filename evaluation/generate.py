@@ -24,7 +24,7 @@ from sampling.draw import draw_imputed, draw_samples, group_size
 from sampling.guidance import ScoreNetwork
 from sampling.images import share_outside, to_array, to_trajectory
 from sampling.imputation import STEPS, check_given
-from sampling.labels import conditions_of, labels_of, resolve_conditions, resolve_labels
+from sampling.labels import check_counts, conditions_of, labels_of, resolve_conditions, resolve_labels
 from sde import create_process
 from utils.distributed import Distributed
 from utils.errors import InputError
@@ -62,8 +62,8 @@ class ImageSampler:
 
     Args:
         cfg: configuration with ``load_dir``, ``eval.ckpt``, ``eval.ema``, ``eval.weights``, ``precision``,
-            ``compile``, ``sampling``, ``denoiser_path``, ``label``, ``cond``, ``w``, ``guidance`` and
-            ``seed``; and with ``given``, ``mask`` and ``eval.particles`` if values of the images are given.
+            ``compile``, ``sampling``, ``denoiser_path``, ``label``, ``label_frequencies``, ``cond``, ``w``,
+            ``guidance`` and ``seed``; and with ``given``, ``mask`` and ``eval.particles`` if values are given.
         device: device to compute on.
 
     Raises:
@@ -85,6 +85,7 @@ class ImageSampler:
             )
         w = cfg.w if self.guidance.dir is None else 0.0  # a weaker network is guided away from without labels too
         self.classes = resolve_labels(cfg.label, w, self.net.num_classes, names, self.net.cond_size)
+        self.counts = self._class_counts()
         self.conditions = resolve_conditions(cfg.cond, w, self.net.cond_size)
         self.weak = self._weak()
         self.denoise = self._denoiser()
@@ -101,8 +102,9 @@ class ImageSampler:
 
     def __call__(self, images: range, on_step: Callable[[], object] | None = None) -> GeneratedBatch:
         """Draw the images with these numbers, all at once."""
-        given = conditions_of(images, self.conditions) if self.conditions else None
-        labels = labels_of(images, self.classes, self.net.num_classes, self.cfg.seed) if given is None else given
+        labels = conditions_of(images, self.conditions) if self.conditions else None
+        if labels is None:
+            labels = labels_of(images, self.classes, self.net.num_classes, self.cfg.seed, self.counts)
         labels = labels if labels is None else labels.to(self.device)
         out = self._draw(images, labels, on_step)
         pixels = to_array(out.samples, self.is_image, self.units, self.sde.sigma_min)
@@ -141,6 +143,15 @@ class ImageSampler:
             **sizes,
             **guidance,
         )
+
+    def _class_counts(self) -> list[int] | None:
+        """Return the frequencies of random classes; None for uniform ones, or no random classes."""
+        if self.classes or not self.net.num_classes or self.cfg.label_frequencies == "uniform":
+            return None
+        counts = check_counts(self.run.data.get("class_counts"), self.net.num_classes)
+        if counts is None:
+            log.info("label=null: %s has no record of its class frequencies: uniform classes", self.cfg.load_dir)
+        return counts
 
     def _given(self) -> Given | None:
         """Read the values that ``given`` names; None without."""

@@ -97,6 +97,7 @@ class Samples:
             "source": "images/samples_*.npz",
             "seeds": f"image i from ({cfg.seed}, i), i = 0 .. {self.num_images - 1}",
             "label": plain(cfg)["label"],
+            "label_frequencies": "uniform" if self.sampler.counts is None else "those of the training data",
             "w": cfg.w,
             "guidance": self.guidance,
             "sampling": plain(cfg.sampling),

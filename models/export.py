@@ -24,7 +24,7 @@ from models.io.published import published_tensors, to_published
 from models.io.run_files import find_checkpoint, named_checkpoint
 from models.io.safetensors import write_safetensors
 from models.io.weights import Weights, read_weights
-from utils.ema_options import check_weights
+from utils.ema_options import CheckpointNumber, check_weights
 from utils.errors import ArgumentParser, InputError, UserError, printable
 from utils.options import plain
 
@@ -38,14 +38,16 @@ NEW_SCALER = {
 }
 
 
-def export(run_dir: Path, out: Path, layout: str = "published", ckpt: int = -1, ema: float | None = None) -> None:
+def export(
+    run_dir: Path, out: Path, layout: str = "published", ckpt: CheckpointNumber = -1, ema: float | None = None
+) -> None:
     """Write a checkpoint of ``run_dir`` to ``out``, a directory (``published``) or a file (``safetensors``).
 
     Args:
         run_dir: directory of a run, or one of its checkpoints; for ``safetensors`` also a published model directory.
         out: path that does not exist yet; it appears when it is complete.
         layout: ``published`` or ``safetensors``.
-        ckpt: number of the checkpoint; -1 for the highest.
+        ckpt: number of the checkpoint; -1 for the highest, ``best`` for that with the lowest held-out loss.
         ema: relative length of the power-function average that takes the place of the one in the checkpoint; None to
             keep that; see ``load_pretrained``.
 
@@ -71,6 +73,11 @@ def export(run_dir: Path, out: Path, layout: str = "published", ckpt: int = -1, 
         )
     path = find_checkpoint(run_dir, ckpt)
     checkpoint = read_checkpoint(path)
+    if layout == "published" and "optimizer" not in checkpoint:
+        raise InputError(
+            f"{path} has no optimizer state (training.keep_optimizer=false), which the published layout contains: use "
+            "--format safetensors"
+        )
     weights = read_weights(net, cfg, checkpoint, path)
     weights = replace(weights, averages=average_weights(net, run_dir, checkpoint, path, weights, ema))
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -139,13 +146,22 @@ def published_checkpoint(
     }
 
 
+def checkpoint_number(text: str) -> int | str:
+    return text if text == "best" else int(text)
+
+
 def main() -> None:
     """Parse the command line and export a model."""
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_dir", type=Path, help="directory of the run, or RUN/checkpoints/checkpoint_N.pth")
     parser.add_argument("out", type=Path, help="directory (published) or file (safetensors) to write")
     parser.add_argument("--format", choices=("published", "safetensors"), default="published")
-    parser.add_argument("--ckpt", type=int, default=-1, help="number of the checkpoint; -1, the default: the highest")
+    parser.add_argument(
+        "--ckpt",
+        type=checkpoint_number,
+        default=-1,
+        help="number of the checkpoint, or best; -1, the default: the highest",
+    )
     parser.add_argument("--ema", type=float, help="length of the average instead of the one in the checkpoint")
     options = parser.parse_args()
     try:

@@ -110,7 +110,22 @@ def _unquoted(name: str) -> object:
     return name
 
 
-def labels_of(images: range, classes: Sequence[int], num_classes: int, seed: int) -> Tensor | None:
+def check_counts(counts: Sequence[int] | None, num_classes: int) -> list[int] | None:
+    """Return the numbers of training samples of the classes, as recorded by a run; None if there is no record.
+
+    Raises:
+        InputError: if there are others than ``num_classes`` of them, or all are 0.
+    """
+    if counts is None:
+        return None
+    if len(counts) != num_classes or not any(counts):
+        raise InputError(f"data.class_counts has {len(counts)} values, {sum(counts)} in all, for {num_classes} classes")
+    return list(counts)
+
+
+def labels_of(
+    images: range, classes: Sequence[int], num_classes: int, seed: int, counts: Sequence[int] | None = None
+) -> Tensor | None:
     """Return the labels of the samples with these numbers, each a function of its number.
 
     Args:
@@ -118,6 +133,7 @@ def labels_of(images: range, classes: Sequence[int], num_classes: int, seed: int
         classes: classes taken in turn; if empty, the class of a sample is random, from (seed, its number).
         num_classes: number of classes of the network; 0 if it has none.
         seed: seed of the random classes.
+        counts: frequencies of the random classes, such as the numbers of training samples; None for uniform ones.
 
     Returns:
         int64 (len(images),), or None for a network without classes.
@@ -126,8 +142,9 @@ def labels_of(images: range, classes: Sequence[int], num_classes: int, seed: int
         return None
     if classes:
         return torch.tensor([classes[i % len(classes)] for i in images])
-    draws = [np.random.default_rng(derived_seed(seed, Stream.LABEL, i)).integers(num_classes) for i in images]
-    return torch.tensor(draws)
+    total = num_classes if counts is None else sum(counts)
+    draws = [np.random.default_rng(derived_seed(seed, Stream.LABEL, i)).integers(total) for i in images]
+    return torch.tensor(draws if counts is None else np.searchsorted(np.cumsum(counts), draws, side="right"))
 
 
 def conditions_of(images: range, conditions: Sequence[Sequence[float]]) -> Tensor:

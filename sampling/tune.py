@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from datasets import ImageDataset, load_configured
 from models import load_pretrained
+from models.export import checkpoint_number
 from models.io.run_files import find_checkpoint, named_checkpoint
 from models.score_model import ScoreModel
 from sampling.auto import FewSteps, Tuned, create_few_steps, default_options, read_tuned, tuned_path
@@ -30,6 +31,7 @@ from sampling.draw import draw_samples
 from sampling.folding import karras_sigmas
 from sde import Process, create_process
 from utils.devices import choose_device
+from utils.ema_options import CheckpointNumber
 from utils.energy_distance import combine, distances_within, mean_distances
 from utils.errors import ArgumentParser, InputError, UserError, printable, replacing
 from utils.locks import exclusive
@@ -174,7 +176,7 @@ def tune_run(
     run_dir: Path,
     nfe: list[int],
     *,
-    ckpt: int = -1,
+    ckpt: CheckpointNumber = -1,
     number: int = 500,
     seed: int = 0,
     batch_size: int = 250,
@@ -190,7 +192,7 @@ def tune_run(
     Args:
         run_dir: directory of the run, or one of its checkpoints.
         nfe: numbers of evaluations.
-        ckpt: number of the checkpoint; -1 for the highest.
+        ckpt: number of the checkpoint; -1 for the highest, ``best`` for that with the lowest held-out loss.
         number: number of samples of each comparison.
         seed, batch_size, device: see ``Search``.
         dataroot, root, held_out: places of the data, see ``load_configured``.
@@ -245,7 +247,12 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_dir", type=Path, help="directory of the run")
     parser.add_argument("--nfe", type=int, nargs="+", default=list(NFE), help="numbers of evaluations")
-    parser.add_argument("--ckpt", type=int, default=-1, help="number of the checkpoint; -1, the default: the highest")
+    parser.add_argument(
+        "--ckpt",
+        type=checkpoint_number,
+        default=-1,
+        help="number of the checkpoint, or best; -1, the default: the highest",
+    )
     parser.add_argument("--samples", type=int, default=500, help="samples of each comparison")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise of the samples")
     parser.add_argument("--batch-size", type=int, default=250, help="samples that are drawn at once")

@@ -1,5 +1,6 @@
 """Checkpoints of a run and snapshots of its averages: the training state they contain, writing and reading."""
 
+import json
 import logging
 import math
 import os
@@ -15,11 +16,11 @@ from losses import LossHistory
 from models import ScoreModel
 from models.io.checkpoint import check_whole, read_checkpoint
 from models.io.ema_snapshots import FOLDER, SnapshotInfo, encode_snapshot, read_info, snapshot_path, snapshot_steps
-from models.io.run_files import checkpoint_numbers
+from models.io.run_files import CheckpointRecord, best_of, checkpoint_numbers, read_records, record_path
 from models.io.weights import check_finite
 from training.ema import EMA, PowerEMA
 from training.optimizer import load_optimizer
-from utils.errors import InputError, TrainingError, writing
+from utils.errors import InputError, TrainingError, replacing, writing
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ class TrainState:
         trainable: parameters of the model that the optimiser updates.
         history: moments of the loss by noise level, for a loss that follows them; None otherwise.
         step: number of updates made.
+        images: number of images in the batches of these updates.
         power_ema: averages to reconstruct others from; None without ``training.ema_snapshot_freq``.
     """
 
@@ -46,15 +48,17 @@ class TrainState:
     trainable: list[nn.Parameter]
     history: LossHistory | None = None
     step: int = 0
+    images: int = 0
     power_ema: PowerEMA | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return tensors and plain Python values under the published keys, and ``loss_history`` if there is one."""
+        """Return tensors and plain values under the published keys, with ``images``, and what else there is."""
         state = {
             "model": self.model.network.state_dict(),
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
+            "images": self.images,
             "scaler": self.scaler.state_dict() or None,  # None if disabled
             **({} if self.power_ema is None else {"power_ema": self.power_ema.state_dict()}),
         }
@@ -86,13 +90,14 @@ class TrainState:
                     "use training.ema_snapshot_freq=null"
                 )
             self.power_ema.load_state_dict(state["power_ema"])
-        self.step = state["step"]
+        self.step, self.images = state["step"], state.get("images", 0)  # 0: of an earlier version
 
 
 class Checkpoints:
     """The files of a run with its state: snapshots to keep, two files to resume from, and averages of the weights.
 
-    Snapshots, ``checkpoints/checkpoint_N.pth``, are never overwritten. The files to resume from are
+    Snapshots, ``checkpoints/checkpoint_N.pth``, are never overwritten; ``checkpoints.json`` records their steps and
+    held-out losses, also of those that ``prune`` has deleted. The files to resume from are
     ``checkpoints-meta/checkpoint.pth``, the newest, and ``checkpoint_previous.pth``, in case the newest is damaged.
     Snapshots of the power-function averages alone are ``ema/step_N.safetensors``.
 
@@ -109,22 +114,60 @@ class Checkpoints:
         self._newest_damaged = False
         self._last_averages = 0  # step up to which the snapshots of averages are those of this course of the run
 
-    def save_snapshot(self, state: TrainState) -> tuple[Path, bool]:
-        """Write the next snapshot, under the next free number.
+    def save_snapshot(self, state: TrainState, eval_loss: float, keep_optimizer: bool = True) -> tuple[Path, bool]:
+        """Write the next snapshot, under the next free number, and record its held-out loss.
 
-        After a kill, the same snapshot, bit for bit, may exist already; then no file is written.
+        After a kill, the same snapshot, bit for bit, may exist already; then it is not written again.
+
+        Args:
+            state: state of the run.
+            eval_loss: loss of the averaged weights on held-out images.
+            keep_optimizer: whether the snapshot has all of the state, to resume from, or network and EMA only.
 
         Returns:
             The path of the snapshot, and whether it is new.
         """
         contents = state.state_dict()
-        while (path := self._snapshot_path(self._next)).exists():
+        if not keep_optimizer:
+            contents = {key: contents[key] for key in ("model", "ema", "step")}
+        is_new = True
+        while is_new and (path := self._snapshot_path(self._next)).exists():
+            is_new = not _has_contents(path, contents)
             self._next += 1
-            if _has_contents(path, contents):
-                return path, False
-        save_atomically(contents, path)
-        self._next += 1
-        return path, True
+        if is_new:
+            save_atomically(contents, path)
+            self._next += 1
+        self._record(self._next - 1, CheckpointRecord(state.step, eval_loss))
+        return path, is_new
+
+    def _record(self, number: int, record: CheckpointRecord) -> None:
+        records = read_records(self.run_dir)
+        if records.get(number) != record:
+            contents = {n: vars(one) for n, one in sorted({**records, number: record}.items())}
+            with replacing(record_path(self.run_dir)) as temporary:
+                temporary.write_text(json.dumps(contents, indent=1) + "\n")
+
+    def prune(self, keep_last: int | None, keep_every: int | None) -> None:
+        """Delete snapshots, except the best by held-out loss; call it when the run can be resumed from its last step.
+
+        Those without a record, of a run of an earlier version, stay.
+
+        Args:
+            keep_last: number of the last snapshots to keep; None for all.
+            keep_every: snapshots whose number is a multiple of it stay as well.
+        """
+        if keep_last is None:
+            return
+        numbers = checkpoint_numbers(self.folder)
+        records = read_records(self.run_dir)
+        present = {number: records[number] for number in numbers if number in records}
+        kept = {*numbers[-keep_last:], best_of(present), self._next - 1}
+        for number in present.keys() - kept:
+            if keep_every is None or number % keep_every:
+                try:
+                    self._snapshot_path(number).unlink(missing_ok=True)
+                except OSError as error:
+                    log.warning("%s cannot be deleted: %s", self._snapshot_path(number), error.strerror)
 
     def save_averages(self, state: TrainState) -> Path:
         """Write a snapshot of the power-function averages.
@@ -166,6 +209,16 @@ class Checkpoints:
             for stale in folder.glob(".*.tmp"):
                 stale.unlink()
 
+    def exist(self) -> bool:
+        """Return whether the run has a checkpoint to resume from, damaged or not."""
+        return bool(self._candidates())
+
+    def _candidates(self) -> list[Path]:
+        """List the checkpoints to resume from, the newest first."""
+        # after a kill between the two renames of a save, only the previous one exists
+        paths = [path for path in (self.resume_path, self.previous_path) if path.exists()]
+        return paths or [self._snapshot_path(number) for number in reversed(checkpoint_numbers(self.folder))]
+
     def find(self) -> Path | None:
         """Find the newest undamaged checkpoint to resume from; None if the run has no checkpoint.
 
@@ -175,9 +228,7 @@ class Checkpoints:
             InputError: if there are checkpoints but all are damaged.
         """
         damaged = None
-        # after a kill between the two renames of a save, only the previous one exists
-        paths = [path for path in (self.resume_path, self.previous_path) if path.exists()]
-        for path in paths or [self._snapshot_path(number) for number in reversed(checkpoint_numbers(self.folder))]:
+        for path in self._candidates():
             try:
                 check_whole(path)
             except InputError as error:
@@ -186,7 +237,7 @@ class Checkpoints:
                 continue
             if damaged:
                 log.warning("resuming from the checkpoint before it, %s", path)
-                self._newest_damaged = bool(paths)
+                self._newest_damaged = path == self.previous_path
             return path
         if damaged:
             raise damaged
@@ -199,6 +250,11 @@ class Checkpoints:
             InputError: if the checkpoint does not fit the model or holds values that are not finite.
         """
         checkpoint = read_checkpoint(path)
+        if "step" in checkpoint and "optimizer" not in checkpoint:
+            raise InputError(
+                f"{path} has no optimizer state (training.keep_optimizer=false), and there is no checkpoints-meta/ to "
+                f"resume from: start another run from its weights by init_from={path}"
+            )
         try:
             state.load_state_dict(checkpoint)
         except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
@@ -206,10 +262,13 @@ class Checkpoints:
             raise InputError(f"{path} does not fit this run: {reason}") from error
         _check_finite(state, path)
         self._last_averages = state.step
-        # Numbering continues after snapshots up to this step: later ones, from before a kill, will be written again.
-        for number in reversed(checkpoint_numbers(self.folder)):
+        # Numbering continues after snapshots up to this step, also deleted ones: later ones, from before a kill, will
+        # be written again.
+        records, numbers = read_records(self.run_dir), checkpoint_numbers(self.folder)
+        for number in sorted({*records, *numbers}, reverse=True):
             snapshot = self._snapshot_path(number)
-            if path == snapshot or _step_of(snapshot) <= state.step:
+            step = _step_of(snapshot) if number in numbers else records[number].step
+            if path == snapshot or step <= state.step:
                 self._next = number + 1
                 break
 

@@ -6,6 +6,7 @@ import signal
 import time
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,18 +18,21 @@ from datasets import Loader
 from losses import DiffusionSquared, LossHistory, Weighting, create_objective
 from losses.score_matching import SIGMA_SQUARED, UNIFORM_TIME, perturb, score_error
 from models import ScoreModel, compile_network, compiled, create_model, null_like, recompute_activations
+from models.io.config import load_config
 from sampling import create_sampler
 from sde import Process, create_process
 from training.checkpoint import Checkpoints, TrainState
 from training.data import load_splits, show_data
 from training.data_record import check_same_data, describe_data, write_record
+from training.disk_space import check_free_space, estimate_need
 from training.ema import EMA, PowerEMA
+from training.finetune import load_source
 from training.loggers import check_logger
 from training.metric_accumulator import MetricAccumulator
 from training.metric_writer import MetricWriter, NullMetricWriter
 from training.optimizer import create_optimizer, learning_rate
 from training.options import check_train
-from training.run_dir import check_same_run, keep_class_names, open_run, write_config
+from training.run_dir import check_same_run, keep_recorded_classes, open_run, write_config
 from training.snapshots import save_samples, set_aside
 from training.summary import summary
 from utils.distributed import Distributed
@@ -47,6 +51,8 @@ def train(
     progress: bool | None = None,
 ) -> int:
     """Train the run in ``run_dir``, from its newest checkpoint if it has one, for ``training.n_iters`` updates in all.
+
+    With ``training.n_images`` it ends after so many images, and ``training.n_iters`` becomes the number of updates.
 
     Writes ``metrics.jsonl``, ``loss.png``, ``checkpoints/``, ``checkpoints-meta/``, ``ema/``, ``samples/`` and the
     files of the logger there. With ``training.n_iters`` 0 it only loads the data set, and writes ``data.png``.
@@ -73,11 +79,16 @@ def train(
     loss_fn = Loss(cfg, process, distributed.device)
     create_sampler(cfg.sampling, process)
     check_logger(cfg.logger.name)
-    keep_class_names(run_dir, cfg)
+    keep_recorded_classes(run_dir, cfg)
     check_same_run(run_dir, cfg)
 
     # Network, EMA and optimiser; training and held-out data.
+    checkpoints, source = Checkpoints(run_dir), None
+    if options.n_iters and cfg.init_from is not None and not distributed.run_on_main(checkpoints.exist):
+        source = load_source(cfg, distributed)
     state = create_state(cfg, distributed.device, loss_fn.history) if options.n_iters else None
+    if state is not None and source is not None:
+        source.apply(state)
     images, held_out = load_splits(cfg, distributed)
     data, device = cfg.data, distributed.device
     loader = Loader(images, options.batch_size, cfg.seed, device, data.random_flip, data.dequantize)
@@ -88,30 +99,41 @@ def train(
             show_data(images, held_out, loader, run_dir, cfg.data.get("columns"))
         return 0
 
-    checkpoints, record = Checkpoints(run_dir), describe_data(images, held_out)
+    record = describe_data(images, held_out)
     with ExitStack() as stack, logging_redirect_tqdm():
         # Lock the directory, and resume from its newest checkpoint.
-        def find_checkpoint() -> str | None:
+        def find_checkpoint() -> tuple[str | None, int]:
             stack.enter_context(open_run(run_dir, cfg))
             checkpoints.clear()
             found = checkpoints.find()
-            if found is not None:
-                check_same_data(run_dir, record, options.allow_data_change)
-            return None if found is None else str(found)
+            if found is None:
+                return None, 0
+            check_same_data(run_dir, record, options.allow_data_change)
+            return str(found), load_config(run_dir).training.batch_size
 
-        path = distributed.run_on_main(find_checkpoint)
+        path, batch_size_so_far = distributed.run_on_main(find_checkpoint)
         if path is None:
             log.info("starting at step 0")
+            if source is not None:
+                source.report(images)
         else:
             checkpoints.restore(state, Path(path))
+            state.images = state.images or state.step * batch_size_so_far
+            loader.offset = state.images - state.step * options.batch_size
             log.info("resuming at step %d, from %s", state.step, path)
+        if options.n_images is not None:
+            options.n_iters = state.step + math.ceil(max(0, options.n_images - state.images) / options.batch_size)
         log.info("\n".join(summary(cfg, run_dir, distributed, state, images, held_out)))
 
         # Record the configuration and the data that the run continues with.
         def record_start() -> None:
+            check_free_space(run_dir, estimate_need(cfg, state, run_dir))
             write_config(run_dir, cfg)
             if path is None or options.allow_data_change or not (run_dir / "data.json").exists():
                 write_record(run_dir, record)
+            if path is None and source is not None:
+                source.write_record(run_dir)
+                checkpoints.save_for_resume(state)  # so that resuming never reads init_from
 
         if state.step >= options.n_iters:
             log.info("training.n_iters=%d is reached", options.n_iters)
@@ -119,6 +141,9 @@ def train(
             if images.class_names:
                 with open_dict(cfg):
                     cfg.data.class_names = list(images.class_names)
+            if cfg.data.classes and (path is None or options.allow_data_change):
+                with open_dict(cfg):
+                    cfg.data.class_counts = images.labels.bincount(minlength=images.num_classes).tolist()
             distributed.run_on_main(record_start)
 
         def due(freq: int) -> bool:
@@ -127,8 +152,8 @@ def train(
         def samples_folder() -> Path:
             return run_dir / "samples" / f"iter_{state.step}"
 
-        def save_snapshot() -> str:
-            snapshot, is_new = checkpoints.save_snapshot(state)
+        def save_snapshot(eval_loss: float) -> str:
+            snapshot, is_new = checkpoints.save_snapshot(state, eval_loss, options.keep_optimizer)
             if is_new:
                 set_aside(samples_folder(), snapshot)
             return str(snapshot)
@@ -158,7 +183,11 @@ def train(
             accumulator = MetricAccumulator(distributed, process, loss_fn.reported_levels)
             while state.step < options.n_iters and not signum:
                 # One update: batch, loss, gradient, optimiser, EMA.
-                lr = learning_rate(cfg.optim, state.step)
+                if options.n_images is None:
+                    done, length = state.step, options.n_iters
+                else:
+                    done, length = state.images / options.batch_size, options.n_images / options.batch_size
+                lr = learning_rate(cfg.optim, state.step, done, length)
                 batch = loss_fn.sample_batch(loader, state.step)
                 losses, share, grad_norm = train_step(loss_fn, net, state, batch, distributed, lr, cfg.optim.grad_clip)
                 accumulator.add(
@@ -181,19 +210,22 @@ def train(
 
                 # Metrics, and the loss on held-out images with the EMA weights.
                 entry = {"step": state.step, **accumulator.summary(), "lr": lr}
-                if due(options.eval_freq):
-                    entry["eval_loss"] = evaluate(loss_fn, state.ema.model, held_out_loader, distributed).item()
+                if due(options.eval_freq) or due(options.snapshot_freq):
+                    held_out_loss = evaluate(loss_fn, state.ema.model, held_out_loader, distributed).item()
+                    entry["eval_loss"] = held_out_loss
                 metrics.write(entry)
 
                 # Checkpoints: one to keep, one to resume from.
                 if saving:
                     state.check_finite()
                 if due(options.snapshot_freq):
-                    snapshot = distributed.run_on_main(save_snapshot)
+                    snapshot = distributed.run_on_main(partial(save_snapshot, held_out_loss))
                     metrics.snapshot()
                     log.info("step %d: wrote %s", state.step, snapshot)
                 if saving:
                     distributed.run_on_main(lambda: checkpoints.save_for_resume(state))
+                if due(options.snapshot_freq):
+                    distributed.run_on_main(lambda: checkpoints.prune(options.keep_last, options.keep_every))
 
                 # Samples of the EMA weights.
                 if not signum:
@@ -262,6 +294,7 @@ def train_step(
     state.scaler.update()
     state.ema.update(state.model)
     state.step += 1
+    state.images += len(batch)
     if state.power_ema is not None:
         state.power_ema.update(state.step)
 

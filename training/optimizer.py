@@ -1,11 +1,21 @@
-"""Optimisers by name, and the learning rate."""
+"""Optimisers and schedules of the learning rate by name."""
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
 
 OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
+# Factors of the learning rate, from the share of the run after the warm-up that is done, in [0, 1], and the updates so
+# far in units of decay_after. The last is that of EDM2 (Karras et al. 2024).
+SCHEDULES: dict[str, Callable[[float, float], float]] = {
+    "constant": lambda _progress, _time: 1.0,
+    "cosine": lambda progress, _: 0.5 * (1.0 + math.cos(math.pi * progress)),
+    "linear": lambda progress, _: 1.0 - progress,
+    "inverse_sqrt": lambda _, time: 1.0 / math.sqrt(max(1.0, time)),
+}
 
 
 def create_optimizer(params: list[torch.nn.Parameter], optim: DictConfig) -> torch.optim.Optimizer:
@@ -22,9 +32,18 @@ def create_optimizer(params: list[torch.nn.Parameter], optim: DictConfig) -> tor
     )
 
 
-def learning_rate(optim: DictConfig, step: int) -> float:
-    """Return the learning rate of update ``step``, from 0: it rises linearly to ``lr`` over ``warmup`` updates."""
-    return optim.lr * min(1.0, (step + 1) / max(1, optim.warmup))
+def learning_rate(optim: DictConfig, step: int, done: float, length: float) -> float:
+    """Return the learning rate of an update: a linear rise to ``lr`` over ``warmup`` updates, times a schedule.
+
+    Args:
+        optim: section ``optim``.
+        step: number of updates before this one.
+        done: how far the run is, in updates: ``step``, or the number of images so far over the batch size.
+        length: length of the run, in updates too.
+    """
+    progress = (done - optim.warmup) / max(1.0, length - optim.warmup)
+    decay = SCHEDULES[optim.schedule](min(1.0, max(0.0, progress)), done / optim.decay_after)
+    return optim.lr * min(1.0, (step + 1) / max(1, optim.warmup)) * decay
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from utils.options import (
     NumImages,
     Option,
     PathName,
+    Positive,
     Probability,
     Seed,
     check_name,
@@ -54,6 +55,7 @@ class TrainOptions(CommonOptions):
     """Options of run_train.py outside of the sections."""
 
     dataroot: PathName
+    init_from: PathName | None
     resume: PathName | None = None
 
 
@@ -65,8 +67,12 @@ class TrainingOptions:
     grad_accum_steps: Count
     activation_checkpointing: bool
     n_iters: Steps
+    n_images: Annotated[int, Field(ge=1, le=10**15)] | None
     snapshot_freq: Count
     snapshot_freq_for_preemption: Count
+    keep_last: Count | None
+    keep_every: Count | None
+    keep_optimizer: bool
     snapshot_sampling: bool
     log_freq: Count
     eval_freq: Count
@@ -99,6 +105,8 @@ class OptimOptions:
     eps: NonNegative
     weight_decay: NonNegative
     warmup: NonNegative
+    schedule: Literal["constant", "cosine", "linear", "inverse_sqrt"]
+    decay_after: Positive
     grad_clip: float
 
 
@@ -139,6 +147,11 @@ def check_train(cfg: DictConfig, processes: int) -> None:
     lengths = list(cfg.training.ema_lengths)
     if len(set(lengths)) < len(lengths):
         raise InputError(f"training.ema_lengths={lengths}: a length occurs twice")
+    if cfg.training.keep_every is not None and cfg.training.keep_last is None:
+        raise InputError(
+            f"training.keep_every={cfg.training.keep_every} is about checkpoints that training.keep_last=N deletes: "
+            "give that too"
+        )
     if cfg.training.batch_size < processes * cfg.training.grad_accum_steps:
         raise InputError(
             f"training.batch_size={cfg.training.batch_size}: less than an image for each of {processes} processes x "

@@ -14,10 +14,11 @@ from utils.errors import InputError, replacing
 from utils.locks import exclusive
 
 # Keys of the data that may change: the same files may have moved; data_record.py compares what they are.
-PLACES = ("data.root", "data.held_out", "data.labels", "data.cond", "data.class_names")
-IDENTITY = ("model", "data", "sde", "seed", "optim.optimizer")  # a change of these would make it another run
+PLACES = ("data.root", "data.held_out", "data.labels", "data.cond", "data.class_names", "data.class_counts")
+# A change of these would make it another run.
+IDENTITY = ("model", "data", "sde", "seed", "optim.optimizer", "init_from")
 # Files that a run writes after its configuration: without one they belong to something else and are not overwritten.
-WRITTEN = ("checkpoints", "checkpoints-meta", "samples", "ema", "metrics.jsonl", "data.json")
+WRITTEN = ("checkpoints", "checkpoints-meta", "checkpoints.json", "samples", "ema", "metrics.jsonl", "data.json")
 
 
 def resumed_config(composed: DictConfig, run_dir: Path, overrides: list[str]) -> DictConfig:
@@ -59,12 +60,16 @@ def open_run(run_dir: Path, cfg: DictConfig) -> Iterator[None]:
         yield
 
 
-def keep_class_names(run_dir: Path, cfg: DictConfig) -> None:
-    """Set ``data.class_names`` of ``cfg`` to that of the run in ``run_dir``, if there is one and ``cfg`` has null."""
-    if not (run_dir / ".hydra" / "config.yaml").exists() or cfg.data.get("class_names", ()) is not None:
+def keep_recorded_classes(run_dir: Path, cfg: DictConfig) -> None:
+    """Set what ``cfg`` lacks of ``data.class_names`` and ``data.class_counts`` to that of the run in ``run_dir``."""
+    if not (run_dir / ".hydra" / "config.yaml").exists():
         return
     old = load_config(run_dir)
     with open_dict(cfg):
+        if "class_counts" in old.data:
+            cfg.data.class_counts = old.data.class_counts
+        if cfg.data.get("class_names", ()) is not None:
+            return
         if "class_names" in old.data:
             cfg.data.class_names = old.data.class_names
         else:  # a run of an earlier version, whose classes are in the plain order of their names

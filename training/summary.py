@@ -9,6 +9,7 @@ from torch import Tensor
 
 from datasets import ImageDataset
 from training.checkpoint import TrainState
+from training.disk_space import estimate_need, free_space, in_units
 from training.loggers import watched_by
 from utils.distributed import Distributed
 
@@ -40,7 +41,7 @@ def summary(
         "precision": ", ".join([cfg.precision, *switches]),
         "steps": f"{state.step:,} of {options.n_iters:,} done; a checkpoint to keep every {options.snapshot_freq:,}, "
         f"one to resume from every {options.snapshot_freq_for_preemption:,}",
-        **({"averages": _averages(cfg, state)} if state.power_ema else {}),
+        "disk": _disk(cfg, state, run_dir),
         "output": str(run_dir),
         "resume": f"python {script} {quote(f'resume={run_dir}')}",
         **({"watch": watched} if watched else {}),
@@ -48,12 +49,12 @@ def summary(
     return [f"{key:9}  {value}" for key, value in lines.items()]
 
 
-def _averages(cfg: DictConfig, state: TrainState) -> str:
-    """Describe the snapshots of power-function averages, which have two bytes for each number."""
-    freqs, steps = (cfg.training.ema_snapshot_freq, cfg.training.snapshot_freq), cfg.training.n_iters
-    count = len({step for freq in freqs for step in (*range(freq, steps, freq), steps)})
-    size = 2e-6 * len(cfg.training.ema_lengths) * sum(map(Tensor.numel, state.trainable))
-    return (
-        f"of relative lengths {', '.join(map(str, cfg.training.ema_lengths))}, a snapshot of {size:,.1f} MB every "
-        f"{freqs[0]:,} and with each checkpoint that is kept, {count * size:,.0f} MB in all"
-    )
+def _disk(cfg: DictConfig, state: TrainState, run_dir: Path) -> str:
+    """Describe what the run is still to write."""
+    need, options = estimate_need(cfg, state, run_dir), cfg.training
+    parts = [f"{need.num_snapshots:,} checkpoints to keep of {in_units(need.snapshot)}"]
+    if state.power_ema:
+        lengths = ", ".join(map(str, options.ema_lengths))
+        parts.append(f"{need.num_averages:,} averages of lengths {lengths} of {in_units(need.averages)}")
+    parts.append(f"two to resume from of {in_units(need.resume)}")
+    return f"{', '.join(parts)}: {in_units(need.total)} more, of {in_units(free_space(run_dir))} free"

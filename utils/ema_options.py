@@ -1,4 +1,4 @@
-"""The choice of averaged weights: types of its options, and their check."""
+"""The choice of weights, by checkpoint and average: types of its options, and their check."""
 
 from typing import Annotated, Literal
 
@@ -10,6 +10,7 @@ from utils.options import check_value
 MIN_LENGTH, MAX_LENGTH = 0.01, 0.28  # 12^(-1/2) = 0.289 is the length of the mean over all steps
 EMALength = Annotated[float, Field(ge=MIN_LENGTH, le=MAX_LENGTH)]
 WeightsName = Literal["ema", "model"]
+CheckpointNumber = Annotated[int, Field(ge=-1, le=10**12)] | Literal["best"]
 
 
 def check_weights(ema: float | None, weights: str) -> None:

@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from utils.ema_options import CheckpointNumber
 from utils.errors import InputError
-from utils.options import CheckpointNumber, NonNegative, PathName, Positive
+from utils.options import NonNegative, PathName, Positive
 
 Interval = Annotated[
     Annotated[Sequence[NonNegative], Field(min_length=2, max_length=2)] | None,

@@ -29,7 +29,6 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
-CheckpointNumber = Annotated[int, Field(ge=-1, le=10**12)]
 
 
 @dataclass(frozen=True)

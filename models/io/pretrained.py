@@ -17,13 +17,13 @@ from models.io.safetensors import read_safetensors
 from models.io.weights import Weights, check_finite, check_tensors, read_weights
 from models.layers import to_channels_last
 from models.score_model import ScoreModel
-from utils.ema_options import WeightsName, check_weights
+from utils.ema_options import CheckpointNumber, WeightsName, check_weights
 from utils.errors import InputError
 
 
 def load_pretrained(
     run_dir: str | Path,
-    ckpt: int = -1,
+    ckpt: CheckpointNumber = -1,
     device: torch.device | str = "cpu",
     ema: float | None = None,
     weights: WeightsName = "ema",
@@ -33,7 +33,7 @@ def load_pretrained(
     Args:
         run_dir: directory with ``.hydra/config.yaml`` and ``checkpoints/checkpoint_*.pth`` of this code or the
             published one; or one of these checkpoints; or a ``.safetensors`` file of models.export.
-        ckpt: number of the checkpoint; -1 for the highest.
+        ckpt: number of the checkpoint; -1 for the highest, ``best`` for that with the lowest held-out loss.
         device: device of the model.
         ema: relative length, in [0.01, 0.28], of a power-function average at the step of the checkpoint, which is
             reconstructed from the snapshots of a run with ``training.ema_snapshot_freq``; None for the average in the

@@ -1,11 +1,30 @@
-"""The checkpoints of a run directory by their numbers: ``RUN/checkpoints/checkpoint_N.pth``."""
+"""The checkpoints of a run directory, ``RUN/checkpoints/checkpoint_N.pth``: their numbers, and the best of them."""
 
+import json
+import math
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+from utils.ema_options import CheckpointNumber
 from utils.errors import InputError
 
 CHECKPOINT = r"checkpoint_(0|[1-9][0-9]*)\.pth"
+MAX_RECORD_BYTES = 2**24
+
+
+@dataclass(frozen=True)
+class CheckpointRecord:
+    """What RUN/checkpoints.json says of a checkpoint, also of one that has been deleted.
+
+    Attributes:
+        step: its step.
+        eval_loss: loss of its averaged weights on held-out images.
+    """
+
+    step: int
+    eval_loss: float
 
 
 def checkpoint_numbers(folder: Path) -> list[int]:
@@ -15,28 +34,74 @@ def checkpoint_numbers(folder: Path) -> list[int]:
     return sorted(int(match[1]) for match in matches if match)
 
 
-def find_checkpoint(run_dir: Path, ckpt: int = -1, key: str = "eval.ckpt") -> Path:
-    """Find checkpoint number ``ckpt`` of a run, or the one with the highest number for -1.
+def record_path(run_dir: Path) -> Path:
+    """Return the file with the records of the checkpoints of a run."""
+    return run_dir / "checkpoints.json"
+
+
+def read_records(run_dir: Path) -> dict[int, CheckpointRecord]:
+    """Read the records of the checkpoints of a run by their numbers; none for a run that has no such file.
 
     Raises:
-        InputError: if the run has no such checkpoint, naming the ``key`` that the number is from.
+        InputError: if the file cannot be read.
+    """
+    path = record_path(run_dir)
+    if not path.exists():
+        return {}
+    try:
+        if not path.is_file() or path.stat().st_size > MAX_RECORD_BYTES:
+            raise ValueError("it is not a file, or too long")
+        contents = json.loads(path.read_text())
+        return {int(n): CheckpointRecord(int(one["step"]), float(one["eval_loss"])) for n, one in contents.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise InputError(
+            f"{path} cannot be read as the losses of the checkpoints ({' '.join(str(error).split())})"
+        ) from error
+
+
+def best_of(records: Mapping[int, CheckpointRecord]) -> int | None:
+    """Return the number with the lowest loss, the first of equal ones; None if no loss is finite."""
+    finite = [number for number in sorted(records) if math.isfinite(records[number].eval_loss)]
+    return min(finite, key=lambda number: records[number].eval_loss, default=None)
+
+
+def find_checkpoint(run_dir: Path, ckpt: CheckpointNumber = -1, key: str = "eval.ckpt") -> Path:
+    """Find checkpoint number ``ckpt`` of a run.
+
+    Args:
+        run_dir: directory of the run.
+        ckpt: number; -1 for the highest, ``best`` for that with the lowest held-out loss among those that are there.
+        key: option that ``ckpt`` is from.
+
+    Raises:
+        InputError: naming the ``key``, if the run has no such checkpoint, or no losses of its checkpoints.
     """
     folder = Path(run_dir) / "checkpoints"
     numbers = checkpoint_numbers(folder)
     if not numbers:
         raise InputError(f"{folder} has no checkpoint_*.pth")
+    if ckpt == "best":
+        records = read_records(Path(run_dir))
+        best = best_of({number: records[number] for number in numbers if number in records})
+        if best is None:
+            known = ", ".join(map(str, numbers))
+            raise InputError(
+                f"{key}=best: {record_path(Path(run_dir))} has no held-out loss of these checkpoints, as in a run "
+                f"of an earlier version: give a number, {known}"
+            )
+        return folder / f"checkpoint_{best}.pth"
     number = numbers[-1] if ckpt == -1 else ckpt
     if number not in numbers:
         raise InputError(f"{folder} has no checkpoint_{number}.pth: {key} can be {', '.join(map(str, numbers))}")
     return folder / f"checkpoint_{number}.pth"
 
 
-def named_checkpoint(path: str | Path, ckpt: int = -1) -> tuple[Path, int]:
+def named_checkpoint(path: str | Path, ckpt: CheckpointNumber = -1) -> tuple[Path, CheckpointNumber]:
     """Split the path of a checkpoint, RUN/checkpoints/checkpoint_N.pth, into RUN and N.
 
     Args:
         path: path of a checkpoint; any other path is returned unchanged, with ``ckpt``.
-        ckpt: number of the checkpoint according to another option; -1 if that leaves it open.
+        ckpt: number of the checkpoint according to another option, or ``best``; -1 if that leaves it open.
 
     Raises:
         InputError: if the two numbers differ, or the file does not lie in the ``checkpoints`` of a run.
@@ -55,12 +120,12 @@ def named_checkpoint(path: str | Path, ckpt: int = -1) -> tuple[Path, int]:
     return path.parent.parent if path.parent.name == "checkpoints" else folder.parent, number
 
 
-def pinned_checkpoint(path: str | Path, ckpt: int, key: str = "eval.ckpt") -> tuple[str, int]:
+def pinned_checkpoint(path: str | Path, ckpt: CheckpointNumber, key: str = "eval.ckpt") -> tuple[str, CheckpointNumber]:
     """Return the run and the number of the checkpoint that two options name now, while training may write more.
 
     Args:
         path: run, one of its checkpoints, or another path, which is returned with ``ckpt``.
-        ckpt: number of the checkpoint; -1 for the highest.
+        ckpt: number of the checkpoint; see ``find_checkpoint``.
         key: option of ``ckpt``, for the error message.
 
     Raises:

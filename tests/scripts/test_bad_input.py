@@ -119,6 +119,14 @@ TRAIN_CASES = [
     ("training.log_freq=0", "training.log_freq=0"),
     ("training.eval_freq=0", "training.eval_freq=0"),
     ("training.snapshot_freq=0", "training.snapshot_freq=0"),
+    ("training.n_images=0", "training.n_images=0: need an integer, at least 1"),
+    (
+        "optim.schedule=cosin",
+        "optim.schedule=cosin: known are constant, cosine, linear, inverse_sqrt; did you mean",
+    ),
+    ("optim.decay_after=0", "optim.decay_after=0: need a number, more than 0"),
+    ("training.keep_last=0", "training.keep_last=0: need an integer, at least 1, at most 1e+09, or null"),
+    ("training.keep_every=2", "training.keep_every=2 is about checkpoints that training.keep_last=N deletes: give"),
     ("training.drop_label=1.5", "training.drop_label=1.5: need a number, at least 0, at most 1"),
     ("training.snapshot_sampling=3", "training.snapshot_sampling=3: need true or false"),
     ("model.dropout=-0.1", "model.dropout=-0.1: need a number, at least 0, at most 1"),
@@ -159,6 +167,9 @@ TRAIN_CASES = [
     ("n_iters", "n_iters: "),
     ("of mine", "of mine: not KEY=VALUE; if it belongs to what is before it"),
     ("resume=nowhere", "resume=nowhere is not a run directory"),
+    ("init_from=", "init_from='': need a name or path"),
+    ("init_from=nowhere", "nowhere/checkpoints has no checkpoint_*.pth"),
+    ("init_from=images/00.png", "images/00.png is a file: give a run, RUN/checkpoints/checkpoint_N.pth, or a"),
 ]
 
 
@@ -195,6 +206,17 @@ OTHER_CASES = [
     ("run_train.py", ["experiment=debug/tiny", "model.dropout=2"], "model.dropout=2: need a number"),
     ("run_train.py", ["resume=run", "training.n_iters=x"], "training.n_iters=x: need an integer"),
     ("run_train.py", ["resume=run", "experiment=digits"], "experiment cannot change in a resumed run"),
+    ("run_train.py", ["resume=run", "init_from=run"], "init_from=run does not go with resume=run, which goes on with"),
+    (
+        "run_train.py",
+        [*TINY, "init_from=run", "model.num_blocks=2", "model.parametrization=edm"],
+        "checkpoint_1.pth was trained with model.parametrization=output model.num_blocks=1, not edm, 2: its",
+    ),
+    (
+        "run_train.py",
+        ["data=digits", "model=mlp", "device=cpu", "init_from=model.safetensors"],
+        "model.safetensors was trained with model.name=adm model.parametrization=output, not mlp, kernel_faces",
+    ),
     ("run_train.py", ["resume=run", "-m"], "-m does not go with resume=run"),
     ("run_vis.py", ["load_dir=run", "ngpus=4000"], "ngpus=4000, but there are"),
     ("run_vis.py", ["load_dir=run", "eval.batch_size=10000000000"], "need an integer, at least 1, at most 1e+06"),
@@ -204,6 +226,7 @@ OTHER_CASES = [
     ("run_vis.py", ["load_dir=run", "label=10"], "label=10: the classes of this network are 0 to 9"),
     ("run_vis.py", ["load_dir=run", "label=[]"], "label=[]: name at least one class"),
     ("run_vis.py", ["load_dir=run", "label=three"], "label=three: the classes of this network are 0 to 9"),
+    ("run_vis.py", ["load_dir=run", "label_frequencies=uniforn"], "label_frequencies=uniforn: known are uniform, null"),
     ("run_vis.py", ["load_dir=run", "w=much"], "w=much: need a number"),
     ("run_vis.py", ["load_dir=run", "guidance.clamp=box"], "guidance.clamp=box: known are hull, null"),
     (
@@ -240,6 +263,7 @@ OTHER_CASES = [
     ),
     ("run_vis.py", ["load_dir=run", "eval.ckpt=7"], "has no checkpoint_7.pth: eval.ckpt can be 1"),
     ("run_vis.py", ["load_dir=run", "eval.ckpt=-2"], "eval.ckpt=-2: need an integer, at least -1"),
+    ("run_vis.py", ["load_dir=run", "eval.ckpt=first"], "eval.ckpt=first: need an integer, at least -1, at most 1e+12"),
     ("run_vis.py", ["load_dir=run", "eval.rounds=0"], "eval.rounds=0: need an integer, at least 1"),
     ("run_vis.py", ["load_dir=run", "sampling.denoiser=network"], "denoiser_path is missing"),
     ("run_vis.py", ["load_dir=run", "sampling.denoiser=network", "denoiser_path=images"], "images is not a run"),

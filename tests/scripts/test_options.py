@@ -28,7 +28,7 @@ from sampling import METHODS
 from sde import PROCESSES
 from tests.conftest import composed
 from training.loggers import LOGGERS
-from training.optimizer import OPTIMIZERS
+from training.optimizer import OPTIMIZERS, SCHEDULES
 from training.options import OptimOptions
 from utils.errors import InputError
 from utils.options import Option, check_section, options_of, requirement
@@ -72,7 +72,8 @@ def test_every_registered_choice_has_a_file():
     assert requirement(annotated_options(CONFIGS / "sampling/default.yaml")["sampling.method"].annotation) == (
         f"one of {', '.join(METHODS)}"
     )
-    assert requirement(options_of(OptimOptions)["optimizer"].annotation) == f"one of {', '.join(OPTIMIZERS)}"
+    for key, registry in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+        assert requirement(options_of(OptimOptions)[key].annotation) == f"one of {', '.join(registry)}"
     assert all(name in lines_of(CONFIGS / "train.yaml")["training.noise_levels"].help for name in NOISE_LEVELS)
 
 

@@ -101,6 +101,7 @@ def shortened(script, arguments):
     """Return the arguments of a command with further ones that shorten it to seconds."""
     arguments = [re.sub("^ngpus=[48]$", "ngpus=1", argument) for argument in arguments]
     if script == "run_train.py":
+        arguments = [re.sub("^training.n_images=.*", "training.n_images=8", argument) for argument in arguments]
         # runs/demo is a run of the fixture, with another network
         arguments = [re.sub("^hydra.run.dir=runs/demo$", "hydra.run.dir=runs/new", argument) for argument in arguments]
         if any(a.startswith(("resume=", "--help", "-sc")) or a == "experiment=debug/tiny" for a in arguments):
@@ -108,6 +109,8 @@ def shortened(script, arguments):
         extra = [*NARROW[network_of(arguments)], *SHORT, *FEW_STEPS]
         stored = {"experiment=digits", "data=digits", "data=folder", "experiment=array"}
         extra += [] if stored & set(arguments) else ["data.dataset=fake", "data.image_size=8"]
+        if "init_from=RUN" in arguments:  # which has the network of TINY
+            extra += [option for option in TINY if option.startswith("model.")]
         if "training.n_iters=0" in arguments:
             extra.remove("training.n_iters=2")
         return [*arguments, *extra]

@@ -50,7 +50,7 @@ def test_a_run_that_follows_the_loss_resumes_exactly(tmp_path, option):
     assert losses[0] == losses[1]
     train(tiny_config(*SHORT, "training.n_iters=7"), tmp_path / "plain", CPU)
     plain = read(tmp_path / "plain" / NEWEST)
-    assert plain.keys() == {"model", "ema", "optimizer", "step", "scaler"}
+    assert plain.keys() == {"model", "ema", "optimizer", "step", "images", "scaler"}
     before, after = (metrics(tmp_path / name) for name in ("plain", "whole"))
     assert before[2]["loss"] == pytest.approx(after[2]["loss"]), "the same until the history is used"
     assert not torch.equal(plain["ema"]["shadow_params"][0], whole["ema"]["shadow_params"][0])

@@ -72,7 +72,7 @@ def test_a_run_writes_its_files(tmp_path):
     assert sorted(os.listdir(tmp_path / "checkpoints-meta")) == ["checkpoint.pth", "checkpoint_previous.pth"]
     assert read(tmp_path / "checkpoints-meta/checkpoint_previous.pth")["step"] == 4
     state = read(tmp_path / "checkpoints-meta/checkpoint.pth")
-    assert set(state) == {"model", "ema", "optimizer", "step", "scaler"}
+    assert set(state) == {"model", "ema", "optimizer", "step", "images", "scaler"} and state["images"] == 5 * 8
     assert set(state["ema"]) == {"decay", "num_updates", "shadow_params"}
     assert state["ema"]["num_updates"] == state["step"] == 5
     samples = np.load(tmp_path / "samples/iter_5/sample_0.npy")
@@ -525,8 +525,12 @@ def test_the_published_defaults():
     assert OmegaConf.to_container(cfg.training) == {
         "batch_size": 128,
         "n_iters": 1300001,
+        "n_images": None,
         "snapshot_freq": 50000,
         "snapshot_freq_for_preemption": 10000,
+        "keep_last": None,
+        "keep_every": None,
+        "keep_optimizer": True,
         "snapshot_sampling": True,
         "log_freq": 50,
         "eval_freq": 100,
@@ -560,5 +564,7 @@ def test_the_published_defaults():
         "eps": 1e-8,
         "weight_decay": 0,
         "warmup": 5000,
+        "schedule": "constant",
+        "decay_after": 70000,
         "grad_clip": 1.0,
     }

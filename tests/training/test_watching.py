@@ -136,6 +136,8 @@ def test_a_run_logs_its_summary(tmp_path, caplog):
     assert lines["data"] == "digits, 1,438 images 1x8x8 to train on, 359 held out, 10 classes"
     assert re.fullmatch(r"8 images a step, over 1 x cpu \(\d+ threads\), in 2 parts", lines["batch"])
     assert lines["precision"] == "bf16" and lines["steps"].startswith("0 of 2 done; ")
+    kept = r"1 checkpoints to keep of [\d.]+ kB, two to resume from of [\d.]+ kB: [\d.]+ kB more, of [\d.,]+ GB free"
+    assert re.fullmatch(kept, lines["disk"])
     assert lines["output"] == str(tmp_path) and lines["resume"] == f"python run_train.py resume={tmp_path}"
     assert lines["watch"] == f"tensorboard --logdir {tmp_path}"
     assert any(re.fullmatch(r"first step after \d+\.\d s", message) for message in caplog.messages)
