@@ -160,7 +160,7 @@ def main() -> None:
         "--ckpt",
         type=checkpoint_number,
         default=-1,
-        help="number of the checkpoint, or best; -1, the default: the highest",
+        help="number of the checkpoint, or best; -1: the highest",
     )
     parser.add_argument("--ema", type=float, help="length of the average instead of the one in the checkpoint")
     options = parser.parse_args()

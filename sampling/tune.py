@@ -251,7 +251,7 @@ def main() -> None:
         "--ckpt",
         type=checkpoint_number,
         default=-1,
-        help="number of the checkpoint, or best; -1, the default: the highest",
+        help="number of the checkpoint, or best; -1: the highest",
     )
     parser.add_argument("--samples", type=int, default=500, help="samples of each comparison")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise of the samples")
