@@ -77,9 +77,7 @@ def main() -> None:
             if options is None:
                 cells.append("")
                 continue
-            samples, nfe = draw(
-                net, process, images, resolve_auto(options, process, tuned), arguments.number, arguments.seed
-            )
+            samples, nfe = draw(net, process, images, resolve_auto(options, tuned), arguments.number, arguments.seed)
             value, error = energy_distance(samples.double().numpy(), real)
             cells.append(f"{value:.4f} +- {error:.4f}" + f" ({nfe} evaluations)" * (nfe != n))
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)

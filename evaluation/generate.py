@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 # Options of the section ``sampling`` that imputation does not have, with the values that say nothing.
 NOT_IMPUTED = {"method": "pc", "corrector": "none", "denoiser": "none", "boundary": None, "trajectory": 0}
+NOT_IMPUTED |= {"nfe": None, "sigmas": None, "eta": 0}
 
 
 @dataclass(frozen=True)
@@ -179,9 +180,14 @@ class ImageSampler:
             return sampling
         run_dir, _ = named_checkpoint(self.cfg.load_dir)
         tuned = read_tuned(run_dir, self.sde)
-        resolved = resolve_auto(sampling, self.sde, tuned)
-        source = tuned_path(run_dir) if resolved["sigmas"] is not None else "the default; sampling.tune can find better"
-        log.info("sampling.method=auto: multistep, %d steps, eta %g (%s)", resolved["steps"], resolved["eta"], source)
+        resolved = resolve_auto(sampling, tuned)
+        method, steps = resolved["method"], resolved["steps"]
+        if steps in tuned:
+            source = f"{tuned_path(run_dir)}, for {tuned[steps].checkpoint}"
+        else:
+            numbers = ", ".join(map(str, sorted(tuned)))
+            source = f"the default; sampling.tune has found others for {numbers} steps" if tuned else "the default"
+        log.info("sampling.method=auto: %s, %d steps, eta %g (%s)", method, steps, resolved["eta"], source)
         return resolved
 
     def _sampler(self, denoise: Callable[[Tensor], Tensor] | None) -> Sampler:

@@ -75,7 +75,7 @@ def create_sampler(
     """
     cfg = plain(cfg) if isinstance(cfg, DictConfig) else cfg
     check_section(cfg, sampling_options(), "sampling")
-    cfg = resolve_auto(cfg, process)
+    cfg = resolve_auto(cfg)
     method, denoiser, boundary = cfg["method"], cfg.get("denoiser", "none"), cfg.get("boundary")
     check_boundary(boundary, process)
     own = options_of(METHODS[method], leave_out=("process",))

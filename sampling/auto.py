@@ -11,10 +11,11 @@ from pydantic import Field
 from sampling.few_steps import DEFAULT_STEPS, Eta, Multistep, NoiseLevels, UniPC
 from sde import Process
 from utils.errors import InputError
-from utils.options import check_section, options_of
+from utils.options import Count, Name, Seed, check_section, options_of
 
 AUTO = "auto"
-STOCHASTIC_FROM = 20  # steps from which on noise does better than the flow
+# Without tuning, the best for every number of evaluations of those compared in docs/results.md.
+DEFAULT: dict[str, Any] = {"method": "multistep", "sigmas": None, "eta": 0.0}
 MAX_BYTES = 2**20
 FewSteps = Literal["multistep", "unipc"]
 NumEvaluations = Annotated[int, Field(ge=2, le=10**6)]
@@ -28,6 +29,9 @@ class Tuned:
         method: name of the sampler.
         sigmas: its noise levels.
         eta: noise of the steps of ``Multistep``; 0 for the other.
+        checkpoint: name of the file of the network.
+        samples: number of samples of each comparison in the search.
+        seed: seed of their noise.
         energy_distance: distance of its samples to the training data; and its standard error.
         default: the same for the sampler that ``auto`` would take otherwise, with the same seeds.
     """
@@ -35,6 +39,9 @@ class Tuned:
     method: FewSteps
     sigmas: NoiseLevels
     eta: Eta
+    checkpoint: Name
+    samples: Count
+    seed: Seed
     energy_distance: tuple[float, float] | list[float]
     default: tuple[float, float] | list[float]
 
@@ -68,8 +75,8 @@ def read_tuned(run_dir: Path, process: Process) -> dict[int, Tuned]:
             tuned[int(number)] = Tuned(**entry)
             create_few_steps(process, entry["method"], entry["sigmas"], entry["eta"])  # checks the levels
     except (InputError, OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        fault = f"{error}" if isinstance(error, InputError) else f"it is not what sampling.tune writes: {error!r}"
-        raise InputError(f"{path} cannot be used, {fault}: delete it, or write it again by sampling.tune") from error
+        fault = " ".join(str(error).split())[:200] if isinstance(error, InputError) else type(error).__name__
+        raise InputError(f"{path} cannot be used ({fault}): delete it, or write it again by sampling.tune") from error
     return tuned
 
 
@@ -79,24 +86,25 @@ def create_few_steps(process: Process, method: FewSteps, sigmas: Sequence[float]
     return UniPC(process, sigmas=levels) if method == "unipc" else Multistep(process, sigmas=levels, eta=eta)
 
 
-def resolve_auto(cfg: Mapping[str, Any], process: Process, tuned: Mapping[int, Tuned] | None = None) -> dict[str, Any]:
+def resolve_auto(cfg: Mapping[str, Any], tuned: Mapping[int, Tuned] | None = None) -> dict[str, Any]:
     """Return a ``sampling`` configuration without ``method=auto``: that of the sampler which it stands for.
 
     The sampler has as many steps as evaluations, less the one of ``denoiser=mean``. It is the one ``tuned`` for this
-    number, or that of ``default_options``.
+    number, or else ``DEFAULT``.
 
     Args:
         cfg: configuration; one with another method is returned as it is.
-        process: diffusion process.
         tuned: samplers tuned for the network, by their number of evaluations.
 
     Raises:
-        InputError: for an option that ``auto`` decides by itself.
+        InputError: for an option that ``auto`` decides by itself, or ``nfe`` without ``auto``.
     """
     if cfg["method"] != AUTO:
+        if cfg.get("nfe") is not None:
+            raise InputError(f"sampling.nfe={cfg['nfe']} is for sampling.method=auto: others take sampling.steps")
         return dict(cfg)
-    for key in ("steps", "sigmas"):
-        if cfg.get(key) is not None:
+    for key in ("steps", "sigmas", "eta"):
+        if cfg.get(key):
             raise InputError(f"sampling.{key}={cfg[key]} does not go with sampling.method=auto: use sampling.nfe")
     nfe = cfg.get("nfe") or DEFAULT_STEPS
     steps = nfe - (cfg.get("denoiser") == "mean")
@@ -104,10 +112,5 @@ def resolve_auto(cfg: Mapping[str, Any], process: Process, tuned: Mapping[int, T
         found = tuned[steps]
         chosen: dict[str, Any] = {"method": found.method, "sigmas": list(found.sigmas), "eta": found.eta}
     else:
-        chosen = default_options(steps)
+        chosen = DEFAULT
     return {**cfg, "steps": steps, "nfe": None, **chosen}
-
-
-def default_options(steps: int) -> dict[str, Any]:
-    """Return the options that did best for a number of steps without tuning, see docs/results.md."""
-    return {"method": "multistep", "sigmas": None, "eta": 0.0 if steps < STOCHASTIC_FROM else 1.0}

@@ -26,7 +26,10 @@ DEFAULT_STEPS = 20
 ORDER = 3  # of UniPC
 Step = Callable[[Tensor, float, float], Tensor]
 Eta = Annotated[float, Field(ge=0, le=4)]
-NoiseLevels = Annotated[tuple[Positive, ...] | list[Positive], Field(min_length=1, max_length=10**6)]
+NoiseLevels = Annotated[
+    Annotated[tuple[Positive, ...] | list[Positive], Field(min_length=1, max_length=10**6)],
+    Field(description="a list of falling noise levels, such as [1, 0.3, 0.1]"),
+]
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,11 @@ class _FewSteps:
         if self.sigmas is None:
             return
         levels = (*self.sigmas, self.process.sigma_min)
+        if not self.process.bounded and levels[0] != self.process.sigma_max:
+            raise InputError(
+                f"sampling.sigmas={list(self.sigmas)}: a process without bounds starts from sde.sigma_max="
+                f"{self.process.sigma_max}"
+            )
         if levels[0] > self.process.sigma_max or any(a <= b for a, b in itertools.pairwise(levels)):
             raise InputError(
                 f"sampling.sigmas={list(self.sigmas)}: need falling noise levels, at most sde.sigma_max="
@@ -123,8 +131,8 @@ class Multistep(_FewSteps):
     coordinate across a face, where the unfolded D_1 would belong to the mirror image.
 
     Args:
-        eta: share of the noise of the reversed process: 0 for the flow, without noise, 1 for the reversed process
-            itself, whose steps are those of ancestral sampling with D extrapolated.
+        eta: noise in units of that of the reversed process: 0 for the flow, 1 for the reversed process itself, whose
+            steps are those of ancestral sampling with D extrapolated.
     """
 
     eta: Eta = 0.0
@@ -157,9 +165,9 @@ class UniPC(_FewSteps):
         x' = project(sigma'/sigma x + (1 - sigma'/sigma) (D + sum_j a_j (D_j - D) / r_j)),
         r_j = log(sigma / sigma_j) / h,
 
-    where the a_j make it exact for a D that is a polynomial in log sigma through these points. The evaluation at x' is
-    a further point, r = 1, with which the same formula corrects x' before the next step. The first steps and the last
-    ones use fewer points.
+    where the a_j make it exact for a D that is a polynomial in log sigma through these points; with one further point
+    a = 1/2, as in the paper. The evaluation at x' is a further point, r = 1, with which the same formula corrects x'
+    before the next step. The first steps and the last ones use fewer points.
     """
 
     def _stepper(self, score_fn: ScoreFn, noise: BatchGenerator) -> Step:

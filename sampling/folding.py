@@ -38,4 +38,4 @@ def karras_sigmas(process: Process, steps: int, top: float | None = None, rho: f
     """
     top, bottom = process.prior_sigma if top is None else top, process.sigma_min
     exponents = torch.linspace(top ** (1.0 / rho), bottom ** (1.0 / rho), steps + 1, dtype=torch.float64)
-    return exponents.pow(rho).tolist()
+    return [top, *exponents[1:-1].pow(rho).tolist(), bottom]  # the ends as they are: powers round

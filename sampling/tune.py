@@ -13,10 +13,8 @@ import json
 import math
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -26,7 +24,7 @@ from models import load_pretrained
 from models.export import checkpoint_number
 from models.io.run_files import find_checkpoint, named_checkpoint
 from models.score_model import ScoreModel
-from sampling.auto import FewSteps, Tuned, create_few_steps, default_options, read_tuned, tuned_path
+from sampling.auto import DEFAULT, FewSteps, Tuned, create_few_steps, read_tuned, tuned_path
 from sampling.draw import draw_samples
 from sampling.folding import karras_sigmas
 from sde import Process, create_process
@@ -87,6 +85,8 @@ class Search:
     ) -> None:
         self.net, self.process, self.seed, self.batch_size, self.device = net, process, seed, batch_size, device
         self.on_step: Callable[[], object] | None = None
+        if len(images) < 2:
+            raise InputError(f"{len(images)} training samples: need at least 2 to compare with")
         rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:MOST]
         self._real = images.normalize(images.data[rows]).flatten(1).double()
         self._labels = images.labels[rows] if net.takes_labels else None
@@ -114,10 +114,10 @@ class Search:
 
     def grid(self, steps: int, number: int) -> Candidate:
         """Return the best of all samplers, starts and spacings: by a quarter of ``number`` samples, then by all."""
-        top = self.process.prior_sigma
+        top, starts = self.process.prior_sigma, STARTS if self.process.bounded else (1.0,)
         candidates = [
             Candidate(method, eta, tuple(karras_sigmas(self.process, steps, start * top, rho)[:-1]))
-            for (method, eta), start, rho in itertools.product(SAMPLERS, STARTS, RHOS)
+            for (method, eta), start, rho in itertools.product(SAMPLERS, starts, RHOS)
             if start * top > self.process.sigma_min
         ]
         for size, keep in ((max(2, number // 4), SHORTLIST), (number, 1)):
@@ -125,10 +125,13 @@ class Search:
         return candidates[0]
 
     def refine(self, best: Candidate, number: int) -> Candidate:
-        """Move each level towards one of its neighbours while that brings ``number`` samples nearer to the data."""
+        """Move each level towards one of its neighbours where that brings ``number`` samples nearer to the data.
+
+        The first level of a process without bounds, at which its noise starts, stays.
+        """
         distance = self.distance(best, range(number))[0]
         for _ in range(SWEEPS):
-            for i in range(len(best.sigmas)):
+            for i in range(0 if self.process.bounded else 1, len(best.sigmas)):
                 for moved in self._moves(best, i):
                     if (found := self.distance(moved, range(number))[0]) < distance:
                         best, distance = moved, found
@@ -147,24 +150,33 @@ class Search:
         return moved
 
 
-def tune(search: Search, steps: int, number: int) -> Tuned:
+def tune(search: Search, steps: int, number: int, checkpoint: str) -> Tuned:
     """Find noise levels for a number of steps, and compare them with the default on samples not used in the search.
 
     Args:
         search: energy distance as a function of the sampler.
         steps: number of steps and evaluations.
         number: number of samples of each comparison.
+        checkpoint: name of the file of the network, for the record.
 
     Returns:
         The better of the levels found and the default.
     """
-    options = default_options(steps)
-    default = Candidate(options["method"], options["eta"], tuple(karras_sigmas(search.process, steps)[:-1]))
+    default = Candidate(DEFAULT["method"], DEFAULT["eta"], tuple(karras_sigmas(search.process, steps)[:-1]))
     found = search.refine(search.grid(steps, number), number)
     fresh = range(number, 3 * number)  # numbers of samples
     distances = {candidate: search.distance(candidate, fresh) for candidate in (found, default)}
     best = min(distances, key=lambda candidate: distances[candidate][0])
-    return Tuned(best.method, list(best.sigmas), best.eta, distances[best], distances[default])
+    return Tuned(
+        best.method,
+        list(best.sigmas),
+        best.eta,
+        checkpoint,
+        number,
+        search.seed,
+        energy_distance=distances[best],
+        default=distances[default],
+    )
 
 
 def most_steps(steps: int) -> int:
@@ -204,32 +216,29 @@ def tune_run(
     if run_dir.is_file():
         raise InputError(f"{run_dir} is a file: give the run, in which the levels are stored")
     where = choose_device(device)
+    checkpoint = find_checkpoint(run_dir, ckpt, "--ckpt").name
     net, cfg = load_pretrained(run_dir, ckpt, where)
     process = create_process(cfg.sde)
     images = load_configured(cfg.data, True, dataroot, root, held_out)
     images.check_domain(process)
-    settings = {"checkpoint": find_checkpoint(run_dir, ckpt).name, "samples": number, "seed": seed}
     path = tuned_path(run_dir)
     with exclusive(path.parent, "another sampling.tune writes there"):
-        known = _tuned_already(run_dir, process, settings)
+        try:
+            known = read_tuned(run_dir, process)
+        except InputError:  # a damaged file is written again
+            known = {}
         search = Search(net, process, images, seed=seed, batch_size=batch_size, device=where)
-        for steps in (n for n in nfe if str(n) not in known):
+        for steps in nfe:
+            there = known.get(steps)
+            if there is not None and (there.checkpoint, there.samples, there.seed) == (checkpoint, number, seed):
+                continue
             with tqdm(total=most_steps(steps), desc=f"{steps} evaluations", disable=None) as bar:
                 search.on_step = bar.update
-                found = tune(search, steps, number)
-            known[str(steps)] = asdict(found)
+                known[steps] = tune(search, steps, number, checkpoint)
+            entries = {str(n): asdict(known[n]) for n in sorted(known)}
             with replacing(path) as temporary:
-                temporary.write_text(json.dumps({**settings, "tuned": known}, indent=1) + "\n")
-            print(summary(steps, found), flush=True)
-
-
-def _tuned_already(run_dir: Path, process: Process, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the entries of the file of a run if they were found with these settings; none if the file is damaged."""
-    with suppress(InputError, OSError, ValueError, KeyError, TypeError):
-        content = json.loads(tuned_path(run_dir).read_text())
-        if {key: content[key] for key in settings} == settings:
-            return {str(n): asdict(found) for n, found in read_tuned(run_dir, process).items()}
-    return {}
+                temporary.write_text(json.dumps({"tuned": entries}, indent=1) + "\n")
+            print(summary(steps, known[steps]), flush=True)
 
 
 def summary(steps: int, found: Tuned) -> str:
@@ -261,7 +270,7 @@ def main() -> None:
     parser.add_argument("--root", help="folder of the images of data=folder, or file of data=array")
     parser.add_argument("--held-out", help="file of the held-out rows of data=array, if the run has one")
     options = parser.parse_args()
-    fewest = {"nfe": 2, "samples": 10, "batch_size": 1}
+    fewest = {"nfe": 2, "samples": 10, "batch_size": 1, "seed": 0}
     for name, least in fewest.items():
         value = min(options.nfe) if name == "nfe" else getattr(options, name)
         if value < least:

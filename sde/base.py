@@ -167,7 +167,8 @@ class GeometricSchedule:
 
     def _sigma_of(self, t: Tensor | float, x: Tensor) -> Tensor:
         """Return the noise level at ``t``, of shape (B,) or a number, in a shape that broadcasts against ``x``."""
-        sigma = self.sigma(torch.as_tensor(t, dtype=x.dtype, device=x.device))
+        t = torch.as_tensor(t, device=x.device) if isinstance(t, Tensor) else x.new_tensor(t)
+        sigma = self.sigma(t).to(x.dtype)
         return sigma.reshape(-1, *[1] * (x.ndim - 1)) if sigma.ndim else sigma
 
 

@@ -173,10 +173,11 @@ def test_bad_options_are_refused():
 
 def test_configurations_of_earlier_versions_mean_what_they_did():
     earlier = {"method": "ode", "rtol": 1e-6, "atol": 1e-6, "percentile": 0.9}
-    assert update_old_keys({"sampling": earlier})["sampling"] == {**earlier, "face_width": 0.0}
+    added = {"nfe": None, "sigmas": None, "eta": 0}
+    assert update_old_keys({"sampling": earlier})["sampling"] == {**earlier, "face_width": 0.0, **added}
     drawn = update_old_keys({"sampling": {**earlier, "method": "pc", "atol": 1e-4}})["sampling"]
-    assert drawn == {"method": "pc", "rtol": None, "atol": 1e-4, "percentile": 0.9, "face_width": "auto"}
-    now = {"sampling": {**earlier, "method": "pc", "face_width": 0.0}}
+    assert drawn == {"method": "pc", "rtol": None, "atol": 1e-4, "percentile": 0.9, "face_width": "auto", **added}
+    now = {"sampling": {**earlier, "method": "pc", "face_width": 0.0, **added}}
     assert update_old_keys(now) == now
 
 

@@ -36,6 +36,8 @@ METHODS = {
     "ode": ["sampling.rtol=1e-4", "sampling.atol=1e-4"],
     "heun": ["sampling.steps=20"],
     "multistep": ["sampling.steps=30"],
+    "multistep with noise": ["sampling.steps=60", "sampling.eta=1"],
+    "unipc": ["sampling.steps=30"],
 }
 
 
@@ -110,7 +112,7 @@ def test_a_guided_score_is_moved_to_the_nearest_end(sigma):
 
 @pytest.mark.parametrize("sigma", [1e-4, 0.01, 0.3, 2.0, 50.0])
 def test_for_plain_ve_the_clamp_is_static_thresholding(sigma):
-    process, x = VE(1e-4, 50.0), 3 * points() - 1
+    process, x = VE(1e-4, 50.0), (3 + sigma) * (points() - 0.5) + 0.5
     score_fn = guided_score(Network(GaussianMixture(FIVE_POINTS.points, FIVE_POINTS.weights)), classes(len(x)), 16.0)
     sigmas = levels_like(x, sigma)
     clamped, thresholded = clamp_to_hull(score_fn, process)(x, sigmas), threshold_denoised(score_fn, "clip")(x, sigmas)

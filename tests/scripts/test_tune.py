@@ -10,11 +10,10 @@ import yaml
 
 from datasets import ImageDataset
 from sampling import tune
-from sampling.auto import default_options
 from sampling.folding import karras_sigmas
-from sde import ReflectedVE
+from sde import VE, ReflectedVE
 from tests.conftest import TINY
-from tests.targets import FIVE_POINTS
+from tests.targets import FIVE_POINTS, GaussianMixture
 
 SDE = ReflectedVE(0.01, 5.0)
 DRAW = ["load_dir=RUN", "device=cpu", "eval.batch_size=6", "sampling.method=auto", "sampling.nfe=3"]
@@ -52,20 +51,20 @@ def test_levels_are_stored_with_the_run_and_used_by_auto(place, command, scripts
     assert [line.split()[0] for line in out.splitlines()] == ["2", "3"]
     path = place / "RUN/tuned/sampling.json"
     written = path.read_bytes()
-    content = json.loads(written)
-    assert (content["checkpoint"], content["samples"], content["seed"]) == ("checkpoint_1.pth", 12, 0)
-    found = content["tuned"]["3"]
+    found = json.loads(written)["tuned"]["3"]
+    assert (found["checkpoint"], found["samples"], found["seed"]) == ("checkpoint_1.pth", 12, 0)
     assert len(found["sigmas"]) == 3 and found["energy_distance"][0] <= found["default"][0]
 
     assert command("RUN", "--nfe", "3", "--samples", "12")[:2] == (0, "")  # done already
     assert path.read_bytes() == written
     status, out, _ = command("RUN", "--nfe", "2", "--samples", "12", "--seed", "1")
-    assert status == 0 and list(json.loads(path.read_text())["tuned"]) == ["2"]
+    again = json.loads(path.read_text())["tuned"]
+    assert status == 0 and (again["2"]["seed"], again["3"]["seed"]) == (1, 0)
     path.write_bytes(written)
 
     result = scripts(place, "run_vis.py", *DRAW, "hydra.run.dir=out")
     assert result.returncode == 0, result.stderr
-    assert "sampling.method=auto" in result.stderr + result.stdout
+    assert f"sampling.method=auto: {found['method']}, 3 steps" in result.stderr + result.stdout
     recorded = yaml.safe_load((place / "out/images/vis.yaml").read_text())["sampling"]
     assert (recorded["method"], recorded["sigmas"], recorded["eta"]) == (found["method"], found["sigmas"], found["eta"])
     given = f"sampling.sigmas={found['sigmas']}".replace(" ", "")
@@ -97,8 +96,9 @@ def test_levels_are_stored_with_the_run_and_used_by_auto(place, command, scripts
         (["nowhere"], "nowhere/.hydra/config.yaml does not exist"),
         (["RUN", "--nfe", "1"], "--nfe 1: need at least 2"),
         (["RUN", "--samples", "3"], "--samples 3: need at least 10"),
+        (["RUN", "--seed", "-1"], "--seed -1: need at least 0"),
         (["RUN", "--batch-size", "0"], "--batch-size 0: need at least 1"),
-        (["RUN", "--ckpt", "9"], "has no checkpoint_9.pth"),
+        (["RUN", "--ckpt", "9"], "has no checkpoint_9.pth: --ckpt can be "),
     ],
 )
 def test_bad_arguments(command, arguments, message):
@@ -122,7 +122,7 @@ def test_the_search_avoids_levels_at_which_the_score_is_wrong():
     counted = []
     search = tune.Search(Erratic(), SDE, images, batch_size=500)
     search.on_step = lambda: counted.append(1)
-    found = tune.tune(search, 6, 200)
+    found = tune.tune(search, 6, 200, "checkpoint_1.pth")
     assert len(counted) <= tune.most_steps(6)
     assert karras_sigmas(SDE, 6)[0] > 0.9
     assert found.energy_distance[0] < 0.02 < 0.05 < found.default[0]
@@ -134,13 +134,25 @@ def test_the_search_avoids_levels_at_which_the_score_is_wrong():
     assert (shares - FIVE_POINTS.weights).abs().max() < 0.06
 
 
+def test_a_process_without_bounds_starts_where_its_noise_does():
+    target = GaussianMixture(torch.tensor([[0.2, 0.3], [0.8, 0.5]]), torch.tensor([0.5, 0.5]), 0.05)
+
+    class Exact(Erratic):
+        def __call__(self, x, sigma, labels=None):
+            return target.score(x, sigma)
+
+    images = ImageDataset(torch.rand(60, 2), torch.zeros(60, dtype=torch.int64), num_classes=1, levels=None)
+    found = tune.tune(tune.Search(Exact(), VE(0.01, 50.0), images), 4, 20, "checkpoint_1.pth")
+    assert found.sigmas[0] == 50.0
+
+
 def test_the_default_is_kept_where_nothing_found_is_better(monkeypatch):
     images = ImageDataset(torch.rand(50, 2), torch.zeros(50, dtype=torch.int64), num_classes=1, levels=None)
     search = tune.Search(Erratic(), SDE, images)
     levels = tuple(karras_sigmas(SDE, 4)[:-1])
     monkeypatch.setattr(search, "distance", lambda candidate, _: (float(candidate.sigmas != levels), 0.1))
-    found = tune.tune(search, 4, 20)
-    assert tuple(found.sigmas) == levels and found.eta == default_options(4)["eta"]
+    found = tune.tune(search, 4, 20, "checkpoint_1.pth")
+    assert (found.method, tuple(found.sigmas), found.eta) == ("multistep", levels, 0.0)
 
 
 def test_samples_are_given_the_labels_of_the_data():
