@@ -22,6 +22,7 @@ from datasets import ImageDataset, load_configured
 from evaluation.digits import DigitClassifier
 from evaluation.generate import ImageSampler
 from evaluation.output_dir import write_arrays
+from models.io.run_files import find_checkpoint
 from utils.energy_distance import energy_distance
 from utils.errors import UserError, replacing
 
@@ -171,7 +172,7 @@ def main() -> None:
     parser.add_argument("--number", type=int, default=1000, help="images of each setting")
     parser.add_argument("--split", choices=("test", "train"), default="test", help="real images of the distance")
     parser.add_argument("--dataroot", default="datasets", help="folder of data sets that are downloaded")
-    parser.add_argument("--folder", type=Path, help="images that are drawn; default: RUN/guidance")
+    parser.add_argument("--folder", type=Path, help="folder of the images; default: RUN/guidance")
     parser.add_argument("--picture", type=Path, help="PNG: rows of the highest weight, and the lowest")
     arguments = parser.parse_args()
 
@@ -185,7 +186,7 @@ def main() -> None:
     read = classifier(str(data.dataset), train)
     real, other = (test, train) if arguments.split == "test" else (train, test)
     labels = np.arange(number) % num_classes
-    folder = arguments.folder or run / "guidance"
+    folder = (arguments.folder or run / "guidance") / find_checkpoint(run).stem
 
     accuracy = float((read(test.pixels) == test.labels).mean())
     print(f"{device_name()}; {run}, {number} images a setting; the classifier reads {accuracy:.4f} of held-out images")

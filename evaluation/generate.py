@@ -84,6 +84,8 @@ class ImageSampler:
                 f"guidance.momentum={self.guidance.momentum} does not go with sampling.method=ode, which repeats steps "
                 "that are too long: leave it out"
             )
+        if unread := [] if cfg.w else self.guidance.of_weight:
+            log.warning("w=0: nothing is guided, and %s have no effect", ", ".join(unread))
         w = cfg.w if self.guidance.dir is None else 0.0  # a weaker network is guided away from without labels too
         self.classes = resolve_labels(cfg.label, w, self.net.num_classes, names, self.net.cond_size)
         self.counts = self._class_counts()

@@ -46,6 +46,12 @@ class GuidanceOptions:
             raise InputError(f"guidance.interval={list(self.interval)}: need the lower noise level first")
 
     @property
+    def of_weight(self) -> list[str]:
+        """Return the keys that are set and matter only with a guidance weight."""
+        keys = ("interval", "dir", "eta", "norm_threshold", "momentum")
+        return [f"guidance.{key}" for key in keys if getattr(self, key) != getattr(type(self), key)]
+
+    @property
     def projects(self) -> bool:
         """Return whether the guidance is that of Sadat et al. (2024) in any respect."""
         return self.eta != 1.0 or self.norm_threshold is not None or self.momentum != 0.0

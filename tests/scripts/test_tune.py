@@ -93,7 +93,7 @@ def test_levels_are_stored_with_the_run_and_used_by_auto(place, command, scripts
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "nowhere/.hydra/config.yaml does not exist"),
+        (["nowhere"], "nowhere/checkpoints has no checkpoint_*.pth"),
         (["RUN", "--nfe", "1"], "--nfe 1: need at least 2"),
         (["RUN", "--samples", "3"], "--samples 3: need at least 10"),
         (["RUN", "--seed", "-1"], "--seed -1: need at least 0"),
