@@ -14,7 +14,7 @@ from utils.errors import InputError
 from utils.options import Count, Name, Seed, check_section, options_of
 
 AUTO = "auto"
-# Without tuning, the best for every number of evaluations of those compared in docs/results.md.
+# Without tuning: within the errors none of those compared in docs/results.md is better for every network.
 DEFAULT: dict[str, Any] = {"method": "multistep", "sigmas": None, "eta": 0.0}
 MAX_BYTES = 2**20
 FewSteps = Literal["multistep", "unipc"]

@@ -37,11 +37,8 @@ from utils.locks import exclusive
 NFE = (4, 5, 6, 8, 10)
 STARTS = (1.0, 0.8, 0.65, 0.5)  # first levels, in units of the level where the process reaches its prior
 RHOS = (1.5, 2.5, 4.0, 7.0)  # spacings, see karras_sigmas
-SAMPLERS: tuple[tuple[FewSteps, float], ...] = (
-    ("multistep", 0.0),
-    ("multistep", 0.5),
-    ("unipc", 0.0),
-)  # methods, and eta
+# Methods, each with its eta.
+SAMPLERS: tuple[tuple[FewSteps, float], ...] = (("multistep", 0.0), ("multistep", 0.5), ("unipc", 0.0))
 SHORTLIST, SWEEPS = 6, 2
 MOST = 10_000  # training samples that are compared with
 FIRST = 10**9  # number of the first sample: noise of samples that are drawn and measured later
