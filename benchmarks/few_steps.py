@@ -1,8 +1,8 @@
 """How good are samples of few evaluations? python -m benchmarks.few_steps RUN [--nfe 4 5 6 8 10 20 50] [options]
 
-Draws samples of a run by each sampler with each number of evaluations, and prints their energy distance to the held-out
-data with its standard error: a row a sampler, a column a number of evaluations. The noise of sample i is the same for
-all. ``auto`` is what sampling.method=auto takes, as tuned by ``python -m sampling.tune RUN`` where that was run.
+Draws samples of a run by each sampler with each number of evaluations, and prints their energy distance to the training
+and to the held-out data: a row a sampler, a column a number of evaluations. Standard errors are due to the number of
+samples and to that of the data. The noise of sample i is the same for all. ``auto`` is what sampling.method=auto takes, as tuned by ``python -m sampling.tune RUN`` where that was run.
 """
 
 import argparse
@@ -19,9 +19,10 @@ from sampling import create_sampler
 from sampling.auto import read_tuned, resolve_auto
 from sampling.draw import draw_samples
 from sde import Process, create_process
-from utils.energy_distance import energy_distance
+from utils.energy_distance import distances_within, mean_distances
 
 BATCH = 250
+MOST = 10_000  # real samples of a split that are compared with
 # Options of the section sampling for a number of evaluations; None where there is no such sampler.
 SAMPLERS: dict[str, Callable[[int], dict[str, Any] | None]] = {
     "heun": lambda n: None if n % 2 else {"method": "heun", "steps": n // 2},
@@ -54,6 +55,16 @@ def draw(
     return samples, nfe
 
 
+def distance(samples: torch.Tensor, real: torch.Tensor) -> str:
+    """Format the energy distance of samples (N, D) to data (M, D), float64, with its standard error."""
+    across, within = mean_distances(samples, real), distances_within(samples, samples)
+    among = distances_within(real, real)
+    value = 2 * across.mean() - within.mean() - among.mean()
+    of_samples = 2 * (across - within).std() / len(samples) ** 0.5
+    of_data = 2 * (mean_distances(real, samples) - among).std() / len(real) ** 0.5
+    return f"{value:.4f} +- {torch.hypot(of_samples, of_data):.4f}"
+
+
 def main() -> None:
     """Print a row for each sampler as it is measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -66,21 +77,23 @@ def main() -> None:
     arguments = parser.parse_args()
     net, cfg = load_pretrained(arguments.run)
     process = create_process(cfg.sde)
-    images = load_configured(cfg.data, False, arguments.dataroot, None)
-    real = images.normalize(images.data).flatten(1).double().numpy()
+    train, test = (load_configured(cfg.data, split, arguments.dataroot, None) for split in (True, False))
+    real = {
+        name: data.normalize(data.data[:MOST]).flatten(1).double() for name, data in (("train", train), ("test", test))
+    }
     tuned = read_tuned(arguments.run, process)
-    print(f"| {arguments.run}, {arguments.number} samples | " + " | ".join(map(str, arguments.nfe)) + " |")
+    print(f"| {arguments.run}, {arguments.number} samples | data | " + " | ".join(map(str, arguments.nfe)) + " |")
     for name in arguments.samplers:
-        cells = []
+        cells: dict[str, list[str]] = {split: [] for split in real}
         for n in arguments.nfe[:1] if name == "ode" else arguments.nfe:
-            options = SAMPLERS[name](n)
-            if options is None:
-                cells.append("")
-                continue
-            samples, nfe = draw(net, process, images, resolve_auto(options, tuned), arguments.number, arguments.seed)
-            value, error = energy_distance(samples.double().numpy(), real)
-            cells.append(f"{value:.4f} +- {error:.4f}" + f" ({nfe} evaluations)" * (nfe != n))
-        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+            if (options := SAMPLERS[name](n)) is not None:
+                options = resolve_auto(options, tuned)
+                samples, nfe = draw(net, process, test, options, arguments.number, arguments.seed)
+            for split in real:
+                cell = "" if options is None else distance(samples.double(), real[split])
+                cells[split].append(cell + f" ({nfe} evaluations)" * (bool(cell) and nfe != n))
+        for split, row in cells.items():
+            print(f"| {name} | {split} | " + " | ".join(row) + " |", flush=True)
 
 
 if __name__ == "__main__":
