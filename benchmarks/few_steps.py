@@ -2,7 +2,8 @@
 
 Draws samples of a run by each sampler with each number of evaluations, and prints their energy distance to the training
 and to the held-out data: a row a sampler, a column a number of evaluations. Standard errors are due to the number of
-samples and to that of the data. The noise of sample i is the same for all. ``auto`` is what sampling.method=auto takes, as tuned by ``python -m sampling.tune RUN`` where that was run.
+samples and to that of the data. The noise of sample i is the same for all. ``auto`` is what sampling.method=auto takes,
+as tuned by ``python -m sampling.tune RUN`` where that was run.
 """
 
 import argparse
@@ -88,7 +89,7 @@ def main() -> None:
         for n in arguments.nfe[:1] if name == "ode" else arguments.nfe:
             if (options := SAMPLERS[name](n)) is not None:
                 options = resolve_auto(options, tuned)
-                samples, nfe = draw(net, process, test, options, arguments.number, arguments.seed)
+                samples, nfe = draw(net, process, data["test"], options, arguments.number, arguments.seed)
             for split in real:
                 cell = "" if options is None else distance(samples.double(), real[split])
                 cells[split].append(cell + f" ({nfe} evaluations)" * (bool(cell) and nfe != n))
