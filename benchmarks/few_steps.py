@@ -78,10 +78,8 @@ def main() -> None:
     arguments = parser.parse_args()
     net, cfg = load_pretrained(arguments.run)
     process = create_process(cfg.sde)
-    train, test = (load_configured(cfg.data, split, arguments.dataroot, None) for split in (True, False))
-    real = {
-        name: data.normalize(data.data[:MOST]).flatten(1).double() for name, data in (("train", train), ("test", test))
-    }
+    data = {split: load_configured(cfg.data, split == "train", arguments.dataroot, None) for split in ("train", "test")}
+    real = {split: images.normalize(images.data[:MOST]).flatten(1).double() for split, images in data.items()}
     tuned = read_tuned(arguments.run, process)
     print(f"| {arguments.run}, {arguments.number} samples | data | " + " | ".join(map(str, arguments.nfe)) + " |")
     for name in arguments.samplers:
