@@ -84,17 +84,17 @@ class ImageSampler:
                 f"guidance.momentum={self.guidance.momentum} does not go with sampling.method=ode, which repeats steps "
                 "that are too long: leave it out"
             )
-        if unread := [] if cfg.w else self.guidance.of_weight:
-            log.warning("w=0: nothing is guided, and %s have no effect", ", ".join(unread))
         w = cfg.w if self.guidance.dir is None else 0.0  # a weaker network is guided away from without labels too
         self.classes = resolve_labels(cfg.label, w, self.net.num_classes, names, self.net.cond_size)
-        self.counts = self._class_counts()
         self.conditions = resolve_conditions(cfg.cond, w, self.net.cond_size)
         self.weak = self._weak()
         self.denoise = self._denoiser()
         self.given = self._given()
         cfg.sampling = self._resolved()
         self.sampler_steps = self._sampler(self.denoise and (lambda x: x)).num_steps
+        self.counts = self._class_counts()
+        if unread := [] if cfg.w else self.guidance.of_weight:
+            log.warning("w=0: nothing is guided, and %s have no effect", ", ".join(unread))
 
     def num_steps(self, n: int) -> int:
         """Return how many steps a batch of ``n`` images reports."""

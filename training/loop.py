@@ -42,6 +42,8 @@ from utils.signals import StopSignals
 
 log = logging.getLogger(__name__)
 
+MOST_COUNTED = 10_000  # classes whose frequencies are recorded: a configuration has no room for more
+
 
 def train(
     cfg: DictConfig,
@@ -141,7 +143,8 @@ def train(
             if images.class_names:
                 with open_dict(cfg):
                     cfg.data.class_names = list(images.class_names)
-            if cfg.data.classes and (path is None or options.allow_data_change):
+            counted = cfg.data.classes and images.num_classes <= MOST_COUNTED
+            if counted and (path is None or options.allow_data_change):
                 with open_dict(cfg):
                     cfg.data.class_counts = images.labels.bincount(minlength=images.num_classes).tolist()
             distributed.run_on_main(record_start)

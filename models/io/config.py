@@ -25,13 +25,13 @@ log = logging.getLogger(__name__)
 
 # What yaml raises, and what its constructors raise for a value that does not fit its tag, such as !!int ''.
 BAD_YAML = (yaml.YAMLError, RecursionError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
-# Bounds on what is parsed. A real configuration has about 3,000 characters and 150 values, plus the names and counts of
-# the classes, of which data sets have up to 21,841.
+# Bounds on what is parsed. A real configuration has about 3,000 characters and 150 values, plus the names of the
+# classes, of which data sets have up to 21,841, or the names and counts of up to 10,000.
 MAX_CHARACTERS = 2**20
 MAX_LINE_LENGTH = 2**16
 MAX_VALUE_LENGTH = 2**12
 MAX_DEPTH = 10  # nested sections
-MAX_EVENTS = 48_000  # values, and beginnings and ends of sections and lists
+MAX_EVENTS = 24_000  # values, and beginnings and ends of sections and lists
 MAX_LINES = 60_000
 MAX_INTERPOLATIONS = 100
 REQUIRED = {"model": ("name",), "data": (), "sde": ("sigma_min", "sigma_max", "num_scales")}

@@ -93,7 +93,11 @@ def test_it_is_measured_and_the_evaluation_goes_on(place, script):
     measured = script("run_eval.py", *MEASURE)
     assert measured.returncode == 0, measured.stderr
     found = json.loads((place / "eval/results.json").read_text())
-    assert len(values(found)) == 7 and values(found) == pytest.approx(values(earlier), rel=1e-4)
+    ours, theirs = values(found), values(earlier)
+    for name in ("bpd", "elbo"):
+        assert ours.pop(name) == pytest.approx(theirs.pop(name), rel=1e-4)
+    # multistep keeps its history in the cube now, where a coordinate crosses a face
+    assert len(ours) == 5 and ours == pytest.approx(theirs, rel=0.06)
 
     shutil.rmtree(place / "eval")
     shutil.copytree(EARLIER / "measured", place / "eval")
@@ -129,8 +133,8 @@ def test_both_names_of_an_option_are_refused_as_before():
 
 
 def test_values_that_changed_are_those_of_an_earlier_version_only():
-    added = {"percentile": 0.995, "face_width": 0.0}
+    added = {"percentile": 0.995, "face_width": 0.0, "nfe": None, "sigmas": None, "eta": 0}
     assert update_old_keys({"sampling": {"boundary": "reflect"}})["sampling"] == {"boundary": None, **added}
     assert update_old_keys({"sampling": {"boundary": "clip"}})["sampling"] == {"boundary": "clip", **added}
-    now = {"sampling": {"boundary": "reflect", "percentile": 0.9, "face_width": 0.1}, "sde": {"name": "ve"}}
+    now = {"sampling": {"boundary": "reflect", **added, "percentile": 0.9, "face_width": 0.1}, "sde": {"name": "ve"}}
     assert update_old_keys(now) == now

@@ -25,6 +25,7 @@ from datasets.registry import DATASETS
 from losses.noise_levels import NOISE_LEVELS
 from models.create import NETWORKS
 from sampling import METHODS
+from sampling.auto import AUTO
 from sde import PROCESSES
 from tests.conftest import composed
 from training.loggers import LOGGERS
@@ -70,7 +71,7 @@ def test_every_registered_choice_has_a_file():
         key = "dataset" if group == "data" else "name"
         assert {yaml.safe_load(path.read_text())[key] for path in choices(group)} == set(registry), group
     assert requirement(annotated_options(CONFIGS / "sampling/default.yaml")["sampling.method"].annotation) == (
-        f"one of {', '.join(METHODS)}"
+        f"one of {', '.join((*METHODS, AUTO))}"
     )
     for key, registry in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
         assert requirement(options_of(OptimOptions)[key].annotation) == f"one of {', '.join(registry)}"

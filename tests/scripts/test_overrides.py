@@ -97,7 +97,7 @@ def test_a_multirun_separates_paths_by_commas(here):
 
 def test_the_paths_are_options_of_the_scripts():
     known = {key for script in ("train", "vis", "eval") for key in option_keys(script)}
-    assert {*known, "hydra.run.dir", "hydra.sweep.dir"} >= path_keys() and len(path_keys()) == 15
+    assert {*known, "hydra.run.dir", "hydra.sweep.dir"} >= path_keys() and len(path_keys()) == 16
     for name in ("train", "vis", "eval"):
         for key, value in flat(composed(*["load_dir=x"] * (name != "train"), name=name)).items():
             like_a_path = key.endswith(("root", "_dir", "_path")) or (isinstance(value, str) and "/" in value)

@@ -258,7 +258,7 @@ def test_cost_of_a_recipe_in_the_readme(monkeypatch, capsys):
 
 def test_every_other_command_is_run_by_another_test():
     known = ("python run_", "python -m models.", "python -m evaluation.", "python -m benchmarks.", "python -m pytest")
-    known += ("eval ", "tensorboard ")
+    known += ("python -m sampling.", "eval ", "tensorboard ")
     others = [command for command in COMMANDS if not command.startswith(known)]
     assert set(others) == ELSEWHERE.keys()
     for place in filter(None, ELSEWHERE.values()):
