@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from evaluation.bpd import ElboBPD, FlowBPD
 from evaluation.energy_distance import EnergyDistance
+from evaluation.memorization import Memorization
 from evaluation.metric import Metric
 from evaluation.sample_quality import FID, KID, InceptionScore, PrecisionRecall
 from utils.errors import InputError
@@ -16,6 +17,7 @@ METRICS: dict[str, Callable[..., Metric]] = {
     "kid": KID,
     "inception_score": InceptionScore,
     "precision_recall": PrecisionRecall,
+    "memorization": Memorization,
 }
 
 

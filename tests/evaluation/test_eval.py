@@ -35,7 +35,7 @@ from utils.errors import InputError
 CPU = torch.device("cpu")
 ALONE = Distributed(CPU)
 PROTOCOL = {"checkpoint": {"sha256": "of the test"}}
-ALL = "metrics=[bpd,elbo,energy_distance,fid,kid,inception_score,precision_recall]"
+ALL = "metrics=[bpd,elbo,energy_distance,fid,kid,inception_score,precision_recall,memorization]"
 QUICK = [
     "metrics.bpd.rtol=1e-2",
     "metrics.bpd.atol=1e-2",
@@ -172,7 +172,11 @@ def test_numbers_do_not_depend_on_batches_or_processes(script, run_dir, tmp_path
         assert "Warning" not in done.stderr and done.stderr.count("with their protocol") == 1
     one, two, other = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two", "other"))
     assert two["devices"] == 2 * one["devices"]
-    assert one["metrics"].keys() == two["metrics"].keys() == {*METRICS, "precision", "recall"} - {"precision_recall"}
+    assert (
+        one["metrics"].keys()
+        == two["metrics"].keys()
+        == ({*METRICS, "precision", "recall", "nearer_to_training"} - {"precision_recall"})
+    )
     for name, result in one["metrics"].items():
         for key in result.keys() & {"value", "error"}:
             assert result[key] == pytest.approx(two["metrics"][name][key], rel=1e-4)
@@ -576,6 +580,7 @@ def test_invalid_inception_weights_are_named(tmp_path, monkeypatch):
         ("metrics.elbo.importance_sampling=3", "metrics.elbo.importance_sampling=3"),
         ("metrics.kid.subsets=0", "metrics.kid.subsets=0"),
         ("metrics.inception_score.splits=0", "metrics.inception_score.splits=0"),
+        ("metrics.memorization.ratio=1", "metrics.memorization.ratio=1: need a number, more than 0, less than 1"),
         ("metrics.precision_recall.neighborhood=0", "metrics.precision_recall.neighborhood=0"),
         ("metrics.reference=x.npz", "x.npz is a mean and covariance, from which kid and precision_recall cannot be"),
         ("metrics.reference=[x]", "need a name or path"),
