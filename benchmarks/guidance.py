@@ -187,6 +187,7 @@ def main() -> None:
     real, other = (test, train) if arguments.split == "test" else (train, test)
     labels = np.arange(number) % num_classes
     folder = (arguments.folder or run / "guidance") / find_checkpoint(run).stem
+    folder.mkdir(parents=True, exist_ok=True)
 
     accuracy = float((read(test.pixels) == test.labels).mean())
     print(f"{device_name()}; {run}, {number} images a setting; the classifier reads {accuracy:.4f} of held-out images")

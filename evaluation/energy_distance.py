@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from datasets import ImageDataset
@@ -55,15 +54,7 @@ class EnergyDistance(RowsMetric):
 
     @cached_property
     def _drawn(self) -> Tensor:
-        """Values of all samples in [0, 1], float64 (N, D); channels first, as those of the data set."""
-        pixels = self.samples.pixels
-        assert pixels is not None, "prepare was called"
-        values = torch.from_numpy(pixels).to(self.device, torch.float64)
-        if self.samples.sampler.is_image:
-            values = values.movedim(-1, 1) / 255.0
-        elif self.samples.sampler.units is not None:
-            values = self.samples.sampler.units.to_cube(values).double()
-        return values.flatten(1)
+        return self.samples.in_cube.to(self.device)
 
     def __call__(self, images: range, on_step: Callable[[], object]) -> Rows:
         """Compute the mean distances of these samples: ``across`` to real images, and ``within`` to other samples."""

@@ -1,7 +1,6 @@
 """The metric ``memorization``: are drawn samples nearer to the training data than new data are?"""
 
 from collections.abc import Callable
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -69,18 +68,6 @@ class Memorization(RowsMetric):
         """Return the protocol of the samples."""
         return {"drawn_images": self.samples.protocol}
 
-    @cached_property
-    def _drawn(self) -> Tensor:
-        """Values of all samples in the cube, float32 (N, D); channels first, as those of the data."""
-        pixels = self.samples.pixels
-        assert pixels is not None, "prepare was called"
-        values = torch.from_numpy(pixels)
-        if self.samples.sampler.is_image:
-            values = values.movedim(-1, 1) / 255.0
-        elif self.samples.sampler.units is not None:
-            values = self.samples.sampler.units.to_cube(values)
-        return values.flatten(1).float()
-
     def __call__(self, images: range, on_step: Callable[[], object]) -> Rows:
         """Compute the neighbours of these samples.
 
@@ -88,7 +75,7 @@ class Memorization(RowsMetric):
         the nearest training sample, ``subset`` and ``held_out``, the smallest distances to as many training as held-out
         samples, and ``test``, the number of the nearest held-out sample.
         """
-        x = self._drawn[images.start : images.stop].to(self.device)
+        x = self.samples.in_cube[images.start : images.stop].float().to(self.device)
         distances, numbers = nearest(x, self._train, torch.arange(len(self._train)), 2)
         subset, _ = nearest(x, self._train, self._subset, 1)
         held_out, test = nearest(x, self._test, self._held_out, 1)

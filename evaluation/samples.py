@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from evaluation.bpd import load_split
 from evaluation.features import create_features, features_of
@@ -62,6 +64,17 @@ class Samples:
             self.guidance["sha256"] = inputs.hashes["guidance_sha256"] = digest
         self.num_images = cfg.metrics.num_images if self.pixels is None else len(self.pixels)
         self.protocol: dict[str, Any] = {}
+
+    @cached_property
+    def in_cube(self) -> Tensor:
+        """Values of all samples in [0, 1], float64 (N, D), channels first as those of the data; after ``prepare``."""
+        assert self.pixels is not None, "prepare was called"
+        values = torch.from_numpy(self.pixels).double()
+        if self.sampler.is_image:
+            values = values.movedim(-1, 1) / 255.0
+        elif self.sampler.units is not None:
+            values = self.sampler.units.to_cube(values).double()
+        return values.flatten(1)
 
     def check_number(self, fewest: int) -> None:
         """Raise InputError, naming the key at fault, if there are fewer samples than ``fewest``."""
