@@ -97,7 +97,7 @@ def test_it_is_measured_and_the_evaluation_goes_on(place, script):
     for name in ("bpd", "elbo"):
         assert ours.pop(name) == pytest.approx(theirs.pop(name), rel=1e-4)
     # multistep keeps its history in the cube now, where a coordinate crosses a face
-    assert ours.pop("recall") == pytest.approx(theirs.pop("recall"), abs=0.002)  # one neighbour of 1,438
+    assert ours.pop("recall") == pytest.approx(theirs.pop("recall"), abs=0.002)  # two neighbours of 1,438
     assert len(ours) == 4 and ours == pytest.approx(theirs, rel=1e-3)
 
     shutil.rmtree(place / "eval")
