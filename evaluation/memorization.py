@@ -107,7 +107,7 @@ class Memorization(RowsMetric):
         error = {"error_is": f"standard error of {len(copies)} drawn images"}
         return {
             self.name: Result(*_share(copies), {**error, **shared, "ratio": self.ratio}),
-            "nearer_to_training": Result(*_share(nearer), {**error, **shared, "of_each": len(self._held_out)}),
+            "nearer_to_training": Result(*_share(nearer), {**error, **shared, "number_of_each": len(self._held_out)}),
         }
 
     def _save_picture(self, rows: Rows, path: Path) -> None:

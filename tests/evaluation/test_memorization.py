@@ -59,7 +59,7 @@ def test_data_of_the_same_law_are_as_near_to_both(run_dir, tmp_path):
     result = evaluate(run_dir, tmp_path / "noise", noise)
     assert result["nearer_to_training"]["value"] == pytest.approx(0.5, abs=4 * 0.025)
     assert result["memorization"]["value"] == 0.0
-    assert result["nearer_to_training"]["of_each"] == 359
+    assert result["nearer_to_training"]["number_of_each"] == 359
 
 
 def test_neighbours_are_those_of_scikit_learn(run_dir, tmp_path, monkeypatch):
