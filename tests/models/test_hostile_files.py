@@ -29,14 +29,17 @@ GOOD = GOLDEN / "reference_run/checkpoints/checkpoint_1.pth"
 
 
 class Quick:
-    """Limit the work inside the context to two seconds of a processor and 300 MB of additional memory."""
+    """Limit the work inside the context to ten seconds of a processor, where an attack takes minutes, and 300 MB more memory.
+
+    A configuration at the limit of its size takes a second on a quick machine and two on a slow one.
+    """
 
     def __enter__(self):
         self.start = time.process_time()
         self.most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     def __exit__(self, *_):
-        assert time.process_time() - self.start < 2
+        assert time.process_time() - self.start < 10
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - self.most < 300_000  # KiB
 
 
