@@ -26,11 +26,11 @@ DATA = ("data=folder", "data.image_size=8", "data.num_channels=1", "data.classes
 FEW = 200  # digits to train on in the second task
 
 
-def write_digits(folder: Path, count: int | None) -> None:
-    """Write digits turned by a quarter as images, in train/CLASS and test/CLASS: the first ``count`` to train on."""
+def write_digits(folder: Path, count: int | None, quarters: int = 1) -> None:
+    """Write turned digits as images, in train/CLASS and test/CLASS: the first ``count`` to train on."""
     for split, train in (("train", True), ("test", False)):
         images = digits(train)
-        pixels = torch.rot90(images.data, 1, (2, 3))[: count if train else None, 0].numpy()
+        pixels = torch.rot90(images.data, quarters, (2, 3))[: count if train else None, 0].numpy()
         for i, (image, label) in enumerate(zip(pixels, images.labels.tolist(), strict=False)):
             path = folder / split / str(label) / f"{i:04d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)

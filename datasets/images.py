@@ -1,6 +1,6 @@
 """The class ``ImageDataset``, and the data sets that need no preparation."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -31,6 +31,8 @@ class ImageDataset:
         file: file that ``data`` maps into memory; None for data that are not mapped.
         offset: position of the first byte of the data in ``file``.
         units: map between the values in ``data`` and the cube; None for grey levels, and values in the cube.
+        uncropped: larger images that ``data`` are the central windows of, as stored in ``file``; None if ``data`` are
+            whole.
 
     Raises:
         ValueError: if the type of ``data`` does not fit ``levels``, or ``labels`` are neither.
@@ -45,6 +47,7 @@ class ImageDataset:
     file: BinaryIO | None = None
     offset: int = 0
     units: Units | None = None
+    uncropped: Tensor | None = None
 
     def __post_init__(self) -> None:
         expected = torch.float32 if self.levels is None else torch.uint8
@@ -72,6 +75,12 @@ class ImageDataset:
     def is_image(self) -> bool:
         """True if a sample is an image, without units of its own."""
         return self.units is None and self.data.ndim == 4
+
+    def crop(self, margin: int) -> "ImageDataset":
+        """Return the central windows, ``margin`` pixels smaller, of these images, which stay as ``uncropped``."""
+        start, size = margin // 2, self.data.shape[-1] - margin
+        window = self.data[..., start : start + size, start : start + size]
+        return replace(self, data=window, uncropped=self.data)
 
     def check_domain(self, process: Process) -> None:
         """Raise InputError unless the samples are of the domain of ``process``."""

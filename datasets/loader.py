@@ -28,6 +28,8 @@ class Loader:
         seed: seed of the permutations.
         device: device of the batches.
         random_flip: whether to mirror each image left to right with probability 1/2 (torch's default generator).
+        random_crop: whether to cut a random window of ``images.uncropped``, and not the central one (torch's default
+            generator).
         dequantize: whether to add uniform noise within each grey level (torch's default generator).
         in_memory: size in bytes of the largest data set that is copied to ``device``.
 
@@ -45,22 +47,24 @@ class Loader:
         seed: int,
         device: torch.device | str,
         random_flip: bool = False,
+        random_crop: bool = False,
         dequantize: bool = False,
         in_memory: int = IN_MEMORY,
     ) -> None:
         if random_flip and not images.is_image:
             raise ValueError(f"random_flip: samples of shape {images.shape} are no images")
         self.device = torch.device(device)
-        file = None if images.data.nbytes <= in_memory else images.file
+        stored = images.data if images.uncropped is None else images.uncropped
+        file = None if stored.nbytes <= in_memory else images.file
         self.labels = images.labels.to(self.device)
         self._images = images
         self.batch_size = batch_size
         self.seed = seed
         self.offset = 0
-        self.random_flip, self.dequantize = random_flip, dequantize
+        self.random_flip, self.random_crop, self.dequantize = random_flip, random_crop, dequantize
         self._count = len(images)
-        self._stream = None if file is None else _Stream(images, file, self.device)
-        self._data = images.data.to(self.device, copy=images.file is not None) if file is None else images.data
+        self._stream = None if file is None else _Stream(stored, file, images.offset, self.device)
+        self._data = stored.to(self.device, copy=images.file is not None) if file is None else stored
         self._epoch, self._permutation = -1, np.empty(0, dtype=np.int64)
 
     def indices(self, step: int) -> np.ndarray:
@@ -87,11 +91,23 @@ class Loader:
         else:
             index = self._move_index(torch.from_numpy(self.indices(step)))
             data = self._data.index_select(0, index)
+        if self._images.uncropped is not None:
+            data = self._crop(data)
         x0 = self._images.dequantize(data) if self.dequantize else self._images.normalize(data)
         if self.random_flip:
             flip = torch.rand(len(x0), 1, 1, 1, device=x0.device) < 0.5
             x0 = torch.where(flip, x0.flip(-1), x0)
         return x0, self.labels[index]
+
+    def _crop(self, data: Tensor) -> Tensor:
+        """Cut the central window of each image of ``data``, or a random one."""
+        size = self._images.shape[-1]
+        margin = data.shape[-1] - size
+        start = torch.full((2, len(data)), margin // 2, device=data.device)
+        if self.random_crop:
+            start = torch.randint(margin + 1, (2, len(data)), device=data.device)
+        windows = data.unfold(2, size, 1).unfold(3, size, 1)  # (B, C, margin + 1, margin + 1, size, size)
+        return windows[torch.arange(len(data), device=data.device), :, start[0], start[1]]
 
     def _move_index(self, index: Tensor) -> Tensor:
         """Move ``index`` to the device through pinned memory, so that the copy does not wait for a GPU."""
@@ -105,8 +121,8 @@ class _Stream:
     first access is slower than the call.
     """
 
-    def __init__(self, images: ImageDataset, file: BinaryIO, device: torch.device) -> None:
-        self._images, self._file, self._device = images, file, device
+    def __init__(self, stored: Tensor, file: BinaryIO, offset: int, device: torch.device) -> None:
+        self._stored, self._file, self._offset, self._device = stored, file, offset, device
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="batches")
         self._ahead: tuple[int, Tensor, Future[Tensor]] | None = None
 
@@ -124,13 +140,11 @@ class _Stream:
         return step, index, self._reader.submit(self._read, index)
 
     def _read(self, index: Tensor) -> Tensor:
-        file, images = self._file, self._images
-        data = torch.empty(
-            len(index), *images.data.shape[1:], dtype=images.data.dtype, pin_memory=self._device.type == "cuda"
-        )
+        file, stored = self._file, self._stored
+        data = torch.empty(len(index), *stored.shape[1:], dtype=stored.dtype, pin_memory=self._device.type == "cuda")
         rows = data.flatten(1).numpy().view(np.uint8)
         size = rows.shape[1]
-        for row, start in zip(rows, (images.offset + index * size).tolist(), strict=True):
+        for row, start in zip(rows, (self._offset + index * size).tolist(), strict=True):
             if os.preadv(file.fileno(), [row], start) != size:
                 raise UserError(f"{file.name} was cut short while it was read")
         return data

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from datasets.shape import data_shape
 from utils.errors import InputError
-from utils.options import Name
+from utils.options import Name, Probability
 
 LARGEST_SAMPLE = 3 * 512 * 512  # most values of a sample, so that a loaded configuration fits into memory
 
@@ -23,6 +23,7 @@ class DataOptions:
     num_classes: Annotated[int, Field(ge=0, le=10**6)]
     random_flip: bool
     dequantize: bool
+    augment: Probability = 0.0
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class ImageOptions:
 
     image_size: Annotated[int, Field(ge=1, le=1024)]
     num_channels: Annotated[int, Field(ge=1, le=64)]
+    random_crop: Annotated[int, Field(ge=0, le=1024)] = 0
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,8 @@ def load_images(
     classes: bool = True,
     dataroot: str = "datasets",
     random_flip: bool = False,
+    random_crop: int = 0,
+    augment: float = 0.0,
     dequantize: bool = False,
     **options: Any,
 ) -> ImageDataset:
@@ -96,6 +98,8 @@ def load_images(
         classes: whether the samples have classes.
         dataroot: folder of the data sets on disk and of the cache.
         random_flip: whether the samples will be mirrored, which only images can be.
+        random_crop: how much larger than ``image_size`` the images are that windows are cut from.
+        augment: probability of an augmentation, which only images can have.
         dequantize: whether noise will be added within the grey levels, which only quantized values have.
         options: further keys of the section ``data``, among them ``shape``, or ``image_size`` and ``num_channels``;
             all are passed to the function in ``DATASETS``.
@@ -105,8 +109,14 @@ def load_images(
     """
     name = dataset.lower()
     check_name("data.dataset", name, DATASETS)
-    images = DATASETS[name](train=train, num_classes=num_classes, classes=classes, dataroot=dataroot, **options)
     shape = data_shape(options)
+    if random_crop:
+        options["image_size"] += random_crop
+    images = DATASETS[name](train=train, num_classes=num_classes, classes=classes, dataroot=dataroot, **options)
+    if random_crop and images.shape != data_shape(options):
+        raise InputError(f"data.random_crop={random_crop}: data.dataset={dataset} has images of its own size only")
+    if random_crop:
+        images = images.crop(random_crop)
     if images.shape != shape:
         keys = "data.shape asks" if options.get("shape") is not None else "data.num_channels and data.image_size ask"
         raise InputError(f"data.dataset={dataset} has samples of shape {images.shape}, but {keys} for {shape}")
@@ -122,8 +132,9 @@ def load_images(
     names = options.get("class_names")
     if names is not None and "class_names" not in options_of(DATASETS[name]) and tuple(names) != images.class_names:
         raise InputError(f"data.class_names={list(names)}, but data.dataset={dataset} has {list(images.class_names)}")
-    if random_flip and not images.is_image:
-        raise InputError(f"data.random_flip={random_flip}: data.dataset={dataset} has no images to mirror")
+    for key, value, verb in (("random_flip", random_flip, "mirror"), ("augment", augment, "augment")):
+        if value and not images.is_image:
+            raise InputError(f"data.{key}={value}: data.dataset={dataset} has no images to {verb}")
     if images.levels is None and dequantize:
         raise InputError(f"data.dequantize={dequantize}: data.dataset={dataset} has no grey levels")
     if images.levels is None and images.units is None:

@@ -100,6 +100,7 @@ class ADM(Network):
         data_shape: shape of the data, (C, L), (C, H, W) or (C, D, H, W), every side divisible by 2^(levels - 1).
         num_classes: number of classes; 0 for a network without classes.
         cond_size: number of values of the condition; 0 for a network without a condition.
+        augment_size: number of values that describe the augmentation of an image; 0 for a network that is not told.
         num_inputs: number of input channels for each channel of the data.
         num_outputs: number of output channels for each channel of the data.
         model_channels: number of channels at the first level.
@@ -119,6 +120,7 @@ class ADM(Network):
         num_classes: int = 0,
         cond_size: int = 0,
         *,
+        augment_size: int = 0,
         num_inputs: int = 1,
         num_outputs: int = 1,
         model_channels: Width = 192,
@@ -150,6 +152,8 @@ class ADM(Network):
             return ResidualBlock(len(sides), in_channels, out_channels, embedding, dropout, attention, resample)
 
         self.model_channels = model_channels
+        if augment_size:
+            self.embed_augmentation = _init(nn.Linear(augment_size, model_channels, bias=False))
         self.embed1 = _init(nn.Linear(model_channels, embedding))
         self.embed2 = _init(nn.Linear(embedding, embedding))
         if num_classes:
@@ -184,22 +188,25 @@ class ADM(Network):
         self.norm_out = group_norm(width, EPS)
         self.conv_out = zero_init(conv(width, num_outputs * num_channels, 3, padding=1))
 
-    def embed(self, sigma: Tensor, labels: Tensor | None) -> Tensor:
-        """Embed noise level, and class or condition, as (B, channel_mult_emb * model_channels)."""
+    def embed(self, sigma: Tensor, labels: Tensor | None, augmentation: Tensor | None) -> Tensor:
+        """Embed noise level, class or condition, and augmentation, as (B, channel_mult_emb * model_channels)."""
         half = self.model_channels // 2
         frequencies = 10000.0 ** (-torch.arange(half, dtype=sigma.dtype, device=sigma.device) / half)
         angle = torch.log(0.5 * sigma)[:, None] * frequencies
-        h = self.embed2(F.silu(self.embed1(torch.cat([angle.cos(), angle.sin()], dim=1))))
+        features = torch.cat([angle.cos(), angle.sin()], dim=1)
+        if augmentation is not None:
+            features = features + self.embed_augmentation(augmentation)
+        h = self.embed2(F.silu(self.embed1(features)))
         if labels is not None and self.cond_size:
             h = h + self.embed_cond(condition_features(labels.to(sigma.dtype)))
         elif labels is not None:
             h = h + self.embed_label(one_hot(labels, self.num_classes).to(sigma.dtype))
         return F.silu(h)
 
-    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None, augmentation: Tensor | None = None) -> Tensor:
         """Compute the raw output; see ``Network``."""
         with full_precision(x):
-            embedding = self.embed(sigma, labels)
+            embedding = self.embed(sigma, labels, augmentation)
 
         h = self.conv_in(x)
         skips = [h]

@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from datasets.augmentation import AUGMENT_SIZE
 from datasets.shape import data_shape
 from models.adm import ADM
 from models.ddpmpp import DDPMpp
@@ -22,7 +23,16 @@ from utils.options import Option, call_with, check_name, check_section, one_of, 
 
 NETWORKS: dict[str, type[Network]] = {"ddpmpp": DDPMpp, "vdm": VDM, "adm": ADM, "mlp": MLP}
 # Arguments that follow from data, parametrization and process.
-GIVEN = ("data_shape", "num_classes", "cond_size", "num_inputs", "num_outputs", "sigma_min", "sigma_max")
+GIVEN = (
+    "data_shape",
+    "num_classes",
+    "cond_size",
+    "augment_size",
+    "num_inputs",
+    "num_outputs",
+    "sigma_min",
+    "sigma_max",
+)
 
 
 def model_options(name: str) -> dict[str, Option]:
@@ -55,8 +65,8 @@ def create_model(model: Mapping[str, Any], data: Mapping[str, Any], sde: Mapping
     Args:
         model: ``name`` of the network, ``parametrization`` (``output`` if it is missing), and the options of both;
             ``ema_rate`` is an option of training and ignored here.
-        data: shape of the data (see ``data_shape``), ``classes`` with ``num_classes``, and ``cond_size`` (0 if it is
-            missing).
+        data: shape of the data (see ``data_shape``), ``classes`` with ``num_classes``, and ``cond_size`` and
+            ``augment`` (0 if they are missing).
         sde: ``name`` of the process, ``sigma_min`` and ``sigma_max``.
 
     Raises:
@@ -78,6 +88,10 @@ def create_model(model: Mapping[str, Any], data: Mapping[str, Any], sde: Mapping
         raise InputError(f"data.cond_size={cond_size}, but model={name} takes no condition: use {suitable}")
     if cond_size and num_classes:
         raise InputError(f"data.cond_size={cond_size} and data.classes=True: a network has classes or a condition")
+    augment = data.get("augment") or 0
+    if augment and name not in networks_with("augment_size"):
+        suitable = " or ".join(f"model={other}" for other in networks_with("augment_size"))
+        raise InputError(f"data.augment={augment}, but model={name} cannot be told of it: use {suitable}")
     num_outputs = PARAMETRIZATIONS[kind].num_outputs
     num_inputs = PARAMETRIZATIONS[kind].num_inputs
     for what, number in (("inputs", num_inputs), ("outputs", num_outputs)):
@@ -96,6 +110,7 @@ def create_model(model: Mapping[str, Any], data: Mapping[str, Any], sde: Mapping
         "data_shape": data_shape(data),
         "num_classes": num_classes,
         "cond_size": cond_size,
+        "augment_size": AUGMENT_SIZE if augment else 0,
         "num_inputs": num_inputs,
         "num_outputs": num_outputs,
         "sigma_min": sde["sigma_min"],

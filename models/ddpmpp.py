@@ -19,6 +19,7 @@ from models.layers import (
     group_norm,
     init_layer,
     upsample,
+    variance_scaling_,
 )
 from models.options import Multiples, NumBlocks, Resolutions, Width
 from utils.options import Probability
@@ -129,6 +130,7 @@ class DDPMpp(Network):
 
     Args:
         data_shape: shape of an image, (C, H, H), with H divisible by 2^(levels - 1).
+        augment_size: number of values that describe the augmentation of an image; 0 for a network that is not told.
         num_outputs: number of output channels for each channel of the data.
         nf: number of channels at the first level.
         ch_mult: channels of each level in units of ``nf``; as many levels as entries.
@@ -147,6 +149,7 @@ class DDPMpp(Network):
         self,
         data_shape: Sequence[int],
         *,
+        augment_size: int = 0,
         num_outputs: int = 1,
         nf: Width = 128,
         ch_mult: Multiples = (1, 2, 2, 2),
@@ -171,6 +174,9 @@ class DDPMpp(Network):
             return Attention(channels, skip_rescale, init_scale) if size in attn_resolutions else nn.Identity()
 
         self.fourier = FourierEmbedding(nf, fourier_scale)
+        if augment_size:
+            self.embed_augmentation = nn.Linear(augment_size, 2 * nf, bias=False)
+            variance_scaling_(self.embed_augmentation.weight)
         self.embed1 = init_layer(nn.Linear(2 * nf, 4 * nf))
         self.embed2 = init_layer(nn.Linear(4 * nf, 4 * nf))
         self.conv_in = init_layer(nn.Conv2d(num_channels, nf, 3, padding=1))
@@ -206,10 +212,13 @@ class DDPMpp(Network):
         self.norm_out = group_norm(width, EPS)
         self.conv_out = init_layer(nn.Conv2d(width, num_outputs * num_channels, 3, padding=1), init_scale)
 
-    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None, augmentation: Tensor | None = None) -> Tensor:
         """Compute the raw output; see ``Network``."""
         with full_precision(x):
-            embedding = self.embed2(F.silu(self.embed1(self.fourier(sigma))))
+            features = self.fourier(sigma)
+            if augmentation is not None:
+                features = features + self.embed_augmentation(augmentation)
+            embedding = self.embed2(F.silu(self.embed1(features)))
 
         pyramid = 2.0 * x - 1.0
         h = self.conv_in(pyramid)

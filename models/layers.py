@@ -26,6 +26,9 @@ class Network(nn.Module):
     with ``cond_size`` K > 0 conditions, float32 (B, K), NaN where an item has none; None if and only if ``num_classes``
     and ``cond_size`` are 0. A network has classes or a condition, not both.
 
+    A network whose constructor takes ``augment_size`` has a fourth argument, None by default: what was done to each
+    image, float32 (B, augment_size), from ``datasets.augmentation.augment``; None for nothing, as zeros.
+
     Args:
         data_shape: shape of one item of the data, such as (C, H, W).
         num_classes: number of classes; 0 for a network without classes.

@@ -74,7 +74,9 @@ class ScoreModel(nn.Module):
         self.precision = precision
         return self
 
-    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, augmentation: Tensor | None = None
+    ) -> Tensor:
         """Compute the score.
 
         Args:
@@ -82,6 +84,8 @@ class ScoreModel(nn.Module):
             sigma: noise levels, (B,).
             labels: classes, int64 (B,), ``NULL_LABEL`` for no class; or conditions, float32 (B, cond_size), NaN for no
                 condition; None for no class or condition in the whole batch.
+            augmentation: what was done to each image, float32 (B, augment_size), of a network that is told; None for
+                nothing.
 
         Returns:
             Estimate of d/dx log p_sigma(x | label), (B, *data_shape), in float32 or wider.
@@ -97,5 +101,6 @@ class ScoreModel(nn.Module):
             labels = torch.full((len(x), self.cond_size), math.nan, device=x.device)
         half = self.precision != "fp32"
         with torch.autocast(x.device.type, PRECISIONS[self.precision]) if half else nullcontext():
-            raw = self.network(self.parametrization.scale_input(x, sigma), sigma, labels)
+            told = () if augmentation is None else (augmentation,)
+            raw = self.network(self.parametrization.scale_input(x, sigma), sigma, labels, *told)
         return self.parametrization(raw.to(torch.promote_types(raw.dtype, torch.float32)), x, sigma)

@@ -62,6 +62,7 @@ class VDM(Network):
 
     Args:
         data_shape: shape of the data, (C, L), (C, H, W) or (C, D, H, W), with sides of any length.
+        augment_size: number of values that describe the augmentation of an image; 0 for a network that is not told.
         num_outputs: number of output channels for each channel of the data.
         sigma_min: noise level that the embedding maps to 0.
         sigma_max: noise level that the embedding maps to 1.
@@ -81,6 +82,7 @@ class VDM(Network):
         self,
         data_shape: Sequence[int],
         *,
+        augment_size: int = 0,
         num_outputs: int = 1,
         sigma_min: float,
         sigma_max: float,
@@ -112,6 +114,9 @@ class VDM(Network):
             after = PixelAttention(axes, channels, 1, EPS, _init) if attention else nn.Identity()
             return nn.ModuleList([ResidualBlock(axes, in_channels, channels, 4 * channels, dropout), after])
 
+        if augment_size:
+            self.embed_augmentation = nn.Linear(augment_size, channels, bias=False)
+            nn.init.normal_(self.embed_augmentation.weight, std=augment_size**-0.5)
         self.embed1 = _init(nn.Linear(channels, 4 * channels))
         self.embed2 = _init(nn.Linear(4 * channels, 4 * channels))
         self.conv_in = _init(conv(num_channels * (1 + 2 * len(self.fourier_powers)), channels, 3, padding=1))
@@ -123,8 +128,8 @@ class VDM(Network):
         self.norm_out = group_norm(channels, EPS)
         self.conv_out = zero_init(conv(channels, num_outputs * num_channels, 3, padding=1))
 
-    def embed(self, sigma: Tensor) -> Tensor:
-        """Embed the noise level, (B,) -> (B, 4 * channels)."""
+    def embed(self, sigma: Tensor, augmentation: Tensor | None) -> Tensor:
+        """Embed the noise level and the augmentation, as (B, 4 * channels)."""
         t = 1000.0 * (sigma - self.sigma_min) / (self.sigma_max - self.sigma_min)
         half = self.channels // 2
         powers = torch.arange(half, dtype=sigma.dtype, device=sigma.device) / (half - 1)
@@ -132,6 +137,8 @@ class VDM(Network):
         features = torch.cat([angle.sin(), angle.cos()], dim=1)
         if self.channels % 2:
             features = F.pad(features, (0, 1))
+        if augmentation is not None:
+            features = features + self.embed_augmentation(augmentation)
         return self.embed2(F.silu(self.embed1(features)))
 
     def append_fourier(self, x: Tensor) -> Tensor:
@@ -143,10 +150,10 @@ class VDM(Network):
         angle = (x[:, :, None] * frequencies.reshape(-1, *[1] * (x.ndim - 2))).flatten(1, 2)
         return torch.cat([x, angle.sin(), angle.cos()], dim=1)
 
-    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None, augmentation: Tensor | None = None) -> Tensor:
         """Compute the raw output; see ``Network``."""
         with full_precision(x):
-            embedding = self.embed(sigma)
+            embedding = self.embed(sigma, augmentation)
 
         h = self.conv_in(self.append_fourier(x))
         skips = [h]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from datasets import Loader
+from datasets.augmentation import augment
 from losses import DiffusionSquared, LossHistory, Weighting, create_objective
 from losses.score_matching import SIGMA_SQUARED, UNIFORM_TIME, perturb, score_error
 from models import ScoreModel, compile_network, compiled, create_model, null_like, recompute_activations
@@ -93,7 +94,15 @@ def train(
         source.apply(state)
     images, held_out = load_splits(cfg, distributed)
     data, device = cfg.data, distributed.device
-    loader = Loader(images, options.batch_size, cfg.seed, device, data.random_flip, data.dequantize)
+    loader = Loader(
+        images,
+        options.batch_size,
+        cfg.seed,
+        device,
+        random_flip=data.random_flip,
+        random_crop=True,
+        dequantize=data.dequantize,
+    )
     held_out_size = min(cfg.eval.batch_size, len(held_out))
     held_out_loader = Loader(held_out, held_out_size, cfg.seed, device, dequantize=data.dequantize)
     if state is None:
@@ -332,6 +341,7 @@ class NoisyBatch:
         t: times, (B,).
         x: samples of the process at these times, (B, ...).
         importance: importance weights of the times, (B,); None for 1.
+        augmentation: what was done to each image, see ``datasets.augmentation.augment``; None for nothing.
     """
 
     labels: Tensor
@@ -339,13 +349,15 @@ class NoisyBatch:
     t: Tensor
     x: Tensor
     importance: Tensor | None = None
+    augmentation: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.x0)
 
     def __getitem__(self, rows: slice) -> "NoisyBatch":
         importance = None if self.importance is None else self.importance[rows]
-        return NoisyBatch(self.labels[rows], self.x0[rows], self.t[rows], self.x[rows], importance)
+        augmentation = None if self.augmentation is None else self.augmentation[rows]
+        return NoisyBatch(self.labels[rows], self.x0[rows], self.t[rows], self.x[rows], importance, augmentation)
 
 
 class Loss:
@@ -374,7 +386,7 @@ class Loss:
         self.held_out_weighting = self.weighting if isinstance(self.weighting, DiffusionSquared) else SIGMA_SQUARED
         self.reported_levels = UNIFORM_TIME if self.noise_levels.importance_sampling else self.noise_levels
         self.reduce_mean, self.drop_label, self.stratified = options.reduce_mean, options.drop_label, options.stratified
-        self.grad_accum_steps = options.grad_accum_steps
+        self.grad_accum_steps, self.augment = options.grad_accum_steps, cfg.data.get("augment") or 0.0
         score = process.conditional_score
         self.conditional_score = torch.no_grad()(compiled(score)) if cfg.compile else score
 
@@ -382,8 +394,9 @@ class Loss:
         self, net: nn.Module, batch: NoisyBatch, takes_labels: bool, weighting: Weighting | None = None
     ) -> Tensor:
         """Compute the loss of each sample of ``batch``, (B,), with ``weighting`` or else with ``Weighting.fixed``."""
+        told = () if batch.augmentation is None else (batch.augmentation,)
         return score_error(
-            net,
+            lambda x, sigma, labels: net(x, sigma, labels, *told),
             self.process,
             batch.x0,
             batch.t,
@@ -405,14 +418,17 @@ class Loss:
         return losses
 
     def sample_batch(self, loader: Loader, step: int) -> NoisyBatch:
-        """Draw training batch ``step``; flips, dropped labels, times and noise are functions of (seed, step).
+        """Draw training batch ``step``; all that is random in it is a function of (seed, step).
 
         The times also depend on the history, if the noise levels follow it.
         """
         seed_torch(self.seed, Stream.TRAIN, step)
         x0, labels = loader(step)
-        labels = drop_labels(labels, self.drop_label)
-        return NoisyBatch(labels, *perturb(self.process, x0, self.noise_levels, stratified=self.stratified))
+        labels, augmentation = drop_labels(labels, self.drop_label), None
+        if self.augment:
+            x0, augmentation = augment(x0, self.augment)
+        noisy = perturb(self.process, x0, self.noise_levels, stratified=self.stratified)
+        return NoisyBatch(labels, *noisy, augmentation=augmentation)
 
     def sample_held_out_batch(self, loader: Loader) -> NoisyBatch:
         """Draw the held-out batch; images, stratified times and noise are the same at each call, and in all runs."""

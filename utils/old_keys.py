@@ -17,6 +17,8 @@ RENAMED = {
 # {present key: value with which this version does what a version without the key did}
 ADDED = {
     "sde.name": "reflected_ve",
+    "data.augment": 0,
+    "data.random_crop": 0,
     "model.parametrization": "output",
     "sampling.percentile": 0.995,
     "sampling.face_width": 0.0,

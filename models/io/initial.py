@@ -57,9 +57,10 @@ def load_initial(
 ) -> InitialWeights:
     """Load the averaged weights in a file, and take those that fit the network that a configuration describes.
 
-    The two networks may differ in their data: classes, a condition, channels or columns, and, if the layers are the
-    same, the size of images. Their other options must agree, and so must the parametrization; weights trained for
-    other noise levels are taken with a warning, unless the network has the range of the noise levels in its embedding.
+    The two networks may differ in their data: classes, a condition, augmentation, channels or columns, and, if the
+    layers are the same, the size of images. Their other options must agree, and so must the parametrization; weights
+    trained for other noise levels are taken with a warning, unless the network has the range of the noise levels in its
+    embedding.
 
     Args:
         path: checkpoint or exported file, from ``find_source``.
@@ -76,9 +77,9 @@ def load_initial(
     _check_noise(path, cfg, sde)
     with torch.device("meta"):
         shapes = create_model(model, data, sde).network.state_dict()
-        # The new network for the classes and the condition of the trained one differs from that by its shape only.
-        labels = {key: cfg.data.get(key) or 0 for key in ("classes", "num_classes", "cond_size")}
-        shaped_only = create_model(model, {**data, **labels}, sde).network.state_dict()
+        # The new network told what the trained one is told differs from that by its shape only.
+        told = {key: cfg.data.get(key) or 0 for key in ("classes", "num_classes", "cond_size", "augment")}
+        shaped_only = create_model(model, {**data, **told}, sde).network.state_dict()
     stored = net.network.state_dict()
     foreign = sorted(shaped_only.keys() ^ stored.keys())
     if foreign:

@@ -92,11 +92,16 @@ def to_published(cfg: Mapping[str, Any]) -> dict[str, Any]:
     """Translate a configuration to the keys of the published code; the inverse of ``from_published``.
 
     Raises:
-        InputError: for a process that the published code does not have.
+        InputError: for a process or a network that the published code does not have.
     """
     if cfg["sde"]["name"] != "reflected_ve":
         raise InputError(
             f"sde.name={cfg['sde']['name']}: the published code has only the reflected process: use --format "
+            "safetensors"
+        )
+    if cfg["data"].get("augment"):
+        raise InputError(
+            f"data.augment={cfg['data']['augment']}: the published networks cannot be told of it: use --format "
             "safetensors"
         )
     cfg = {section: dict(part) if isinstance(part, Mapping) else part for section, part in cfg.items()}

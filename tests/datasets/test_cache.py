@@ -223,15 +223,49 @@ def test_batches_from_disk_are_those_from_memory(tmp_path):
     assert torch.equal(plain, images.data[memory.indices(5)].float() * (1 / 255))
 
 
+def test_random_windows_of_larger_images(tmp_path):
+    """Training takes windows from everywhere; what is held out and compared with is the central one."""
+    position = np.arange(64).reshape(1, 1, 8, 8).astype(np.uint8)
+
+    def parts():
+        yield np.repeat(position, 300, 0), np.arange(300), []
+
+    images = open_cached(tmp_path / "x.json", "positions", (1, 8, 8), 300, parts, 300).crop(3)
+    assert images.shape == (1, 5, 5) and len(images) == 300
+    assert torch.equal(images.data[7, 0], torch.from_numpy(position[0, 0, 1:6, 1:6]))
+    found = []
+    for limit in (10**9, 0):
+        torch.manual_seed(0)
+        found.append((Loader(images, 300, 3, "cpu", random_crop=True, in_memory=limit)(0)[0] * 255).round().long())
+        central = Loader(images, 300, 3, "cpu", in_memory=limit)(0)[0]
+        assert torch.equal(central, images.normalize(images.data))
+    assert torch.equal(*found)
+    corners = found[0][:, 0, 0, 0]
+    assert set(corners.tolist()) == {8 * row + column for row in range(4) for column in range(4)}
+    window = torch.arange(5)
+    assert torch.equal(found[0][:, 0], corners[:, None, None] + 8 * window[:, None] + window)
+
+
+def test_a_folder_with_random_windows(tmp_path):
+    classes_of(tmp_path / "pics")
+    given = {"image_size": 8, "num_channels": 3, "classes": False, "dataroot": str(tmp_path / "data")}
+    given["root"] = str(tmp_path / "pics")
+    plain = load_images("folder", False, **given | {"image_size": 12})
+    cut = load_images("folder", False, **given, random_crop=4)
+    assert torch.equal(cut.data, plain.data[..., 2:10, 2:10]) and torch.equal(cut.uncropped, plain.data)
+    with pytest.raises(InputError, match=r"data.random_crop=2: data.dataset=digits has images of its own size only$"):
+        load_images("digits", True, image_size=8, num_channels=1, random_crop=2)
+
+
 def test_a_run_on_a_data_set_on_disk_resumes_exactly(tmp_path, monkeypatch):
     from tests.conftest import tiny_config
     from training.loop import train
     from utils.distributed import Distributed
 
     classes_of(tmp_path / "pics")
-    monkeypatch.setattr("datasets.loader.Loader.__init__.__defaults__", (False, False, 0))
+    monkeypatch.setattr("datasets.loader.Loader.__init__.__defaults__", (False, False, False, 0))
     options = ["data=folder", f"data.root={tmp_path / 'pics'}", "data.image_size=8", f"dataroot={tmp_path / 'data'}"]
-    options = [*options, "data.random_flip=true", "model.ema_rate=0.9"]
+    options = [*options, "data.random_flip=true", "data.random_crop=2", "data.augment=0.3", "model.ema_rate=0.9"]
     distributed = Distributed(torch.device("cpu"))
     for name, stops in (("whole", [9]), ("parts", [4, 9])):
         for stop in stops:

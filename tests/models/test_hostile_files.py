@@ -29,9 +29,9 @@ GOOD = GOLDEN / "reference_run/checkpoints/checkpoint_1.pth"
 
 
 class Quick:
-    """Limit the work inside the context to ten seconds of a processor, where an attack takes minutes, and 300 MB more memory.
+    """Limit the work inside the context to ten seconds of a processor and 300 MB of additional memory.
 
-    A configuration at the limit of its size takes a second on a quick machine and two on a slow one.
+    An attack takes minutes, and a configuration at the limit of its size two seconds on a slow machine.
     """
 
     def __enter__(self):
