@@ -17,8 +17,6 @@ RENAMED = {
 # {present key: value with which this version does what a version without the key did}
 ADDED = {
     "sde.name": "reflected_ve",
-    "data.augment": 0,
-    "data.random_crop": 0,
     "model.parametrization": "output",
     "sampling.percentile": 0.995,
     "sampling.face_width": 0.0,
@@ -27,8 +25,13 @@ ADDED = {
     "sampling.eta": 0,
     "metrics.bpd.face_width": 0.0,
 }
-# {added key: (key that its section must have too, value)}: training has a section eval with other options
-ADDED_BESIDE = {"eval.weights": ("ckpt", "ema"), "eval.particles": ("rounds", 32)}
+# {added key: (key that its section must have too, value)}: scripts have sections of the same name with other options
+ADDED_BESIDE = {
+    "eval.weights": ("ckpt", "ema"),
+    "eval.particles": ("rounds", 32),
+    "data.augment": ("random_flip", 0),
+    "data.random_crop": ("image_size", 0),
+}
 # {added section: (key beside it, the values of the section that are not null)}, as above
 ADDED_SECTIONS = {"guidance": ("w", {"ckpt": -1, "eta": 1.0, "momentum": 0.0})}
 # {key: (added key, old value, present value)} for configurations without the added key
