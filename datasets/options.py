@@ -9,9 +9,9 @@ from pydantic import Field
 
 from datasets.shape import data_shape
 from utils.errors import InputError
-from utils.options import Name, Probability
+from utils.options import ImageSize, Name, Probability
 
-LARGEST_SAMPLE = 3 * 512 * 512  # most values of a sample, so that a loaded configuration fits into memory
+MAX_IMAGE_SIZE = 512  # so that a loaded configuration fits into memory, unless its user asks for more
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class DataOptions:
 class ImageOptions:
     """Options of a data set of square images."""
 
-    image_size: Annotated[int, Field(ge=1, le=1024)]
+    image_size: ImageSize
     num_channels: Annotated[int, Field(ge=1, le=64)]
     random_crop: Annotated[int, Field(ge=0, le=1024)] = 0
 
@@ -42,9 +42,11 @@ class ShapeOptions:
     shape: Annotated[Sequence[Annotated[int, Field(ge=1, le=2**20)]], Field(min_length=1, max_length=4)]
 
 
-def check_shape(data: Mapping[str, Any]) -> None:
-    """Raise InputError if a sample of ``data`` has too many values."""
-    if math.prod(data_shape(data)) > LARGEST_SAMPLE:
-        if data.get("shape") is not None:
-            raise InputError(f"data.shape={data['shape']}: samples of more than {LARGEST_SAMPLE} values")
-        raise InputError(f"data.image_size={data['image_size']}: images of more than {LARGEST_SAMPLE} numbers")
+def check_shape(data: Mapping[str, Any], max_image_size: int = MAX_IMAGE_SIZE) -> None:
+    """Raise InputError if a sample of ``data`` has more values than a colour image of ``max_image_size``."""
+    if math.prod(data_shape(data)) > 3 * max_image_size**2:
+        key = "image_size" if data.get("shape") is None else "shape"
+        raise InputError(
+            f"data.{key}={data[key]}: more values than a colour image of {max_image_size}x{max_image_size}; a larger "
+            "max_image_size allows them"
+        )

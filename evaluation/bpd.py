@@ -70,7 +70,9 @@ class DatasetMetric(RowsMetric, ABC):
         cfg, self.distributed = inputs.cfg, inputs.distributed
         self.name, self.num_steps, self.per_image = name, num_steps, self
         self.seed, self.device = cfg.seed, inputs.distributed.device
-        self.net, self.run = load_pretrained(cfg.load_dir, cfg.eval.ckpt, self.device, cfg.eval.ema, cfg.eval.weights)
+        self.net, self.run = load_pretrained(
+            cfg.load_dir, cfg.eval.ckpt, self.device, cfg.eval.ema, cfg.eval.weights, cfg.max_image_size
+        )
         self.net.set_precision(cfg.precision)
         self.sde = create_process(self.run.sde)
         self.split = cfg.eval.split

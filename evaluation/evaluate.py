@@ -21,7 +21,11 @@ from utils.signals import StopSignals
 
 log = logging.getLogger(__name__)
 
-FREE = ("ngpus", "debug")  # keys that may change when an evaluation is resumed: no number depends on them
+FREE = (
+    "ngpus",
+    "debug",
+    "max_image_size",
+)  # keys that may change when an evaluation is resumed: no number depends on them
 
 
 def evaluate(cfg: DictConfig, folder: Path, distributed: Distributed, stop: StopSignals | None = None) -> int:

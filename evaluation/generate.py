@@ -64,7 +64,8 @@ class ImageSampler:
     Args:
         cfg: configuration with ``load_dir``, ``eval.ckpt``, ``eval.ema``, ``eval.weights``, ``precision``,
             ``compile``, ``sampling``, ``denoiser_path``, ``label``, ``label_frequencies``, ``cond``, ``w``,
-            ``guidance`` and ``seed``; and with ``given``, ``mask`` and ``eval.particles`` if values are given.
+            ``guidance``, ``max_image_size`` and ``seed``; and with ``given``, ``mask`` and ``eval.particles`` if values
+            are given.
         device: device to compute on.
 
     Raises:
@@ -73,7 +74,9 @@ class ImageSampler:
 
     def __init__(self, cfg: DictConfig, device: torch.device) -> None:
         self.cfg, self.device = cfg, device
-        self.net, self.run = load_pretrained(cfg.load_dir, cfg.eval.ckpt, device, cfg.eval.ema, cfg.eval.weights)
+        self.net, self.run = load_pretrained(
+            cfg.load_dir, cfg.eval.ckpt, device, cfg.eval.ema, cfg.eval.weights, cfg.max_image_size
+        )
         self._prepare(self.net)
         self.sde = create_process(self.run.sde)
         self.is_image, self.units = is_image(self.run.data), create_units(self.run.data)
@@ -202,7 +205,7 @@ class ImageSampler:
         path = self.cfg.denoiser_path
         if path is None:
             raise InputError("sampling.denoiser=network: denoiser_path is missing, a run or the published denoiser")
-        net, run, published = load_denoiser(path, self.device)
+        net, run, published = load_denoiser(path, self.device, self.cfg.max_image_size)
         self._check_like("denoiser_path", path, net)
         self._prepare(net)
         if published:
@@ -221,7 +224,8 @@ class ImageSampler:
         if path is None:
             return None
         try:
-            net, run = load_pretrained(path, self.guidance.ckpt, self.device)
+            limit = self.cfg.max_image_size
+            net, run = load_pretrained(path, self.guidance.ckpt, self.device, max_image_size=limit)
         except InputError as error:
             raise InputError(f"guidance.dir={path}: {error}") from None
         self._check_like("guidance.dir", path, net)

@@ -21,7 +21,13 @@ from utils.signals import StopSignals
 
 log = logging.getLogger(__name__)
 
-FREE = ("ngpus", "debug", "eval.rounds", "data.root")  # may change when drawing continues: no sample depends on them
+FREE = (
+    "ngpus",
+    "debug",
+    "max_image_size",
+    "eval.rounds",
+    "data.root",
+)  # may change when drawing continues: no sample depends on them
 
 
 def generate_images(cfg: DictConfig, out_dir: Path, distributed: Distributed, stop: StopSignals | None = None) -> int:

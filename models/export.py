@@ -17,6 +17,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from datasets.options import MAX_IMAGE_SIZE
 from models.io.checkpoint import read_checkpoint
 from models.io.config import load_config
 from models.io.pretrained import average_weights, build_shapes
@@ -39,7 +40,12 @@ NEW_SCALER = {
 
 
 def export(
-    run_dir: Path, out: Path, layout: str = "published", ckpt: CheckpointNumber = -1, ema: float | None = None
+    run_dir: Path,
+    out: Path,
+    layout: str = "published",
+    ckpt: CheckpointNumber = -1,
+    ema: float | None = None,
+    max_image_size: int = MAX_IMAGE_SIZE,
 ) -> None:
     """Write a checkpoint of ``run_dir`` to ``out``, a directory (``published``) or a file (``safetensors``).
 
@@ -50,6 +56,7 @@ def export(
         ckpt: number of the checkpoint; -1 for the highest, ``best`` for that with the lowest held-out loss.
         ema: relative length of the power-function average that takes the place of the one in the checkpoint; None to
             keep that; see ``load_pretrained``.
+        max_image_size: see ``load_pretrained``.
 
     Raises:
         InputError: if the run cannot be read, is in that layout already or cannot be written in it, or ``out`` exists.
@@ -60,7 +67,7 @@ def export(
         raise InputError(f"{out}: the name of such a file ends in .safetensors")
     check_weights(ema, "ema")
     run_dir, ckpt = named_checkpoint(run_dir, ckpt)
-    cfg = load_config(run_dir)
+    cfg = load_config(run_dir, max_image_size)
     net = build_shapes(cfg, run_dir / ".hydra/config.yaml").network
     if layout == "published" and not published_tensors(net, cfg.sde):
         raise InputError(
@@ -163,9 +170,10 @@ def main() -> None:
         help="number of the checkpoint, or best; -1: the highest",
     )
     parser.add_argument("--ema", type=float, help="length of the average instead of the one in the checkpoint")
+    parser.add_argument("--max-image-size", type=int, default=MAX_IMAGE_SIZE, help="larger images are refused")
     options = parser.parse_args()
     try:
-        export(options.run_dir, options.out, options.format, options.ckpt, options.ema)
+        export(options.run_dir, options.out, options.format, options.ckpt, options.ema, options.max_image_size)
     except (UserError, OSError) as error:
         sys.exit(printable(str(error)))
     print(printable(f"wrote {options.out}"))

@@ -20,6 +20,7 @@ import torch
 from tqdm import tqdm
 
 from datasets import ImageDataset, load_configured
+from datasets.options import MAX_IMAGE_SIZE
 from models import load_pretrained
 from models.export import checkpoint_number
 from models.io.run_files import find_checkpoint, named_checkpoint
@@ -193,6 +194,7 @@ def tune_run(
     dataroot: str = "datasets",
     root: str | None = None,
     held_out: str | None = None,
+    max_image_size: int = MAX_IMAGE_SIZE,
 ) -> None:
     """Tune a run for each number of evaluations in ``nfe``, and write RUN/tuned/sampling.json after each.
 
@@ -205,6 +207,7 @@ def tune_run(
         number: number of samples of each comparison.
         seed, batch_size, device: see ``Search``.
         dataroot, root, held_out: places of the data, see ``load_configured``.
+        max_image_size: see ``load_pretrained``.
 
     Raises:
         InputError: naming the argument or file at fault.
@@ -214,7 +217,7 @@ def tune_run(
         raise InputError(f"{run_dir} is a file: give the run, in which the levels are stored")
     where = choose_device(device)
     checkpoint = find_checkpoint(run_dir, ckpt, "--ckpt").name
-    net, cfg = load_pretrained(run_dir, ckpt, where)
+    net, cfg = load_pretrained(run_dir, ckpt, where, max_image_size=max_image_size)
     process = create_process(cfg.sde)
     images = load_configured(cfg.data, True, dataroot, root, held_out)
     images.check_domain(process)
@@ -266,6 +269,7 @@ def main() -> None:
     parser.add_argument("--dataroot", default="datasets", help="folder of the data sets")
     parser.add_argument("--root", help="folder of the images of data=folder, or file of data=array")
     parser.add_argument("--held-out", help="file of the held-out rows of data=array, if the run has one")
+    parser.add_argument("--max-image-size", type=int, default=MAX_IMAGE_SIZE, help="larger images are refused")
     options = parser.parse_args()
     fewest = {"nfe": 2, "samples": 10, "batch_size": 1, "seed": 0}
     for name, least in fewest.items():
@@ -284,6 +288,7 @@ def main() -> None:
             dataroot=options.dataroot,
             root=options.root,
             held_out=options.held_out,
+            max_image_size=options.max_image_size,
         )
     except (UserError, OSError) as error:
         sys.exit(printable(str(error)))

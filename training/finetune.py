@@ -68,6 +68,7 @@ def load_source(cfg: DictConfig, distributed: Distributed) -> Source:
     """
     try:
         path = Path(distributed.run_on_main(lambda: str(find_source(cfg.init_from).absolute())))
-        return Source(path, load_initial(path, plain(cfg.model), plain(cfg.data), plain(cfg.sde)))
+        model, data, sde = (plain(cfg[name]) for name in ("model", "data", "sde"))
+        return Source(path, load_initial(path, model, data, sde, cfg.max_image_size))
     except InputError as error:
         raise InputError(f"init_from={cfg.init_from}: {error}") from error

@@ -120,7 +120,7 @@ def train(
             if found is None:
                 return None, 0
             check_same_data(run_dir, record, options.allow_data_change)
-            return str(found), load_config(run_dir).training.batch_size
+            return str(found), load_config(run_dir, cfg.max_image_size).training.batch_size
 
         path, batch_size_so_far = distributed.run_on_main(find_checkpoint)
         if path is None:

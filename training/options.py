@@ -17,6 +17,7 @@ from utils.ema_options import EMALength
 from utils.errors import InputError
 from utils.options import (
     Count,
+    ImageSize,
     NonNegative,
     NumImages,
     Option,
@@ -47,6 +48,7 @@ class CommonOptions:
     precision: Literal["fp32", "bf16", "fp16"]
     compile: bool
     seed: Seed
+    max_image_size: ImageSize
     debug: bool
 
 
@@ -177,7 +179,7 @@ def check_train(cfg: DictConfig, processes: int) -> None:
     ):
         recorded = RECORDED if name == "data" else {}
         check_section(values[name], recorded | of(chosen), name, elsewhere(name, known, of, chosen))
-    check_shape(values["data"])
+    check_shape(values["data"], values["max_image_size"])
     process = create_process(values["sde"])
     check_units(values["data"], process)
     create_objective(values["training"], process)

@@ -32,7 +32,7 @@ def resumed_config(composed: DictConfig, run_dir: Path, overrides: list[str]) ->
     Raises:
         InputError: if there is no such run, or an override cannot apply to a resumed run.
     """
-    cfg = load_config(run_dir)
+    cfg = load_config(run_dir, composed.max_image_size)
     if "seed" not in cfg:
         raise InputError(f"resume={run_dir} was not trained by this code: it can be drawn from but not resumed")
     newer = {key: value for key, value in composed.items() if key not in ("model", "data", "sde")}
@@ -64,7 +64,7 @@ def keep_recorded_classes(run_dir: Path, cfg: DictConfig) -> None:
     """Set what ``cfg`` lacks of ``data.class_names`` and ``data.class_counts`` to that of the run in ``run_dir``."""
     if not (run_dir / ".hydra" / "config.yaml").exists():
         return
-    old = load_config(run_dir)
+    old = load_config(run_dir, cfg.max_image_size)
     with open_dict(cfg):
         if "class_counts" in old.data:
             cfg.data.class_counts = old.data.class_counts
@@ -84,7 +84,7 @@ def check_same_run(run_dir: Path, cfg: DictConfig) -> None:
             if path.is_file() or (path.is_dir() and any(path.iterdir())):
                 raise InputError(f"{path} is there, but no {run_dir}/.hydra/config.yaml: choose another hydra.run.dir")
         return
-    old = load_config(run_dir)
+    old = load_config(run_dir, cfg.max_image_size)
     if is_published(yaml.safe_load((run_dir / ".hydra" / "config.yaml").read_text())):
         raise InputError(
             f"{run_dir} holds what the published code wrote or reads, such as an export: it can be drawn from but not "

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import OmegaConfBaseException
 
-from datasets.options import check_shape
+from datasets.options import MAX_IMAGE_SIZE, check_shape
 from datasets.registry import all_data_options
 from datasets.units import check_units
 from models.create import model_options
@@ -38,10 +38,14 @@ REQUIRED = {"model": ("name",), "data": (), "sde": ("sigma_min", "sigma_max", "n
 REQUIRED_WITHOUT_SHAPE = ("image_size", "num_channels")  # of the section data, unless it has a shape
 
 
-def load_config(run_dir: Path) -> DictConfig:
+def load_config(run_dir: Path, max_image_size: int = MAX_IMAGE_SIZE) -> DictConfig:
     """Load the configuration of a run, with the keys of the published code translated to those of this code.
 
     Interpolations are refused, not evaluated.
+
+    Args:
+        run_dir: directory of the run.
+        max_image_size: samples with more values than a colour image of this height and width are refused.
 
     Raises:
         InputError: if the file is missing, is not YAML, lacks a key that every run has, holds an interpolation, or has
@@ -55,15 +59,16 @@ def load_config(run_dir: Path) -> DictConfig:
             text = file.read(MAX_CHARACTERS + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
-    return parse_config(text, path)
+    return parse_config(text, path, max_image_size)
 
 
-def parse_config(text: str, path: Path) -> DictConfig:
+def parse_config(text: str, path: Path, max_image_size: int = MAX_IMAGE_SIZE) -> DictConfig:
     """Parse the configuration of a run from YAML; see ``load_config``.
 
     Args:
         text: configuration in YAML.
         path: file that ``text`` is from, for error messages.
+        max_image_size: see ``load_config``.
     """
     try:
         values = _read_yaml(text, path)
@@ -85,7 +90,7 @@ def parse_config(text: str, path: Path) -> DictConfig:
             cfg = _drop_unknown_keys(cfg, path)
         if any(map(_is_unresolved, _strings(cfg))):  # the parsed strings: in the YAML text, escapes could hide it
             raise InputError("holds an interpolation, ${...}, or ???: write the value itself")
-        check_loaded(cfg)
+        check_loaded(cfg, max_image_size)
         return OmegaConf.create(cfg)
     except (AttributeError, InputError, TypeError) as error:
         raise InputError(f"{path}: {error}") from error
@@ -100,7 +105,7 @@ def _known_options(cfg: Mapping[str, Any]) -> dict[str, dict[str, Option]]:
     return {"model": model_options(cfg["model"]["name"]), "data": all_data_options(), "sde": process_options(process)}
 
 
-def check_loaded(cfg: Mapping[str, Any]) -> None:
+def check_loaded(cfg: Mapping[str, Any], max_image_size: int = MAX_IMAGE_SIZE) -> None:
     """Check ``model``, ``data`` and ``sde`` of a loaded run, which may lack keys or have others.
 
     Raises:
@@ -109,7 +114,7 @@ def check_loaded(cfg: Mapping[str, Any]) -> None:
     for section, options in _known_options(cfg).items():
         own = {key: value for key, value in cfg[section].items() if key in options}
         check_section(own, {key: options[key] for key in own}, section)
-    check_shape(cfg["data"])
+    check_shape(cfg["data"], max_image_size)
     check_units(cfg["data"], create_process(cfg["sde"]))
 
 

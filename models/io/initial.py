@@ -11,6 +11,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from datasets.options import MAX_IMAGE_SIZE
 from datasets.shape import data_shape
 from models.create import GIVEN, NETWORKS, create_model
 from models.io.pretrained import load_pretrained
@@ -53,7 +54,11 @@ def find_source(path: str | Path) -> Path:
 
 
 def load_initial(
-    path: Path, model: Mapping[str, Any], data: Mapping[str, Any], sde: Mapping[str, Any]
+    path: Path,
+    model: Mapping[str, Any],
+    data: Mapping[str, Any],
+    sde: Mapping[str, Any],
+    max_image_size: int = MAX_IMAGE_SIZE,
 ) -> InitialWeights:
     """Load the averaged weights in a file, and take those that fit the network that a configuration describes.
 
@@ -67,12 +72,13 @@ def load_initial(
         model: section ``model`` of the new configuration; see ``create_model``.
         data: its section ``data``.
         sde: its section ``sde``.
+        max_image_size: see ``load_pretrained``.
 
     Raises:
         InputError: naming the file, if it cannot be read or does not fit its own configuration (see
             ``load_pretrained``); or naming the keys, if the networks differ in more than their data.
     """
-    net, cfg = load_pretrained(path)
+    net, cfg = load_pretrained(path, max_image_size=max_image_size)
     _check_options(path, cfg, model, sde)
     _check_noise(path, cfg, sde)
     with torch.device("meta"):

@@ -8,6 +8,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from datasets.options import MAX_IMAGE_SIZE
 from models.create import create_model
 from models.io.checkpoint import read_checkpoint
 from models.io.config import load_config
@@ -27,6 +28,7 @@ def load_pretrained(
     device: torch.device | str = "cpu",
     ema: float | None = None,
     weights: WeightsName = "ema",
+    max_image_size: int = MAX_IMAGE_SIZE,
 ) -> tuple[ScoreModel, DictConfig]:
     """Load a trained model.
 
@@ -39,6 +41,7 @@ def load_pretrained(
             reconstructed from the snapshots of a run with ``training.ema_snapshot_freq``; None for the average in the
             checkpoint.
         weights: ``ema`` for averaged weights, ``model`` for those of the checkpoint without averaging.
+        max_image_size: samples with more values than a colour image of this height and width are refused.
 
     Returns:
         The model with these weights, in evaluation mode, net(x, sigma, labels=None) -> score; and the configuration
@@ -56,7 +59,7 @@ def load_pretrained(
         if ema is not None or weights != "ema":
             key = "eval.weights=model" if ema is None else f"eval.ema={ema}"
             raise InputError(f"{path} has only the averages that it was exported with: {key} needs the run")
-        cfg, averages = read_safetensors(path)
+        cfg, averages = read_safetensors(path, max_image_size)
         net = build_shapes(cfg, path)
         shapes = net.network.state_dict()
         check_tensors(averages, shapes, path)
@@ -64,7 +67,7 @@ def load_pretrained(
             check_finite(tensor, name, path)
         averages = {name: tensor.to(shapes[name].dtype) for name, tensor in averages.items()}
     else:
-        cfg = load_config(run_dir)
+        cfg = load_config(run_dir, max_image_size)
         net = build_shapes(cfg, run_dir / ".hydra/config.yaml")
         path = find_checkpoint(run_dir, ckpt)
         checkpoint = read_checkpoint(path)
@@ -102,7 +105,9 @@ def average_weights(
     return stored.model | {name: average.to(shapes[name].dtype) for name, average in averages.items()}
 
 
-def load_denoiser(run_dir: str | Path, device: torch.device | str = "cpu") -> tuple[ScoreModel, DictConfig, bool]:
+def load_denoiser(
+    run_dir: str | Path, device: torch.device | str = "cpu", max_image_size: int = MAX_IMAGE_SIZE
+) -> tuple[ScoreModel, DictConfig, bool]:
     """Load a model to denoise with: the newest checkpoint of a run, or the published denoiser.
 
     The published denoiser is one file, ``checkpoints/checkpoint.pth``. Its network returns the noise of an image, and
@@ -111,6 +116,7 @@ def load_denoiser(run_dir: str | Path, device: torch.device | str = "cpu") -> tu
     Args:
         run_dir: directory of a run or of the published denoiser.
         device: device of the model.
+        max_image_size: see ``load_pretrained``.
 
     Returns:
         The model, its configuration, and whether it is the published denoiser.
@@ -120,8 +126,8 @@ def load_denoiser(run_dir: str | Path, device: torch.device | str = "cpu") -> tu
     """
     path = Path(run_dir) / "checkpoints/checkpoint.pth"
     if not path.is_file():
-        return *load_pretrained(run_dir, device=device), False
-    cfg = load_config(Path(run_dir))
+        return *load_pretrained(run_dir, device=device, max_image_size=max_image_size), False
+    cfg = load_config(Path(run_dir), max_image_size)
     net = build_shapes(cfg, Path(run_dir) / ".hydra/config.yaml")
     checkpoint = read_checkpoint(path)
     _check_size(net, path)

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from datasets.options import MAX_IMAGE_SIZE
 from models.io.config import parse_config
 from utils.errors import InputError
 
@@ -34,8 +35,8 @@ def write_safetensors(path: Path, cfg: DictConfig, tensors: dict[str, Tensor]) -
     save_file(tensors, path, metadata={"config": text, "sha256": digest(text, tensors)})
 
 
-def read_safetensors(path: Path) -> tuple[DictConfig, dict[str, Tensor]]:
-    """Read the configuration and the tensors of a file that ``python -m models.export`` wrote.
+def read_safetensors(path: Path, max_image_size: int = MAX_IMAGE_SIZE) -> tuple[DictConfig, dict[str, Tensor]]:
+    """Read the configuration, see ``load_config``, and the tensors of a file that ``python -m models.export`` wrote.
 
     Raises:
         InputError: if the file is damaged or has no configuration.
@@ -47,7 +48,7 @@ def read_safetensors(path: Path) -> tuple[DictConfig, dict[str, Tensor]]:
         raise InputError(f"{path} holds no configuration: it was not written by python -m models.export")
     if metadata.get("sha256") != digest(text, tensors):
         raise InputError(f"{path} is damaged: its checksum is another")
-    return parse_config(text, path), tensors
+    return parse_config(text, path, max_image_size), tensors
 
 
 def read_metadata(path: Path) -> dict[str, str]:
