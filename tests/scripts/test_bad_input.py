@@ -138,7 +138,7 @@ TRAIN_CASES = [
     ("model.model_channels=7", "model.model_channels=7: need an even number"),
     ("model.model_channels=1e9", "model.model_channels=1000000000.0: need an integer"),
     ("data.image_size=28", "data.dataset=digits has samples of shape (1, 8, 8)"),
-    ("data.image_size=1000000", "data.image_size=1000000: need an integer, at least 1, at most 1024"),
+    ("data.image_size=1000000", "data.image_size=1000000: need an integer, at least 1, at most 16384"),
     ("data.num_classes=5", "data.num_classes=5, but data.dataset=digits has 10"),
     ("sde.sigma_min=0", "sde.sigma_min=0: need a number, more than 0"),
     ("sde.sigma_min=9", "sde.sigma_min=9 and sde.sigma_max=5: need sigma_min < sigma_max"),
