@@ -18,6 +18,7 @@ from torch import Generator, Tensor
 from sampling.base import Samples, ScoreFn, StepRecorder, TrajectoryLength
 from sampling.folding import folded_score, karras_sigmas
 from sde import Process
+from sde.multistep import multistep_step
 from utils.errors import InputError
 from utils.options import Count, Positive
 from utils.seeds import BatchGenerator
@@ -143,14 +144,9 @@ class Multistep(_FewSteps):
         def step(x: Tensor, sigma: float, following: float) -> Tensor:
             nonlocal before
             target = x + sigma**2 * score_fn(x, x.new_full((len(x),), sigma))
-            h, ahead = math.log(sigma / following), target
-            if before is not None:
-                target_before, sigma_before = before
-                ahead = target + 0.5 * h / math.log(sigma_before / sigma) * (target - target_before)
+            z = noise.randn_like(x) if self.eta else None
+            y = multistep_step(x, target, sigma, following, before, self.eta, z)
             before = target, sigma
-            y = torch.lerp(ahead, x, math.exp(-(1.0 + self.eta) * h))
-            if self.eta:
-                y = y + following * math.sqrt(-math.expm1(-2.0 * self.eta * h)) * noise.randn_like(x)
             return self.process.project(y)
 
         return step

@@ -4,13 +4,11 @@ A process on a bounded domain moves in coordinates y that are free in space, wit
 of space, project is the identity and nothing is folded.
 """
 
-import torch
 from torch import Tensor
 
 from sampling.base import ScoreFn
 from sde import Process
-
-RHO = 7.0  # of Karras et al. (2022): levels are equidistant in sigma^(1/RHO)
+from sde.multistep import RHO, karras_levels
 
 
 def folded_score(process: Process, score_fn: ScoreFn, y: Tensor, sigma: Tensor) -> Tensor:
@@ -36,6 +34,4 @@ def karras_sigmas(process: Process, steps: int, top: float | None = None, rho: f
         top: first level; None for that from which on the process has reached its prior.
         rho: spacing: the levels are equidistant in sigma^(1 / rho).
     """
-    top, bottom = process.prior_sigma if top is None else top, process.sigma_min
-    exponents = torch.linspace(top ** (1.0 / rho), bottom ** (1.0 / rho), steps + 1, dtype=torch.float64)
-    return [top, *exponents[1:-1].pow(rho).tolist(), bottom]  # the ends as they are: powers round
+    return karras_levels(process.prior_sigma if top is None else top, process.sigma_min, steps, rho)
