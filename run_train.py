@@ -18,6 +18,7 @@ from cli.overrides import is_multirun, parse_path, read_override
 from training.options import check_train
 from utils.distributed_env import detect_launcher
 from utils.errors import InputError
+from utils.hub_names import on_hub
 
 
 def check_resume(arguments: list[str]) -> None:
@@ -77,7 +78,7 @@ def main(cfg: DictConfig) -> None:
     env = detect_launcher()
     processes = cfg.ngpus if env is None else env.world_size
     if resume is None:
-        if isinstance(cfg.init_from, str) and cfg.init_from:
+        if isinstance(cfg.init_from, str) and cfg.init_from and not on_hub(cfg.init_from):
             cfg.init_from = os.path.abspath(cfg.init_from)  # the run may be started again from another directory
         check_experiment(cfg)
         if "shape" in cfg.data:

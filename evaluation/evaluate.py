@@ -15,6 +15,7 @@ from evaluation.output_dir import open_output, write_text
 from evaluation.parts import resumable_map
 from evaluation.registry import METRICS
 from evaluation.report import device_name, protocol, table
+from models.io.hub import pinned_path
 from models.io.run_files import find_checkpoint, named_checkpoint
 from utils.distributed import Distributed
 from utils.signals import StopSignals
@@ -48,7 +49,7 @@ def evaluate(cfg: DictConfig, folder: Path, distributed: Distributed, stop: Stop
     def find() -> list[Any]:
         path, ckpt = named_checkpoint(cfg.load_dir, cfg.eval.ckpt)
         file = path if path.is_file() else find_checkpoint(path, ckpt)
-        return [str(path), ckpt if path.is_file() else int(file.stem.split("_")[1]), str(file)]
+        return [pinned_path(cfg.load_dir, path), ckpt if path.is_file() else int(file.stem.split("_")[1]), str(file)]
 
     cfg.device = distributed.device.type
     cfg.load_dir, cfg.eval.ckpt, file = distributed.run_on_main(find)

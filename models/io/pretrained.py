@@ -13,6 +13,7 @@ from models.create import create_model
 from models.io.checkpoint import read_checkpoint
 from models.io.config import load_config
 from models.io.ema_snapshots import check_belongs, find_snapshots, reconstruct
+from models.io.hub import local_path
 from models.io.run_files import find_checkpoint, named_checkpoint
 from models.io.safetensors import read_safetensors
 from models.io.weights import Weights, check_finite, check_tensors, read_weights
@@ -34,7 +35,8 @@ def load_pretrained(
 
     Args:
         run_dir: directory with ``.hydra/config.yaml`` and ``checkpoints/checkpoint_*.pth`` of this code or the
-            published one; or one of these checkpoints; or a ``.safetensors`` file of models.export.
+            published one; or one of these checkpoints; or a ``.safetensors`` file or directory of models.export; or
+            hf://USER/NAME for a model with such files on the Hugging Face Hub, see ``local_path``.
         ckpt: number of the checkpoint; -1 for the highest, ``best`` for that with the lowest held-out loss.
         device: device of the model.
         ema: relative length, in [0.01, 0.28], of a power-function average at the step of the checkpoint, which is
@@ -124,11 +126,12 @@ def load_denoiser(
     Raises:
         InputError: naming the file, if one is missing, damaged, or does not fit the configuration.
     """
-    path = Path(run_dir) / "checkpoints/checkpoint.pth"
+    run_dir = local_path(run_dir)
+    path = run_dir / "checkpoints/checkpoint.pth"
     if not path.is_file():
         return *load_pretrained(run_dir, device=device, max_image_size=max_image_size), False
-    cfg = load_config(Path(run_dir), max_image_size)
-    net = build_shapes(cfg, Path(run_dir) / ".hydra/config.yaml")
+    cfg = load_config(run_dir, max_image_size)
+    net = build_shapes(cfg, run_dir / ".hydra/config.yaml")
     checkpoint = read_checkpoint(path)
     _check_size(net, path)
     weights = read_weights(net.network, cfg, checkpoint, path, averaged=False).model

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from models.io.hub import local_path, pinned_path
 from utils.ema_options import CheckpointNumber
 from utils.errors import InputError
 
 CHECKPOINT = r"checkpoint_(0|[1-9][0-9]*)\.pth"
 MAX_RECORD_BYTES = 2**24
+EXPORTED = "model.safetensors"  # weights in an exported directory
 
 
 @dataclass(frozen=True)
@@ -97,16 +99,19 @@ def find_checkpoint(run_dir: Path, ckpt: CheckpointNumber = -1, key: str = "eval
 
 
 def named_checkpoint(path: str | Path, ckpt: CheckpointNumber = -1) -> tuple[Path, CheckpointNumber]:
-    """Split the path of a checkpoint, RUN/checkpoints/checkpoint_N.pth, into RUN and N.
+    """Split the path of a checkpoint, RUN/checkpoints/checkpoint_N.pth, into RUN and N; download a model on the Hub.
 
     Args:
-        path: path of a checkpoint; any other path is returned unchanged, with ``ckpt``.
+        path: path of a checkpoint; any other path is returned with ``ckpt``, that of an exported directory as the path
+            of its file of weights, and hf://USER/NAME as that of its directory in the cache (see ``local_path``).
         ckpt: number of the checkpoint according to another option, or ``best``; -1 if that leaves it open.
 
     Raises:
         InputError: if the two numbers differ, or the file does not lie in the ``checkpoints`` of a run.
     """
-    path = Path(path)
+    path = local_path(path)
+    if (path / EXPORTED).is_file() and not (path / ".hydra").exists():
+        path = path / EXPORTED
     match = re.fullmatch(CHECKPOINT, path.name)
     if not match or not (path.is_file() or path.parent.name == "checkpoints"):
         if path.is_file() and path.suffix != ".safetensors":
@@ -124,14 +129,15 @@ def pinned_checkpoint(path: str | Path, ckpt: CheckpointNumber, key: str = "eval
     """Return the run and the number of the checkpoint that two options name now, while training may write more.
 
     Args:
-        path: run, one of its checkpoints, or another path, which is returned with ``ckpt``.
+        path: run, one of its checkpoints, or another path, which is returned with ``ckpt``; of a model on the Hub the
+            result names the commit.
         ckpt: number of the checkpoint; see ``find_checkpoint``.
         key: option of ``ckpt``, for the error message.
 
     Raises:
         InputError: if there is no such checkpoint.
     """
-    path, ckpt = named_checkpoint(path, ckpt)
-    if (path / "checkpoints").is_dir():
-        ckpt = int(find_checkpoint(path, ckpt, key).stem.split("_")[1])
-    return str(path), ckpt
+    local, ckpt = named_checkpoint(path, ckpt)
+    if (local / "checkpoints").is_dir():
+        ckpt = int(find_checkpoint(local, ckpt, key).stem.split("_")[1])
+    return pinned_path(path, local), ckpt

@@ -1,0 +1,71 @@
+"""Models on the Hugging Face Hub: their files, in the cache of huggingface_hub."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from utils.errors import InputError
+from utils.hub_names import on_hub, parse_hub_name
+
+# Only what is read of a run or an export; code, pictures and weights of other formats stay on the Hub.
+FILES = (
+    ".hydra/config.yaml",
+    "checkpoints/checkpoint*.pth",
+    "checkpoints.json",
+    "ema/step_*.safetensors",
+    "tuned/sampling.json",
+    "*.safetensors",
+)
+
+
+def local_path(path: str | Path) -> Path:
+    """Return ``path`` itself, or for a model on the Hub its place in the cache, after a download if it is not there.
+
+    Args:
+        path: path of a file or directory, or name on the Hub (see utils/hub_names.py).
+
+    Raises:
+        InputError: naming ``path``, if there is no such model, or it cannot be downloaded.
+    """
+    if not on_hub(path):
+        return Path(path)
+    name = parse_hub_name(path)
+    return _download(str(path), name.repo, name.revision) / name.file
+
+
+def pinned_path(path: str | Path, local: Path) -> str:
+    """Return ``local``, or if ``path`` is on the Hub the name of ``local`` there, with the commit as revision.
+
+    Args:
+        path: what ``local`` was found by.
+        local: path in the directory of the model that ``path`` names, or this directory.
+    """
+    if not on_hub(path):
+        return str(local)
+    commit = next(folder for folder in (local, *local.parents) if folder.parent.name == "snapshots")
+    file = "" if local == commit else local.relative_to(commit).as_posix()
+    return str(replace(parse_hub_name(path), revision=commit.name, file=file))
+
+
+def _download(path: str, repo: str, revision: str) -> Path:
+    """Return the directory of a commit in the cache of huggingface_hub, with all of its ``FILES``."""
+    try:
+        import huggingface_hub
+        from huggingface_hub import errors
+    except ImportError as error:
+        raise InputError(f"{path} needs the package huggingface_hub: pip install huggingface_hub") from error
+    try:
+        return Path(huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=list(FILES)))
+    except errors.GatedRepoError as error:
+        reason = "its owner gives access on request: ask for it there, and log in by: hf auth login"
+        raise InputError(f"{path}: {reason}") from error
+    except errors.RepositoryNotFoundError as error:
+        reason = "there is no such model, or it is private: check the name, or log in by: hf auth login"
+        raise InputError(f"{path}: {reason}") from error
+    except errors.RevisionNotFoundError as error:
+        raise InputError(f"{path}: the model has no revision {revision}") from error
+    except errors.LocalEntryNotFoundError as error:
+        reason = "it is not complete in the cache, and the Hub cannot be reached or HF_HUB_OFFLINE is set"
+        raise InputError(f"{path}: {reason}") from error
+    except Exception as error:  # of many types, from names that are not valid to a connection that breaks
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"{path} cannot be downloaded: {reason}") from error
