@@ -1,7 +1,9 @@
-"""Export a trained model: python -m models.export RUN_DIR OUT [--format published|safetensors] [--ckpt N] [--ema L]
+"""Export a trained model: python -m models.export RUN_DIR OUT [--format FORMAT] [--ckpt N] [--ema L]
 
 published    a model directory that the published code reads: its configuration keys, tensor names and EMA order
-safetensors  one file with the EMA weights under our names and the configuration in its metadata; load_dir= takes it
+safetensors  OUT.safetensors, one file with the EMA weights under our names and the configuration in its metadata; or a
+             directory OUT with this file and a model card, to upload to the Hugging Face Hub; load_dir= takes both
+diffusers    a directory with the EMA weights that DiffusionPipeline.from_pretrained of diffusers draws from
 """
 
 import argparse
@@ -20,9 +22,11 @@ from torch import nn
 from datasets.options import MAX_IMAGE_SIZE
 from models.io.checkpoint import read_checkpoint
 from models.io.config import load_config
+from models.io.diffusers_dir import check_diffusers, write_diffusers
+from models.io.model_card import OWN_LIBRARY, model_card
 from models.io.pretrained import average_weights, build_shapes
 from models.io.published import published_tensors, to_published
-from models.io.run_files import find_checkpoint, named_checkpoint
+from models.io.run_files import EXPORTED, find_checkpoint, named_checkpoint
 from models.io.safetensors import write_safetensors
 from models.io.weights import Weights, read_weights
 from utils.ema_options import CheckpointNumber, check_weights
@@ -47,12 +51,12 @@ def export(
     ema: float | None = None,
     max_image_size: int = MAX_IMAGE_SIZE,
 ) -> None:
-    """Write a checkpoint of ``run_dir`` to ``out``, a directory (``published``) or a file (``safetensors``).
+    """Write a checkpoint of ``run_dir`` to ``out``, a directory, or with ``safetensors`` and this suffix a file.
 
     Args:
-        run_dir: directory of a run, or one of its checkpoints; for ``safetensors`` also a published model directory.
+        run_dir: directory of a run, or one of its checkpoints; but for ``published`` also a published model directory.
         out: path that does not exist yet; it appears when it is complete.
-        layout: ``published`` or ``safetensors``.
+        layout: ``published``, ``safetensors`` or ``diffusers``.
         ckpt: number of the checkpoint; -1 for the highest, ``best`` for that with the lowest held-out loss.
         ema: relative length of the power-function average that takes the place of the one in the checkpoint; None to
             keep that; see ``load_pretrained``.
@@ -63,8 +67,8 @@ def export(
     """
     if out.exists():
         raise InputError(f"{out} exists: choose another name, nothing is overwritten")
-    if layout == "safetensors" and out.suffix != ".safetensors":
-        raise InputError(f"{out}: the name of such a file ends in .safetensors")
+    if layout != "safetensors" and out.suffix == ".safetensors":
+        raise InputError(f"{out}: --format {layout} is a directory, and this is the name of a file")
     check_weights(ema, "ema")
     run_dir, ckpt = named_checkpoint(run_dir, ckpt)
     cfg = load_config(run_dir, max_image_size)
@@ -78,6 +82,8 @@ def export(
             f"{run_dir}: the published code has no model.parametrization={cfg.model.parametrization}: "
             "use --format safetensors"
         )
+    if layout == "diffusers":
+        check_diffusers(cfg, run_dir)
     path = find_checkpoint(run_dir, ckpt)
     checkpoint = read_checkpoint(path)
     if layout == "published" and "optimizer" not in checkpoint:
@@ -90,8 +96,14 @@ def export(
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
-        if layout == "safetensors":
+        if layout == "diffusers":
+            write_diffusers(temporary, cfg, weights.averages)
+        elif layout == "safetensors" and out.suffix == ".safetensors":
             write_safetensors(temporary, cfg, weights.averages)
+        elif layout == "safetensors":
+            temporary.mkdir()
+            write_safetensors(temporary / EXPORTED, cfg, weights.averages)
+            (temporary / "README.md").write_text(model_card(cfg, OWN_LIBRARY))
         elif weights.published:
             raise InputError(f"{path} is in the published layout already")
         else:
@@ -160,9 +172,11 @@ def checkpoint_number(text: str) -> int | str:
 def main() -> None:
     """Parse the command line and export a model."""
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run_dir", type=Path, help="directory of the run, or RUN/checkpoints/checkpoint_N.pth")
-    parser.add_argument("out", type=Path, help="directory (published) or file (safetensors) to write")
-    parser.add_argument("--format", choices=("published", "safetensors"), default="published")
+    parser.add_argument(
+        "run_dir", type=Path, help="directory of the run, RUN/checkpoints/checkpoint_N.pth, or hf://USER/NAME"
+    )
+    parser.add_argument("out", type=Path, help="directory to write, or with --format safetensors FILE.safetensors")
+    parser.add_argument("--format", choices=("published", "safetensors", "diffusers"), default="published")
     parser.add_argument(
         "--ckpt",
         type=checkpoint_number,
