@@ -40,6 +40,7 @@ class ReflectedMultistepScheduler(SchedulerMixin, ConfigMixin):
     @register_to_config
     def __init__(
         self,
+        *,  # diffusers takes what is given by position for a default value, and forgets it in from_config
         sigma_min: float = 0.01,
         sigma_start: float = 1.5,
         num_inference_steps: int = 20,

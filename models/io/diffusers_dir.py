@@ -19,8 +19,6 @@ from utils.options import plain
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "models/diffusers_pipeline"
-# Keys of the section ``data`` that the network depends on, and the names of the classes.
-DATA_KEYS = ("num_channels", "image_size", "classes", "num_classes", "class_names")
 COPIED = re.compile(r"^from (sde\.\w+) import .*\n", re.MULTILINE)
 
 
@@ -51,11 +49,11 @@ def write_diffusers(folder: Path, cfg: DictConfig, tensors: Mapping[str, Tensor]
 
     folder.mkdir()
     process = create_process(cfg.sde)
-    data = {key: value for key, value in plain(cfg.data).items() if key in DATA_KEYS}
-    network = ScoreNetwork(plain(cfg.model), data, plain(cfg.sde))
+    network = ScoreNetwork(plain(cfg.model), plain(cfg.data), plain(cfg.sde))
     network.score.network.load_state_dict(tensors)
     network.save_pretrained(folder / "unet")
-    ReflectedMultistepScheduler(process.sigma_min, process.prior_sigma).save_pretrained(folder / "scheduler")
+    scheduler = ReflectedMultistepScheduler(sigma_min=process.sigma_min, sigma_start=process.prior_sigma)
+    scheduler.save_pretrained(folder / "scheduler")
     index: dict[str, Any] = {
         "_class_name": ["pipeline", "ReflectedDiffusionPipeline"],
         "_diffusers_version": diffusers.__version__,
