@@ -19,6 +19,7 @@ OUTSIDE = ("tests", "examples", "benchmarks")
 STATE = """
 import logging, os, signal, sys, warnings
 import hydra, omegaconf, sklearn.linear_model, torch, torchvision, torch_fidelity, wandb  # what these do is not ours
+from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin, UNet2DModel  # imported on demand
 from omegaconf.basecontainer import BaseContainer
 
 def state():

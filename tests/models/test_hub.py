@@ -198,14 +198,14 @@ def test_a_run_on_the_hub_is_that_run(hub, run, trained, tmp_path):
 
     hub.asked.clear()
     files = files_of(trained / "run")
-    del files["checkpoints/checkpoint_2.pth"]
+    files["checkpoints/checkpoint_2.pth"] = files["checkpoints/checkpoint_1.pth"]
     second = hub.push("u/run", files)
     assert run("run_vis.py", "load_dir=hf://u/run", *DRAW, "hydra.run.dir=second").returncode == 0
     assert recorded(tmp_path / "second/images/vis.yaml") == f"hf://u/run@{second}"
     assert np.array_equal(samples(tmp_path / "second"), samples(tmp_path / "older"))
     assert hub.asked == []  # of each content one copy
     other = run("run_vis.py", "load_dir=hf://u/run", *DRAW, "hydra.run.dir=first", "eval.rounds=2")
-    assert other.returncode == 1 and f"load_dir=hf://u/run@{second}" in other.stderr
+    assert other.returncode == 1 and f"load_dir=hf://u/run@{first}, not hf://u/run@{second}" in other.stderr
     again = run("run_vis.py", f"load_dir=hf://u/run@{first}", *DRAW, "hydra.run.dir=again", HF_ENDPOINT=NOWHERE)
     assert again.returncode == 0, again.stderr
     assert np.array_equal(samples(tmp_path / "again"), samples(trained / "local"))

@@ -460,7 +460,7 @@ def test_export_of_a_published_run_and_its_refusals(tmp_path, monkeypatch, capsy
     for arguments, message in [
         ((RUN, tmp_path / "b"), "in the published layout already"),
         ((RUN, tmp_path / "a.safetensors", "--format", "safetensors"), "a.safetensors exists"),
-        ((RUN, tmp_path / "b", "--format", "safetensors"), "ends in .safetensors"),
+        ((RUN, tmp_path / "b.safetensors"), "--format published is a directory"),
         ((RUN, tmp_path / "b", "--ckpt", "3"), "no checkpoint_3.pth"),
         ((tmp_path / "nowhere", tmp_path / "b"), "is not a run directory"),
         ((tmp_path / "no\x1b[2J\nwhere\u202e", tmp_path / "b"), "is not a run directory"),
