@@ -33,7 +33,7 @@ from utils.devices import choose_device
 from utils.ema_options import CheckpointNumber
 from utils.energy_distance import combine, distances_within, mean_distances
 from utils.errors import ArgumentParser, InputError, UserError, printable, replacing
-from utils.hub_names import on_hub
+from utils.hub_names import hub_text, on_hub
 from utils.locks import exclusive
 
 NFE = (4, 5, 6, 8, 10)
@@ -214,7 +214,8 @@ def tune_run(
         InputError: naming the argument or file at fault.
     """
     if on_hub(run_dir):
-        raise InputError(f"{run_dir} is on the Hub, and the levels are stored in the run: download it by hf download")
+        reason = "the levels are stored in the run: download it to a folder by hf download"
+        raise InputError(f"{hub_text(run_dir)} is on the Hub, and {reason}")
     run_dir, ckpt = named_checkpoint(run_dir, ckpt)
     if run_dir.is_file():
         raise InputError(f"{run_dir} is a file: give the run, in which the levels are stored")

@@ -7,7 +7,7 @@ from urllib.parse import quote, unquote
 
 from utils.errors import InputError
 
-SCHEME = re.compile(r"hf:/{1,2}(?!/)")  # pathlib makes one slash of two
+SCHEME = re.compile(r"^hf:/{1,2}(?!/)")  # pathlib makes one slash of two
 NAME = re.compile(SCHEME.pattern + r"(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>[^/@]+))?(?:/(?P<file>.+?))?/?")
 
 
@@ -29,6 +29,11 @@ class HubName:
         return "/".join([f"hf://{self.repo}@{quote(self.revision, safe='')}", *filter(None, [self.file])])
 
 
+def hub_text(path: str | PurePath) -> str:
+    """Return the name of a model on the Hub with both slashes of hf://, of which pathlib keeps one."""
+    return SCHEME.sub("hf://", str(path), count=1)
+
+
 def on_hub(path: str | PurePath) -> bool:
     """Tell whether ``path`` is the name of a model on the Hub."""
     return SCHEME.match(str(path)) is not None
@@ -40,7 +45,8 @@ def parse_hub_name(path: str | PurePath) -> HubName:
     Raises:
         InputError: naming ``path``, if it is none.
     """
-    match = NAME.fullmatch(str(path))
+    path = hub_text(path)
+    match = NAME.fullmatch(path)
     if match is None or ".." in PurePosixPath(match["file"] or "").parts:
         wanted = "hf://USER/NAME, hf://USER/NAME@REVISION, or one of these and /FILE"
         raise InputError(f"{path}: a model on the Hub is written {wanted}")

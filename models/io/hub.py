@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from utils.errors import InputError
-from utils.hub_names import on_hub, parse_hub_name
+from utils.hub_names import hub_text, on_hub, parse_hub_name
 
 # Only what is read of a run or an export; code, pictures and weights of other formats stay on the Hub.
 FILES = (
@@ -29,7 +29,7 @@ def local_path(path: str | Path) -> Path:
     if not on_hub(path):
         return Path(path)
     name = parse_hub_name(path)
-    return _download(str(path), name.repo, name.revision) / name.file
+    return _download(hub_text(path), name.repo, name.revision) / name.file
 
 
 def pinned_path(path: str | Path, local: Path) -> str:

@@ -237,7 +237,7 @@ def test_every_reader_of_runs_reads_the_hub(hub, run, trained, tmp_path):
     assert run("models/export.py", "hf://u/run", "out.safetensors", "--format", "safetensors").returncode == 0
     assert load_file(tmp_path / "out.safetensors").keys() == load_file(trained / "export/model.safetensors").keys()
     result = run("sampling/tune.py", "hf://u/run", "--nfe", "3")
-    assert result.stderr.strip().startswith("hf:/u/run is on the Hub, and the levels are stored in the run")
+    assert result.stderr.strip().startswith("hf://u/run is on the Hub, and the levels are stored in the run")
 
 
 @pytest.mark.parametrize(
