@@ -10,7 +10,8 @@ import argparse
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from models.io.checkpoint import read_checkpoint
 from models.io.config import load_config
 from models.io.diffusers_dir import check_diffusers, write_diffusers
 from models.io.model_card import OWN_LIBRARY, model_card
-from models.io.pretrained import average_weights, build_shapes
+from models.io.pretrained import average_weights, build_shapes, load_pretrained
 from models.io.published import published_tensors, to_published
 from models.io.run_files import EXPORTED, find_checkpoint, named_checkpoint
 from models.io.safetensors import write_safetensors
@@ -54,7 +55,8 @@ def export(
     """Write a checkpoint of ``run_dir`` to ``out``, a directory, or with ``safetensors`` and this suffix a file.
 
     Args:
-        run_dir: directory of a run, or one of its checkpoints; but for ``published`` also a published model directory.
+        run_dir: directory of a run, or one of its checkpoints; for ``safetensors`` also a published model directory,
+            and for ``diffusers`` all that ``load_pretrained`` reads.
         out: path that does not exist yet; it appears when it is complete.
         layout: ``published``, ``safetensors`` or ``diffusers``.
         ckpt: number of the checkpoint; -1 for the highest, ``best`` for that with the lowest held-out loss.
@@ -69,11 +71,17 @@ def export(
         raise InputError(f"{out} exists: choose another name, nothing is overwritten")
     if layout != "safetensors" and out.suffix == ".safetensors":
         raise InputError(f"{out}: --format {layout} is a directory, and this is the name of a file")
+    if layout == "diffusers":
+        net, cfg = load_pretrained(run_dir, ckpt, ema=ema, max_image_size=max_image_size)
+        check_diffusers(cfg, run_dir)
+        with _appearing(out) as temporary:
+            write_diffusers(temporary, cfg, net.network.state_dict())
+        return
     check_weights(ema, "ema")
     run_dir, ckpt = named_checkpoint(run_dir, ckpt)
     cfg = load_config(run_dir, max_image_size)
-    net = build_shapes(cfg, run_dir / ".hydra/config.yaml").network
-    if layout == "published" and not published_tensors(net, cfg.sde):
+    shapes = build_shapes(cfg, run_dir / ".hydra/config.yaml").network
+    if layout == "published" and not published_tensors(shapes, cfg.sde):
         raise InputError(
             f"{run_dir}: the published code has no network like model.name={cfg.model.name}: use --format safetensors"
         )
@@ -82,8 +90,6 @@ def export(
             f"{run_dir}: the published code has no model.parametrization={cfg.model.parametrization}: "
             "use --format safetensors"
         )
-    if layout == "diffusers":
-        check_diffusers(cfg, run_dir)
     path = find_checkpoint(run_dir, ckpt)
     checkpoint = read_checkpoint(path)
     if layout == "published" and "optimizer" not in checkpoint:
@@ -91,14 +97,10 @@ def export(
             f"{path} has no optimizer state (training.keep_optimizer=false), which the published layout contains: use "
             "--format safetensors"
         )
-    weights = read_weights(net, cfg, checkpoint, path)
-    weights = replace(weights, averages=average_weights(net, run_dir, checkpoint, path, weights, ema))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        if layout == "diffusers":
-            write_diffusers(temporary, cfg, weights.averages)
-        elif layout == "safetensors" and out.suffix == ".safetensors":
+    weights = read_weights(shapes, cfg, checkpoint, path)
+    weights = replace(weights, averages=average_weights(shapes, run_dir, checkpoint, path, weights, ema))
+    with _appearing(out) as temporary:
+        if layout == "safetensors" and out.suffix == ".safetensors":
             write_safetensors(temporary, cfg, weights.averages)
         elif layout == "safetensors":
             temporary.mkdir()
@@ -111,7 +113,16 @@ def export(
             (temporary / "checkpoints").mkdir()
             published = OmegaConf.create(to_published(plain(cfg)))
             (temporary / ".hydra/config.yaml").write_text(OmegaConf.to_yaml(published))
-            torch.save(published_checkpoint(net, cfg, checkpoint, weights), temporary / "checkpoints" / path.name)
+            torch.save(published_checkpoint(shapes, cfg, checkpoint, weights), temporary / "checkpoints" / path.name)
+
+
+@contextmanager
+def _appearing(out: Path) -> Iterator[Path]:
+    """Yield the path of a temporary file or directory that becomes ``out`` at the end, or is removed after an error."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
         temporary.rename(out)
     finally:
         if temporary.is_dir():

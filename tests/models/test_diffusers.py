@@ -291,6 +291,9 @@ def test_a_model_card_is_one_that_the_hub_reads(digits, tmp_path):
     assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["README.md", "model.safetensors"]
     x, sigma = torch.rand(2, 1, 8, 8), torch.tensor([0.1, 1.0])
     assert torch.equal(*(load_pretrained(path)[0](x, sigma) for path in (digits / "run", tmp_path / "model")))
+    export(tmp_path / "model", tmp_path / "again", "diffusers")
+    for name in ("unet/config.json", "unet/diffusion_pytorch_model.safetensors", "scheduler/scheduler_config.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (digits / "exported" / name).read_bytes()
     (tmp_path / "model/README.md").write_text("mine")
     with pytest.raises(InputError, match="model exists: choose another name"):
         export(digits / "run", tmp_path / "model", "safetensors")
