@@ -2,7 +2,6 @@
 
 import json
 import logging
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,6 +11,7 @@ from tqdm import tqdm
 from training.loggers import open_logger
 from training.plots import draw_losses
 from utils.errors import replacing, writing
+from utils.metrics_file import read_entries
 
 log = logging.getLogger(__name__)
 
@@ -104,14 +104,3 @@ class NullMetricWriter:
 
     def __exit__(self, *_: object) -> None:
         pass
-
-
-def read_entries(path: Path) -> list[dict[str, Any]]:
-    """Read the entries of a ``metrics.jsonl``, without a last line that a kill left half written."""
-    entries = []
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
-        with suppress(json.JSONDecodeError, KeyError, TypeError):
-            entry = json.loads(line)
-            if isinstance(entry["step"], int) and isinstance(entry["loss"], float):
-                entries.append(entry)
-    return entries

@@ -54,12 +54,24 @@ def load_config(run_dir: Path, max_image_size: int = MAX_IMAGE_SIZE) -> DictConf
     path = Path(run_dir) / ".hydra/config.yaml"
     if not path.is_file():
         raise InputError(f"{path} does not exist: {run_dir} is not a run directory")
+    return parse_config(_read_text(path), path, max_image_size)
+
+
+def read_yaml(path: Path) -> Any:
+    """Read a YAML file of a run, within the bounds above, as plain values.
+
+    Raises:
+        InputError: if it cannot be read, is not YAML, or is too long.
+    """
+    return _parse_yaml(_read_text(path), path)
+
+
+def _read_text(path: Path) -> str:
     try:
         with path.open() as file:
-            text = file.read(MAX_CHARACTERS + 1)
+            return file.read(MAX_CHARACTERS + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
-    return parse_config(text, path, max_image_size)
 
 
 def parse_config(text: str, path: Path, max_image_size: int = MAX_IMAGE_SIZE) -> DictConfig:
@@ -70,13 +82,7 @@ def parse_config(text: str, path: Path, max_image_size: int = MAX_IMAGE_SIZE) ->
         path: file that ``text`` is from, for error messages.
         max_image_size: see ``load_config``.
     """
-    try:
-        values = _read_yaml(text, path)
-    except InputError:
-        raise
-    except BAD_YAML as error:
-        mark = getattr(error, "problem_mark", None)  # only the line: the file may be a link to one with secrets
-        raise InputError(f"{path} cannot be read as YAML{f', line {mark.line + 1}' if mark else ''}") from error
+    values = _parse_yaml(text, path)
     for section, keys in REQUIRED.items():
         part = values.get(section) if isinstance(values, dict) else None
         if section == "data" and not (isinstance(part, dict) and "shape" in part):
@@ -156,7 +162,18 @@ def _strings(tree: Any) -> Iterator[str]:
         yield tree
 
 
-def _read_yaml(text: str, path: Path) -> Any:
+def _parse_yaml(text: str, path: Path) -> Any:
+    """Parse YAML within the bounds above; raise InputError for what is not YAML."""
+    try:
+        return _bounded_yaml(text, path)
+    except InputError:
+        raise
+    except BAD_YAML as error:
+        mark = getattr(error, "problem_mark", None)  # only the line: the file may be a link to one with secrets
+        raise InputError(f"{path} cannot be read as YAML{f', line {mark.line + 1}' if mark else ''}") from error
+
+
+def _bounded_yaml(text: str, path: Path) -> Any:
     """Parse YAML within the bounds above; raise InputError for text that would take much memory or time."""
     lines = text.split("\n")
     long = len(text) > MAX_CHARACTERS or len(lines) > MAX_LINES or max(map(len, lines)) > MAX_LINE_LENGTH

@@ -23,9 +23,9 @@ from tests.conftest import TINY, metrics, tiny_config
 from training.loggers import TensorBoard
 from training.loop import train
 from training.metric_accumulator import MetricAccumulator
-from training.metric_writer import read_entries
 from utils.distributed import Distributed
 from utils.errors import InputError, UserError
+from utils.metrics_file import read_entries
 
 CPU = Distributed(torch.device("cpu"))
 
