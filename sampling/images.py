@@ -84,7 +84,7 @@ def grid(pixels: np.ndarray, columns: int | None = None) -> np.ndarray:
 
 def save_grid(pixels: np.ndarray, path: Path, columns: int | None = None) -> None:
     """Write the ``grid`` of images uint8 (N, H, W, C) as a PNG."""
-    Image.fromarray(grid(pixels, columns)).save(path)
+    Image.fromarray(grid(pixels, columns)).save(path, format="PNG")
 
 
 def save_each(pixels: np.ndarray, folder: Path, first: int) -> None:

@@ -12,7 +12,7 @@ from sampling.figures import data_rows, save_figure
 from sampling.images import save_grid, to_uint8
 from sde import create_process
 from utils.distributed import Distributed
-from utils.errors import printable
+from utils.errors import printable, replacing
 
 log = logging.getLogger(__name__)
 
@@ -64,11 +64,23 @@ def show_data(
             log.info("coordinate %s: %g to %g", printable(str(name)), low, high)
         save_figure(folder / "data.png", data_rows(images), names=names, what="rows of data")
         return
-    x0, labels = (part[:SHOWN] for part in batches(0))
+    count = save_data_grid(images, batches, folder, 0)
+    log.info("%d of them%s in %s", count, "" if images.cond_size else ", by class,", folder / "data.png")
+
+
+def save_data_grid(images: ImageDataset, batches: Loader, folder: Path, step: int) -> int:
+    """Save the first images of the batch of ``step`` as ``folder``/data.png, by class if they have one.
+
+    Returns:
+        The number of images.
+    """
+    x0, labels = (part[:SHOWN] for part in batches(step))
     if not images.cond_size:
         x0 = x0[torch.argsort(labels, stable=True)]
-    save_grid(to_uint8(x0), folder / "data.png")
-    log.info("%d of them%s in %s", len(x0), "" if images.cond_size else ", by class,", folder / "data.png")
+    path = folder / "data.png"
+    with replacing(path) as temporary:
+        save_grid(to_uint8(x0), temporary)
+    return len(x0)
 
 
 def _labels_summary(images: ImageDataset, what: str) -> str:

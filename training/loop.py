@@ -23,7 +23,7 @@ from models.io.config import load_config
 from sampling import create_sampler
 from sde import Process, create_process
 from training.checkpoint import Checkpoints, TrainState
-from training.data import load_splits, show_data
+from training.data import load_splits, save_data_grid, show_data
 from training.data_record import check_same_data, describe_data, write_record
 from training.disk_space import check_free_space, estimate_need
 from training.ema import EMA, PowerEMA
@@ -145,6 +145,8 @@ def train(
             if path is None and source is not None:
                 source.write_record(run_dir)
                 checkpoints.save_for_resume(state)  # so that resuming never reads init_from
+            if images.is_image and (path is None or options.allow_data_change):
+                save_data_grid(images, loader, run_dir, state.step)
 
         if state.step >= options.n_iters:
             log.info("training.n_iters=%d is reached", options.n_iters)
