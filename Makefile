@@ -12,15 +12,16 @@ help: ## list the targets
 
 install: .venv/installed ## make .venv and install requirements.txt into it; every target below does so when needed
 
-demo: .venv/installed ## train on handwritten digits and sample ten of each class
+demo: .venv/installed ## train on handwritten digits, sample ten of each class, and write the page of the run
 	$(BIN)/python run_train.py experiment=digits hydra.run.dir=runs/demo
 	$(BIN)/python run_vis.py load_dir=runs/demo 'label=[0,1,2,3,4,5,6,7,8,9]' w=1 sampling.method=multistep
+	$(BIN)/python -m evaluation.page runs/demo
 
-test: .venv/installed ## run all tests but those that need a Slurm cluster
+test: .venv/installed ## run all tests but those that need a Slurm cluster or a browser
 	$(PYTEST)
 
 test-fast: .venv/installed ## run the tests that take less than ten seconds each
-	$(PYTEST) -m 'not slow and not slurm'
+	$(PYTEST) -m 'not slow and not slurm and not browser'
 
 lint: .venv/installed ## check style, format and types
 	$(BIN)/ruff check .
