@@ -17,6 +17,7 @@ from utils.errors import printable, replacing
 log = logging.getLogger(__name__)
 
 SHOWN = 64  # images in the grid, or coordinates in the log
+MOST_PIXELS = 2**24  # of the grid, unless one image has more
 
 
 def load_splits(cfg: DictConfig, distributed: Distributed) -> tuple[ImageDataset, ImageDataset]:
@@ -74,7 +75,8 @@ def save_data_grid(images: ImageDataset, batches: Loader, folder: Path, step: in
     Returns:
         The number of images.
     """
-    x0, labels = (part[:SHOWN] for part in batches(step))
+    count = min(SHOWN, max(1, MOST_PIXELS // (images.shape[1] * images.shape[2])))
+    x0, labels = (part[:count] for part in batches(step))
     if not images.cond_size:
         x0 = x0[torch.argsort(labels, stable=True)]
     path = folder / "data.png"

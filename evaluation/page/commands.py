@@ -2,6 +2,7 @@
 
 from shlex import join
 
+from datasets.options import MAX_IMAGE_SIZE
 from evaluation.page.run_record import RunRecord
 from sampling import METHODS
 
@@ -25,19 +26,22 @@ def run_commands(run: RunRecord) -> dict[str, str]:
     """Return the commands that go on with a run, to be pasted in the folder of this project, by their name."""
     path, load_dir, places = _path(run.path), f"load_dir={_path(run.path)}", _places(run)
     root = [f"data.root={value}" for key, value in places.items() if key == "data.root" and not run.is_image]
-    draw = [load_dir, *_labels(run), *_sampler(run), *root]
-    measure = [load_dir, *(f"{key}={value}" for key, value in places.items())]
+    size = run.options.get("max_image_size")
+    larger = [f"max_image_size={size}"] if isinstance(size, int) and size > MAX_IMAGE_SIZE else []
+    draw = [load_dir, *_labels(run), *_sampler(run), *root, *larger]
+    measure = [load_dir, *larger, *(f"{key}={value}" for key, value in places.items())]
     compare = ["metrics=[energy_distance,memorization]", "metrics.num_images=1000", *_sampler(run)]
     names = {"dataroot": "--dataroot", "data.root": "--root", "data.held_out": "--held-out"}
     tune = [word for key, value in places.items() for word in (names[key], value)]
+    tune += ["--max-image-size", str(size)] if larger else []
     return {
-        "resume": _python("run_train.py", f"resume={path}", *_longer(run)),
+        "resume": _python("run_train.py", f"resume={path}", *_longer(run), *larger),
         "draw": _python("run_vis.py", *draw),
         "trajectory": _python("run_vis.py", *draw, "sampling.trajectory=10"),
         "densities": _python("run_eval.py", *measure),
         "compare": _python("run_eval.py", *measure, *compare),
         "tune": _python("-m", "sampling.tune", path, *tune),
-        "data": _python("run_train.py", f"resume={path}", "training.n_iters=0"),
+        "data": _python("run_train.py", f"resume={path}", "training.n_iters=0", *larger),
         "watch": join(["tensorboard", "--logdir", path]),
         "page": _python("-m", "evaluation.page", path),
     }

@@ -23,6 +23,7 @@ from utils.options import plain
 
 MAX_METRICS_BYTES = 2**28
 LARGEST_STEP = 2**53
+ANY_IMAGE_SIZE = 2**31  # the page makes nothing of the size that a configuration states
 
 Points = tuple[list[int], list[float]]
 """Steps, and a number for each."""
@@ -135,7 +136,7 @@ def read_run(path: Path) -> RunRecord:
     """
     if path.is_file():
         raise InputError(f"{path} is a file: give the directory of a run")
-    cfg = load_config(path)
+    cfg = load_config(path, ANY_IMAGE_SIZE)
     if is_published(read_yaml(path / ".hydra/config.yaml")):
         raise InputError(
             f"{path} holds what the published code wrote or reads, such as an export: it has no metrics, give a run"

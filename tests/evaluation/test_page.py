@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+import training.data
 from cli.evaluation_options import check_eval, check_vis
 from evaluation.page import __main__ as page
 from evaluation.page import outputs, run_record, sections
@@ -283,7 +284,7 @@ def test_runs_of_every_kind_have_a_page(options, tmp_path, scripts):
     assert result.returncode == 0, result.stderr
     parsed = Parsed(write_in(tmp_path, "run"))
     assert len(parsed.pictures("Samples drawn")) == 1 and len(parsed.pictures("Training data")) == (not arrays)
-    assert "label=" not in parsed.text["commands"] and ("10 classes" in parsed.text["data"]) == (not arrays)
+    assert "label=" not in parsed.text["commands"] and ("Classes10" in parsed.text["data"]) == (not arrays)
     assert ("data.root=" in parsed.text["commands"]) == arrays
     if "data.simplex=ordered" not in options:
         return
@@ -318,6 +319,16 @@ def test_commands_name_no_path_with_control_characters(place, tmp_path):
     set_key(run / ".hydra/config.yaml", "dataroot", "/a\x1b[201~\nrm -rf x")
     commands = run_commands(read_run(run))
     assert "dataroot=PATH" in commands["densities"] and all(line.isprintable() for line in commands.values())
+
+
+def test_a_run_of_large_images_has_a_page_and_its_commands_allow_them(place, tmp_path):
+    config = copy_of(place, tmp_path) / ".hydra/config.yaml"
+    large = config.read_text().replace("  image_size: 8", "  image_size: 1024")
+    config.write_text(large.replace("max_image_size: 512", "max_image_size: 1024"))
+    assert "1 x 1024 x 1024" in Parsed(write_in(tmp_path, "run")).text["overview"]
+    commands = run_commands(read_run(tmp_path / "run"))
+    assert all("max_image_size=1024" in commands[name] for name in ("resume", "draw", "densities", "compare", "data"))
+    assert "--max-image-size 1024" in commands["tune"]
 
 
 def test_a_comparison_has_the_numbers_of_both_runs(place):
@@ -472,3 +483,9 @@ def test_results_that_are_not_finite_have_no_point():
 def test_new_runs_of_images_draw_their_data(tmp_path):
     train(tiny_config("training.snapshot_sampling=false"), tmp_path, ALONE)
     assert Image.open(tmp_path / "data.png").size == (3 * 42 + 2, 3 * 42 + 2)  # a batch of eight
+
+
+def test_the_grid_of_large_images_has_fewer(tmp_path, monkeypatch):
+    monkeypatch.setattr(training.data, "MOST_PIXELS", 3 * 64)
+    train(tiny_config("training.snapshot_sampling=false"), tmp_path, ALONE)
+    assert Image.open(tmp_path / "data.png").size == (2 * 42 + 2, 2 * 42 + 2)
