@@ -396,9 +396,9 @@ class Loss:
         self, net: nn.Module, batch: NoisyBatch, takes_labels: bool, weighting: Weighting | None = None
     ) -> Tensor:
         """Compute the loss of each sample of ``batch``, (B,), with ``weighting`` or else with ``Weighting.fixed``."""
-        told = () if batch.augmentation is None else (batch.augmentation,)
+        augmentation = batch.augmentation
         return score_error(
-            lambda x, sigma, labels: net(x, sigma, labels, *told),
+            net if augmentation is None else lambda x, sigma, labels: net(x, sigma, labels, augmentation),
             self.process,
             batch.x0,
             batch.t,
