@@ -22,7 +22,7 @@ VARIANTS = {
     "data.augment=0.12": ("data.augment=0.12",),
     "data.random_flip=true": ("data.random_flip=true",),
 }
-STEPS = 1400  # twice those of the recipe
+STEPS = 700  # those of the recipe
 DRAWN = 1000
 
 
