@@ -88,6 +88,7 @@ def main(cfg: DictConfig) -> None:
         check_train(cfg, processes)  # before the slow imports
 
     from cli.launch import run_distributed
+    from models.io.hub import local_path
     from training.data import prepare_dataset
     from training.loop import train
     from training.run_dir import resumed_config
@@ -99,7 +100,9 @@ def main(cfg: DictConfig) -> None:
         cfg = resumed_config(cfg, run_dir, overrides)
         check_train(cfg, processes)
     if env is None and len(choose_devices(cfg.device, cfg.ngpus)) > 1:
-        prepare_dataset(cfg)  # may take longer than processes wait for each other
+        prepare_dataset(cfg)  # may take longer than processes wait for each other, as may a download
+        if cfg.init_from is not None:
+            local_path(cfg.init_from)
     run_distributed(train, cfg, run_dir, cfg.training.startup_timeout, cfg.training.step_timeout)
 
 

@@ -23,7 +23,6 @@ class DataOptions:
     num_classes: Annotated[int, Field(ge=0, le=10**6)]
     random_flip: bool
     dequantize: bool
-    augment: Probability = 0.0
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,7 @@ class ImageOptions:
     image_size: ImageSize
     num_channels: Annotated[int, Field(ge=1, le=64)]
     random_crop: Annotated[int, Field(ge=0, le=1024)] = 0
+    augment: Probability = 0.0
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,15 @@ class ShapeOptions:
 
 
 def check_shape(data: Mapping[str, Any], max_image_size: int = MAX_IMAGE_SIZE) -> None:
-    """Raise InputError if a sample of ``data`` has more values than a colour image of ``max_image_size``."""
-    if math.prod(data_shape(data)) > 3 * max_image_size**2:
+    """Raise InputError if a sample of ``data``, not cropped, has more values than a colour image of this size."""
+    crop = data.get("random_crop") or 0
+    if crop and data.get("shape") is not None:
+        raise InputError(f"data.random_crop={crop}: samples of data.shape={data['shape']} are not cropped")
+    stored = {**data, "image_size": data["image_size"] + crop} if crop else data
+    if math.prod(data_shape(stored)) > 3 * max_image_size**2:
         key = "image_size" if data.get("shape") is None else "shape"
+        larger = f" and data.random_crop={crop}" if crop else ""
         raise InputError(
-            f"data.{key}={data[key]}: more values than a colour image of {max_image_size}x{max_image_size}; a larger "
-            "max_image_size allows them"
+            f"data.{key}={data[key]}{larger}: more values than a colour image of {max_image_size}x{max_image_size}; a "
+            "larger max_image_size allows them"
         )

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, open_dict
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from evaluation.generate import pin_weak
+from evaluation.generate import pin_models
 from evaluation.metric import EvaluationInputs, Metric, PerImage, Rows
 from evaluation.output_dir import open_output, write_text
 from evaluation.parts import resumable_map
@@ -53,7 +53,7 @@ def evaluate(cfg: DictConfig, folder: Path, distributed: Distributed, stop: Stop
 
     cfg.device = distributed.device.type
     cfg.load_dir, cfg.eval.ckpt, file = distributed.run_on_main(find)
-    pin_weak(cfg, distributed)
+    pin_models(cfg, distributed)
     devices = distributed.gather(device_name(distributed.device))
     evaluation = Evaluation(cfg, distributed, {} if devices is None else protocol(cfg, Path(file), devices))
     with ExitStack() as context, logging_redirect_tqdm():

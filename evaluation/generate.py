@@ -16,6 +16,7 @@ from datasets.units import create_units
 from evaluation.given import Given, read_given
 from evaluation.parts import progress_bar
 from models import ScoreModel, compile_network, load_denoiser, load_pretrained
+from models.io.hub import local_path, pinned_path
 from models.io.run_files import named_checkpoint, pinned_checkpoint
 from sampling import Sampler, Samples, create_sampler, guided_score
 from sampling.auto import AUTO, read_tuned, resolve_auto, tuned_path
@@ -29,6 +30,7 @@ from sde import create_process
 from utils.distributed import Distributed
 from utils.errors import InputError
 from utils.guidance_options import GuidanceOptions
+from utils.hub_names import on_hub
 from utils.options import plain
 
 log = logging.getLogger(__name__)
@@ -258,8 +260,8 @@ class ImageSampler:
             )
 
 
-def pin_weak(cfg: DictConfig, distributed: Distributed) -> None:
-    """Write to ``cfg.guidance`` which checkpoint its ``dir`` and ``ckpt`` name now.
+def pin_models(cfg: DictConfig, distributed: Distributed) -> None:
+    """Write to ``cfg`` which checkpoint ``guidance`` names now, and which commit a denoiser on the Hub has.
 
     Raises:
         InputError: if there is no such checkpoint.
@@ -268,6 +270,11 @@ def pin_weak(cfg: DictConfig, distributed: Distributed) -> None:
     def find() -> list[Any]:
         return list(pinned_checkpoint(cfg.guidance.dir, cfg.guidance.ckpt, "guidance.ckpt"))
 
+    def find_denoiser() -> str:
+        return pinned_path(cfg.denoiser_path, local_path(cfg.denoiser_path))
+
+    if cfg.denoiser_path is not None and on_hub(cfg.denoiser_path):
+        cfg.denoiser_path = distributed.run_on_main(find_denoiser)
     if cfg.guidance.dir is not None:
         cfg.guidance.dir, cfg.guidance.ckpt = distributed.run_on_main(find)
 

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from datasets import load_configured
-from evaluation.generate import GeneratedBatch, ImageSampler, generate_batches, pin_weak
+from evaluation.generate import GeneratedBatch, ImageSampler, generate_batches, pin_models
 from evaluation.output_dir import open_output, write_arrays
 from models.io.run_files import pinned_checkpoint
 from sampling.figures import data_rows, save_figure
@@ -52,7 +52,7 @@ def generate_images(cfg: DictConfig, out_dir: Path, distributed: Distributed, st
 
     cfg.device = distributed.device.type
     cfg.load_dir, cfg.eval.ckpt = distributed.run_on_main(find)
-    pin_weak(cfg, distributed)
+    pin_models(cfg, distributed)
     sampler = ImageSampler(cfg, distributed.device)
     if cfg.eval.save_images and not sampler.is_image:
         shape = sampler.net.data_shape

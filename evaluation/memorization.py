@@ -100,6 +100,7 @@ class Memorization(RowsMetric):
         shared = {
             "drawn": len(copies),
             "training": len(self._train),
+            **({} if self._train.uncropped is None else {"training_windows": "the central one of each image"}),
             "norm": "Euclidean, of all values in [0, 1]",
             "distance_to_training": float(rows["subset"].mean()),
             "distance_to_held_out": float(rows["held_out"].mean()),

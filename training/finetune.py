@@ -9,6 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from datasets import ImageDataset
+from models.io.hub import pinned_path
 from models.io.initial import InitialWeights, find_source, load_initial
 from training.checkpoint import TrainState
 from utils.distributed import Distributed
@@ -23,10 +24,12 @@ class Source:
     """What a run starts from.
 
     Attributes:
-        path: checkpoint or exported file.
+        name: checkpoint or exported file, of a model on the Hub with its commit.
+        path: this file.
         weights: weights in it that fit the network of the run.
     """
 
+    name: str
     path: Path
     weights: InitialWeights
 
@@ -40,7 +43,7 @@ class Source:
         weights = self.weights
         log.info(
             "init_from: averaged weights of %s, %d of %d tensors",
-            *(self.path, len(weights.taken), len(weights.taken) + len(weights.fresh)),
+            *(self.name, len(weights.taken), len(weights.taken) + len(weights.fresh)),
         )
         for name, reason in weights.fresh.items():
             log.info("init_from: %s is freshly initialised: %s", name, reason)
@@ -55,7 +58,7 @@ class Source:
         """Write init_from.json: the file, its SHA-256, and the tensors that do not come from it."""
         with self.path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        record = {"path": str(self.path), "sha256": sha256, "fresh": list(self.weights.fresh)}
+        record = {"path": self.name, "sha256": sha256, "fresh": list(self.weights.fresh)}
         with replacing(run_dir / "init_from.json") as temporary:
             temporary.write_text(json.dumps(record, indent=2) + "\n")
 
@@ -67,8 +70,9 @@ def load_source(cfg: DictConfig, distributed: Distributed) -> Source:
         InputError: naming ``init_from``, if they cannot be read or do not fit the network of ``cfg``.
     """
     try:
-        path = Path(distributed.run_on_main(lambda: str(find_source(cfg.init_from).absolute())))
+        name = distributed.run_on_main(lambda: pinned_path(cfg.init_from, find_source(cfg.init_from).absolute()))
+        path = find_source(name)  # which machines that do not share their cache have to download
         model, data, sde = (plain(cfg[name]) for name in ("model", "data", "sde"))
-        return Source(path, load_initial(path, model, data, sde, cfg.max_image_size))
+        return Source(name, path, load_initial(path, model, data, sde, cfg.max_image_size))
     except InputError as error:
         raise InputError(f"init_from={cfg.init_from}: {error}") from error

@@ -145,7 +145,7 @@ def train(
             if path is None and source is not None:
                 source.write_record(run_dir)
                 checkpoints.save_for_resume(state)  # so that resuming never reads init_from
-            if images.is_image and (path is None or options.allow_data_change):
+            if images.is_image and (options.allow_data_change or not (run_dir / "data.png").exists()):
                 save_data_grid(images, loader, run_dir, state.step)
 
         if state.step >= options.n_iters:

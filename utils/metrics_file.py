@@ -5,6 +5,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+MAX_LINE = 2**14  # characters; an entry has some hundreds
+
 
 def read_entries(path: Path) -> list[dict[str, Any]]:
     """Read the entries of a ``metrics.jsonl``, without a last line that a kill left half written.
@@ -15,10 +17,13 @@ def read_entries(path: Path) -> list[dict[str, Any]]:
     Returns:
         Entries with an integer ``step`` and a ``loss``.
     """
-    entries = []
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
-        with suppress(ValueError, KeyError, TypeError, RecursionError):
-            entry = json.loads(line)
-            if isinstance(entry["step"], int) and isinstance(entry["loss"], float):
-                entries.append(entry)
+    entries: list[dict[str, Any]] = []
+    if not path.exists():
+        return entries
+    with path.open(errors="replace") as file:
+        for line in iter(lambda: file.readline(MAX_LINE), ""):
+            with suppress(ValueError, KeyError, TypeError, RecursionError):
+                entry = json.loads(line)
+                if isinstance(entry["step"], int) and isinstance(entry["loss"], float):
+                    entries.append(entry)
     return entries

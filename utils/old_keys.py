@@ -29,7 +29,7 @@ ADDED = {
 ADDED_BESIDE = {
     "eval.weights": ("ckpt", "ema"),
     "eval.particles": ("rounds", 32),
-    "data.augment": ("random_flip", 0),
+    "data.augment": ("image_size", 0),
     "data.random_crop": ("image_size", 0),
 }
 # {added section: (key beside it, the values of the section that are not null)}, as above

@@ -10,6 +10,7 @@ from typing import Any
 from evaluation.page.json_file import read_object
 from models.io.config import read_yaml
 from utils.errors import InputError, printable
+from utils.hub_names import on_hub
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,8 @@ class Output:
 def find_outputs(runs: Sequence[Path], folders: Sequence[Path], name: str, given: bool) -> dict[Path, list[Output]]:
     """Find the outputs of a script for each run, the oldest first.
 
-    An output belongs to the run that its option ``load_dir`` names, or in whose directory it is.
+    An output belongs to the run that its option ``load_dir`` names, or if there is no such model any more, as after a
+    run was moved, to the run in whose directory it is.
 
     Args:
         runs: directories of runs.
@@ -77,7 +79,7 @@ def find_outputs(runs: Sequence[Path], folders: Sequence[Path], name: str, given
                 continue
             options = options if isinstance(options, dict) else {}
             load_dir = options.get("load_dir")
-            run = _find_run(load_dir, real) or inside
+            run = _find_run(load_dir, real) or (None if _is_another(load_dir) else inside)
             if run is None:
                 others.append(load_dir)
                 continue
@@ -95,11 +97,22 @@ def find_outputs(runs: Sequence[Path], folders: Sequence[Path], name: str, given
 
 
 def _find_run(load_dir: object, runs: Mapping[Path, Path]) -> Path | None:
-    """Return the run whose resolved directory is ``load_dir``, which may be anything."""
+    """Return the run that ``load_dir``, which may be anything, is the directory of or lies in."""
+    if not isinstance(load_dir, str):
+        return None
     try:
-        return runs.get(Path(load_dir).resolve()) if isinstance(load_dir, str) else None
+        path = Path(load_dir).resolve()
     except (OSError, ValueError, RuntimeError):  # a link to itself, or a character that no path has
         return None
+    return next((run for top, run in runs.items() if path.is_relative_to(top)), None)
+
+
+def _is_another(load_dir: object) -> bool:
+    """Return whether ``load_dir`` names a model that is there: a run that was moved is not where it was."""
+    try:
+        return isinstance(load_dir, str) and (on_hub(load_dir) or Path(load_dir).exists())
+    except (OSError, ValueError, RuntimeError):
+        return False
 
 
 def read_results(path: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ the page forbids every request, and all scripts but the two of this project, by 
 import base64
 import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -56,11 +57,10 @@ def write_page(path: Path, html: str) -> None:
         InputError: if ``path`` is another file.
     """
     if path.exists() or path.is_symlink():
-        try:
-            with path.open(encoding="utf-8", errors="replace") as file:
-                ours = path.is_file() and file.read(len(START)) == START
-        except OSError:
-            ours = False
+        ours = False
+        if path.is_file():  # and no pipe, which would be waited for
+            with suppress(OSError), path.open(encoding="utf-8", errors="replace") as file:
+                ours = file.read(len(START)) == START
         if not ours:
             raise InputError(f"{path} exists, and is no page of evaluation.page: choose another --output")
     with replacing(path) as temporary:

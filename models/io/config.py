@@ -34,6 +34,7 @@ MAX_DEPTH = 10  # nested sections
 MAX_EVENTS = 24_000  # values, and beginnings and ends of sections and lists
 MAX_LINES = 60_000
 MAX_INTERPOLATIONS = 100
+MAX_BITS = 1024  # of an integer: converting more to decimal digits takes long
 REQUIRED = {"model": ("name",), "data": (), "sde": ("sigma_min", "sigma_max", "num_scales")}
 REQUIRED_WITHOUT_SHAPE = ("image_size", "num_channels")  # of the section data, unless it has a shape
 
@@ -94,15 +95,14 @@ def parse_config(text: str, path: Path, max_image_size: int = MAX_IMAGE_SIZE) ->
         cfg = from_published(values if is_published(values) else update_old_keys(values))
         if is_published(values):
             cfg = _drop_unknown_keys(cfg, path)
-        if any(map(_is_unresolved, _strings(cfg))):  # the parsed strings: in the YAML text, escapes could hide it
+        if any(map(_is_unresolved, _leaves(cfg))):  # of the parsed strings: in the YAML text, escapes could hide it
             raise InputError("holds an interpolation, ${...}, or ???: write the value itself")
         check_loaded(cfg, max_image_size)
         return OmegaConf.create(cfg)
     except (AttributeError, InputError, TypeError) as error:
         raise InputError(f"{path}: {error}") from error
-    except (OmegaConfBaseException, ValueError) as error:  # its message may repeat a huge value
-        reason = "a set, a date or a number of thousands of digits"
-        raise InputError(f"{path} holds what is no value of a configuration, such as {reason}") from error
+    except (OmegaConfBaseException, ValueError) as error:
+        raise InputError(f"{path} holds what is no value of a configuration, such as a set or a date") from error
 
 
 def _known_options(cfg: Mapping[str, Any]) -> dict[str, dict[str, Option]]:
@@ -138,7 +138,7 @@ def _drop_unknown_keys(cfg: dict[str, Any], path: Path) -> dict[str, Any]:
             for key in part:
                 if key not in known[section]:
                     _warn_once(f"{path}: {section}.{key} is unknown here and ignored")
-        elif not any(map(_is_unresolved, _strings(part))):
+        elif not any(map(_is_unresolved, _leaves(part))):
             kept[section] = part
     return kept
 
@@ -148,29 +148,33 @@ def _warn_once(message: str) -> None:
     log.warning("%s", message)
 
 
-def _is_unresolved(value: str) -> bool:
-    return "${" in value or value == "???"
+def _is_unresolved(value: Any) -> bool:
+    return isinstance(value, str) and ("${" in value or value == "???")
 
 
-def _strings(tree: Any) -> Iterator[str]:
-    """Yield all strings in a tree of dictionaries and lists, keys included."""
+def _leaves(tree: Any) -> Iterator[Any]:
+    """Yield all values in a tree of dictionaries and lists, and all keys."""
     if isinstance(tree, dict):
         tree = [*tree.keys(), *tree.values()]
-    for item in tree if isinstance(tree, list) else ():
-        yield from _strings(item)
-    if isinstance(tree, str):
+    if isinstance(tree, list):
+        for item in tree:
+            yield from _leaves(item)
+    else:
         yield tree
 
 
 def _parse_yaml(text: str, path: Path) -> Any:
     """Parse YAML within the bounds above; raise InputError for what is not YAML."""
     try:
-        return _bounded_yaml(text, path)
+        values = _bounded_yaml(text, path)
     except InputError:
         raise
     except BAD_YAML as error:
         mark = getattr(error, "problem_mark", None)  # only the line: the file may be a link to one with secrets
         raise InputError(f"{path} cannot be read as YAML{f', line {mark.line + 1}' if mark else ''}") from error
+    if any(isinstance(leaf, int) and leaf.bit_length() > MAX_BITS for leaf in _leaves(values)):
+        raise InputError(f"{path} holds an integer of more than {MAX_BITS} bits")
+    return values
 
 
 def _bounded_yaml(text: str, path: Path) -> Any:

@@ -20,6 +20,7 @@ from datasets import Loader, load_images
 from datasets import download_imagenet32 as imagenet32
 from datasets.cache import open_cached
 from datasets.image_io import UnreadableError, find_images, read_image
+from datasets.options import check_shape
 from tests.conftest import ROOT, assert_same, environment, read
 from utils.errors import InputError, UserError
 
@@ -253,6 +254,8 @@ def test_a_folder_with_random_windows(tmp_path):
     plain = load_images("folder", False, **given | {"image_size": 12})
     cut = load_images("folder", False, **given, random_crop=4)
     assert torch.equal(cut.data, plain.data[..., 2:10, 2:10]) and torch.equal(cut.uncropped, plain.data)
+    with pytest.raises(InputError, match=r"data.random_crop=2: samples of data.shape=\[3, 8\] are not cropped$"):
+        check_shape({"shape": [3, 8], "random_crop": 2})
     with pytest.raises(InputError, match=r"data.random_crop=2: data.dataset=digits has images of its own size only$"):
         load_images("digits", True, image_size=8, num_channels=1, random_crop=2)
 

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import json
+import os
 import re
 import shlex
 import shutil
@@ -354,11 +355,12 @@ def test_an_earlier_page_is_replaced_and_nothing_else(place, tmp_path):
     assert len(write_in(place, "run", output=tmp_path / "a.html")) == len(first)
     (tmp_path / "mine.html").write_text("<!doctype html>\nmine")
     (tmp_path / "empty.html").touch()
-    for name in ("mine.html", "empty.html", "."):
+    os.mkfifo(tmp_path / "pipe.html")
+    for name in ("mine.html", "empty.html", ".", "pipe.html"):
         with pytest.raises(InputError, match=r"exists, and is no page of evaluation.page: choose another --output"):
             write_in(place, "run", output=tmp_path / name)
     assert (tmp_path / "mine.html").read_text() == "<!doctype html>\nmine"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.html", "empty.html", "mine.html"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.html", "empty.html", "mine.html", "pipe.html"]
 
 
 def test_evaluations_are_found_by_the_run_that_they_name(place, tmp_path):
@@ -373,6 +375,11 @@ def test_evaluations_are_found_by_the_run_that_they_name(place, tmp_path):
     with pytest.raises(InputError, match=r"empty holds no output of .*: it has no eval.yaml of run_eval.py"):
         write_in(tmp_path, str(run), evaluations=[tmp_path / "empty"])
     shutil.copytree(copy, run / "inside/it")
+    options = (copy / "eval.yaml").read_text()
+    for other in (copy_of(place, tmp_path / "another"), "hf://user/run"):
+        (run / "inside/it/eval.yaml").write_text(re.sub("load_dir: .*", f"load_dir: {other}", options))
+        assert "No evaluation of this run" in Parsed(write_in(tmp_path, str(run))).text["evaluations"]
+    (run / "inside/it/eval.yaml").write_text(options)
     assert "inside/it" in Parsed(write_in(tmp_path, str(run))).text["evaluations"]
     (run / "inside/it/results.json").unlink()  # interrupted before its first metric
     assert "No evaluation of this run" in Parsed(write_in(tmp_path, str(run))).text["evaluations"]

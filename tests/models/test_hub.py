@@ -130,7 +130,8 @@ def hub(trained):
     """Start a server with the models u/run, with files that are not read, and u/export."""
     server = Hub()
     Thread(target=server.serve_forever, daemon=True).start()
-    others = {"model.pkl": b"code", "evil.py": b"code", "checkpoints/extra.bin": b"1"}
+    others = dict.fromkeys(("model.pkl", "evil.py", "checkpoints/extra.bin", "unet/model.safetensors"), b"1")
+    others["other.safetensors"] = b"1"
     server.push("u/run", files_of(trained / "run") | others)
     server.push("u/export", files_of(trained / "export"))
     yield server
@@ -232,9 +233,10 @@ def test_every_reader_of_runs_reads_the_hub(hub, run, trained, tmp_path):
     assert result.returncode == 0, result.stderr
     assert OmegaConf.load(tmp_path / "tuned/.hydra/config.yaml").init_from == "hf://u/run"
     record = json.loads((tmp_path / "tuned/init_from.json").read_text())
-    assert commits["u/run"] in record["path"] and record["fresh"] == []
+    assert record["path"] == f"hf://u/run@{commits['u/run']}/checkpoints/checkpoint_2.pth" and record["fresh"] == []
 
-    assert run("models/export.py", "hf://u/run", "out.safetensors", "--format", "safetensors").returncode == 0
+    hub.push("u/many", {f"sub/{name}": data for name, data in files_of(trained / "run").items()} | {"x/1.bin": b"1"})
+    assert run("models/export.py", "hf://u/many/sub", "out.safetensors", "--format", "safetensors").returncode == 0
     assert load_file(tmp_path / "out.safetensors").keys() == load_file(trained / "export/model.safetensors").keys()
     result = run("sampling/tune.py", "hf://u/run", "--nfe", "3")
     assert result.stderr.strip().startswith("hf://u/run is on the Hub, and the levels are stored in the run")

@@ -206,6 +206,28 @@ def test_shell_completion(tmp_path):
     assert "hydra_bash_completion" in result.stdout and "model=ddpmpp" in result.stdout, result.stderr
 
 
+def test_links_within_the_pages_lead_somewhere():
+    pages = {path: path.read_text() for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))}
+
+    def anchors(page):
+        """Return the anchors of the headings of a page, as GitHub makes them."""
+        headings = re.findall(
+            r"^#+ (.*)", re.sub(r"^```.*?^```", "", page, flags=re.MULTILINE | re.DOTALL), re.MULTILINE
+        )
+        return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+    count = 0
+    for path, page in pages.items():
+        for target in re.findall(r"\]\(([^)\s]+)\)", page):
+            if "://" not in target:
+                file, _, anchor = target.partition("#")
+                place = (path.parent / file).resolve() if file else path
+                assert place.exists(), f"{path.name}: {target}"
+                assert not anchor or anchor in anchors(pages[place]), f"{path.name}: {target}"
+                count += 1
+    assert count > 100
+
+
 def test_make_lists_its_targets():
     result = subprocess.run(["make", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr

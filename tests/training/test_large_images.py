@@ -27,6 +27,10 @@ def test_large_images_need_the_key_to_train_and_to_load(tmp_path):
     with pytest.raises(InputError, match=message):
         train(tiny_config(*options), tmp_path / "run", CPU)
     assert not (tmp_path / "run").exists()
+    with pytest.raises(
+        InputError, match=r"data.image_size=500 and data.random_crop=20: more values than a colour image"
+    ):
+        train(tiny_config(*options, "data.image_size=500", "data.random_crop=20"), tmp_path / "run", CPU)
     options.append("max_image_size=520")
     train(tiny_config(*options), tmp_path / "run", CPU)
     train(tiny_config(*options, "training.n_iters=2"), tmp_path / "run", CPU)
