@@ -15,6 +15,7 @@ from models.layers import (
     Resample,
     Weighted,
     append_axes,
+    augmentation_embedding,
     check_axes,
     check_divisible,
     condition_features,
@@ -152,13 +153,13 @@ class ADM(Network):
             return ResidualBlock(len(sides), in_channels, out_channels, embedding, dropout, attention, resample)
 
         self.model_channels = model_channels
-        if augment_size:
-            self.embed_augmentation = _init(nn.Linear(augment_size, model_channels, bias=False))
         self.embed1 = _init(nn.Linear(model_channels, embedding))
         self.embed2 = _init(nn.Linear(embedding, embedding))
         if num_classes:
             self.embed_label = nn.Linear(num_classes, embedding, bias=False)
             nn.init.normal_(self.embed_label.weight)  # one row enters at a time: no fan-in to divide by
+        if augment_size:
+            self.embed_augmentation = augmentation_embedding(augment_size, embedding)
         if cond_size:
             self.embed_cond = _init(nn.Linear(2 * cond_size, embedding, bias=False))
         self.conv_in = _init(conv(num_inputs * num_channels, widths[0], 3, padding=1))
@@ -193,10 +194,9 @@ class ADM(Network):
         half = self.model_channels // 2
         frequencies = 10000.0 ** (-torch.arange(half, dtype=sigma.dtype, device=sigma.device) / half)
         angle = torch.log(0.5 * sigma)[:, None] * frequencies
-        features = torch.cat([angle.cos(), angle.sin()], dim=1)
+        h = self.embed2(F.silu(self.embed1(torch.cat([angle.cos(), angle.sin()], dim=1))))
         if augmentation is not None:
-            features = features + self.embed_augmentation(augmentation)
-        h = self.embed2(F.silu(self.embed1(features)))
+            h = h + self.embed_augmentation(augmentation)
         if labels is not None and self.cond_size:
             h = h + self.embed_cond(condition_features(labels.to(sigma.dtype)))
         elif labels is not None:

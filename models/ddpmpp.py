@@ -13,13 +13,13 @@ from models.layers import (
     Block,
     Network,
     Resample,
+    augmentation_embedding,
     check_square_images,
     downsample,
     full_precision,
     group_norm,
     init_layer,
     upsample,
-    variance_scaling_,
 )
 from models.options import Multiples, NumBlocks, Resolutions, Width
 from utils.options import Probability
@@ -174,11 +174,10 @@ class DDPMpp(Network):
             return Attention(channels, skip_rescale, init_scale) if size in attn_resolutions else nn.Identity()
 
         self.fourier = FourierEmbedding(nf, fourier_scale)
-        if augment_size:
-            self.embed_augmentation = nn.Linear(augment_size, 2 * nf, bias=False)
-            variance_scaling_(self.embed_augmentation.weight)
         self.embed1 = init_layer(nn.Linear(2 * nf, 4 * nf))
         self.embed2 = init_layer(nn.Linear(4 * nf, 4 * nf))
+        if augment_size:
+            self.embed_augmentation = augmentation_embedding(augment_size, 4 * nf)
         self.conv_in = init_layer(nn.Conv2d(num_channels, nf, 3, padding=1))
 
         skips, width, pyramid_width = [nf], nf, num_channels  # channels of the skips, of h, of the pyramid
@@ -215,10 +214,9 @@ class DDPMpp(Network):
     def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None, augmentation: Tensor | None = None) -> Tensor:
         """Compute the raw output; see ``Network``."""
         with full_precision(x):
-            features = self.fourier(sigma)
+            embedding = self.embed2(F.silu(self.embed1(self.fourier(sigma))))
             if augmentation is not None:
-                features = features + self.embed_augmentation(augmentation)
-            embedding = self.embed2(F.silu(self.embed1(features)))
+                embedding = embedding + self.embed_augmentation(augmentation)
 
         pyramid = 2.0 * x - 1.0
         h = self.conv_in(pyramid)

@@ -178,6 +178,17 @@ def one_hot(labels: Tensor, num_classes: int) -> Tensor:
     return labels[:, None] == torch.arange(num_classes, device=labels.device)
 
 
+def augmentation_embedding(augment_size: int, embedding: int) -> nn.Linear:
+    """Create the embedding of what was done to an image, (B, augment_size) -> (B, embedding), zeros for nothing.
+
+    Its weights are as large as those of a class: with smaller ones a short training does not learn to tell augmented
+    images from others, and draws both.
+    """
+    layer = nn.Linear(augment_size, embedding, bias=False)
+    nn.init.normal_(layer.weight)
+    return layer
+
+
 def condition_features(cond: Tensor) -> Tensor:
     """Encode conditions (B, K) as features (B, 2K): the values, 0 for NaN, and indicators that are 1 for NaN."""
     unknown = cond.isnan()

@@ -16,6 +16,7 @@ from models.layers import (
     PixelAttention,
     Weighted,
     append_axes,
+    augmentation_embedding,
     check_axes,
     full_precision,
     group_norm,
@@ -114,11 +115,10 @@ class VDM(Network):
             after = PixelAttention(axes, channels, 1, EPS, _init) if attention else nn.Identity()
             return nn.ModuleList([ResidualBlock(axes, in_channels, channels, 4 * channels, dropout), after])
 
-        if augment_size:
-            self.embed_augmentation = nn.Linear(augment_size, channels, bias=False)
-            nn.init.normal_(self.embed_augmentation.weight, std=augment_size**-0.5)
         self.embed1 = _init(nn.Linear(channels, 4 * channels))
         self.embed2 = _init(nn.Linear(4 * channels, 4 * channels))
+        if augment_size:
+            self.embed_augmentation = augmentation_embedding(augment_size, 4 * channels)
         self.conv_in = _init(conv(num_channels * (1 + 2 * len(self.fourier_powers)), channels, 3, padding=1))
         self.encoder = nn.ModuleList(block(channels) for _ in range(num_blocks))
         self.mid_block1 = ResidualBlock(axes, channels, channels, 4 * channels, dropout)
@@ -137,9 +137,8 @@ class VDM(Network):
         features = torch.cat([angle.sin(), angle.cos()], dim=1)
         if self.channels % 2:
             features = F.pad(features, (0, 1))
-        if augmentation is not None:
-            features = features + self.embed_augmentation(augmentation)
-        return self.embed2(F.silu(self.embed1(features)))
+        embedding = self.embed2(F.silu(self.embed1(features)))
+        return embedding if augmentation is None else embedding + self.embed_augmentation(augmentation)
 
     def append_fourier(self, x: Tensor) -> Tensor:
         """Append all sines and all cosines to the data, (B, C, ...) -> (B, C (1 + 2 powers), ...)."""

@@ -31,6 +31,8 @@ def test_each_network_of_images_is_told(network):
     torch.manual_seed(0)
     cfg = composed(*AUGMENTED, *NETWORKS[network])
     net = create_model(cfg.model, cfg.data, cfg.sde).double().eval()
+    # As large as the embedding of a class; with smaller weights short trainings draw augmented images.
+    assert net.network.embed_augmentation.weight.std().item() == pytest.approx(1, abs=0.15)
     for p in net.parameters():
         torch.nn.init.normal_(p, std=0.1)
     x, sigma = torch.rand(3, *net.data_shape).double(), torch.tensor([0.1, 0.5, 2.0]).double()
