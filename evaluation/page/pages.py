@@ -16,7 +16,7 @@ RUN_INDEX = [
     ("curves", "Curves"),
     ("samples", "Samples"),
     ("trajectories", "Trajectories"),
-    ("drawings", "Drawn samples"),
+    ("drawings", "Generated samples"),
     ("evaluations", "Evaluations"),
     ("neighbours", "Neighbours"),
     ("few", "Few evaluations"),

@@ -169,7 +169,7 @@ def drawing_of(output: Output, is_image: bool) -> Drawing:
     numbers = sorted(int(match[1]) for match in matches if match)
     rounds = [folder / f"samples_{number}.png" for number in numbers]  # drawn completely
     grids = [path for path in rounds if path.exists()]
-    pictures = [read_picture(path, f"Drawn samples, {path.name}") for path in grids[:MOST_GRIDS]]
+    pictures = [read_picture(path, f"Generated samples, {path.name}") for path in grids[:MOST_GRIDS]]
     given = folder / "given_0.png"
     if given.exists() and rounds:
         pictures.insert(0, read_picture(given, "The given images, grey where they are not known"))

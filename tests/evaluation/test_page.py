@@ -137,7 +137,7 @@ def test_the_pictures_are_those_of_the_run(place, parsed):
     (data,) = parsed.pictures("Training data")
     assert pixels_of(data) == pixels_of(Image.open(place / "run/data.png"))
     (folder,) = (place / "vis").glob("*/*/images")
-    for alt, name in (("Drawn samples", "samples_0.png"), ("From noise", "trajectory.png")):
+    for alt, name in (("Generated samples", "samples_0.png"), ("From noise", "trajectory.png")):
         (picture,) = parsed.pictures(alt)
         assert pixels_of(picture) == pixels_of(Image.open(folder / name))
     (neighbours,) = parsed.pictures("In each row")
@@ -293,7 +293,9 @@ def test_runs_of_every_kind_have_a_page(options, tmp_path, scripts):
     done = scripts(tmp_path, *drawn[1:], "eval.batch_size=2", "hydra.run.dir=drawn", "device=cpu")
     assert done.returncode == 0, done.stderr
     parsed = Parsed(write_in(tmp_path, "run", drawings=[Path("drawn")]))
-    assert "drawn/images/trajectory.npy" in parsed.text["trajectories"] and len(parsed.pictures("Drawn samples")) == 1
+    assert (
+        "drawn/images/trajectory.npy" in parsed.text["trajectories"] and len(parsed.pictures("Generated samples")) == 1
+    )
 
 
 def test_the_commands_work_when_pasted(place, tmp_path, scripts):
