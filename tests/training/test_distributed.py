@@ -151,7 +151,8 @@ def test_processes_stopped_by_a_signal_resume_exactly(tmp_path):
     for name in ("run", "whole"):
         command = [sys.executable, ROOT / "run_train.py", *LONG, "ngpus=2", f"hydra.run.dir={name}"]
         command += [f"training.n_iters={step + 5}"]
-        assert subprocess.run(command, cwd=tmp_path, env=environment(), stderr=subprocess.DEVNULL).returncode == 0
+        result = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
     assert_same(*(read(tmp_path / name / NEWEST) for name in ("run", "whole")))
 
 
