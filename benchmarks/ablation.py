@@ -167,6 +167,14 @@ def main() -> None:
     for variant, rows in table.items():
         print(f"| {variant} | " + " | ".join(mean_and_error([row[name] for row in rows]) for name in names) + " |")
 
+    for base in ("published", "recipe"):
+        if base not in of or "elbo" not in chosen:
+            continue
+        for variant in [variant for variant in of if variant != base]:
+            pairs = zip(table[variant], table[base], strict=True)
+            difference = mean_and_error([row["elbo"] - other["elbo"] for row, other in pairs])
+            print(f"bound of {variant} less that of {base}, by seed: {difference}")
+
     if "published" in of:
         goals = [list(curve(directory).values())[-1] for directory in of["published"]]
         for variant in of:
