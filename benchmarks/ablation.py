@@ -2,7 +2,7 @@
 
 Trains the recipe, the published objective with the same network and steps, and the recipe with one part changed, for
 several seeds, two runs at a time on one thread each; then evaluates them and prints tables: mean over the seeds and its
-standard error. Runs and evaluations that are in DIR already are not repeated.
+standard error, also of the differences of the bound by seed. Runs and evaluations in DIR are not repeated.
 """
 
 import argparse

@@ -83,7 +83,8 @@ def train(
     create_sampler(cfg.sampling, process)
     check_logger(cfg.logger.name)
     keep_recorded_classes(run_dir, cfg)
-    distributed.run_on_main(lambda: check_same_run(run_dir, cfg))  # in one, which may write before the others read
+    # In process 0 alone, which may already be writing there when another process gets here.
+    distributed.run_on_main(lambda: check_same_run(run_dir, cfg))
 
     # Network, EMA and optimiser; training and held-out data.
     checkpoints, source = Checkpoints(run_dir), None
