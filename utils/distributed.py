@@ -1,5 +1,6 @@
 """Collective operations of the processes that train, sample or evaluate together."""
 
+import gc
 import json
 import time
 import warnings
@@ -10,6 +11,10 @@ from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+
+# Functions of this module have the process group as default argument, that of the time of the first import. If that is
+# DistributedDataParallel's, then the group and its threads live until the process ends (see ``shutdown``).
+import torch.distributed.nn.functional
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -151,7 +156,11 @@ class Distributed:
         return gathered
 
     def shutdown(self, timeout: float = 30) -> None:
-        """Wait up to ``timeout`` seconds until all processes are done, and leave the process group."""
+        """Wait up to ``timeout`` seconds until all processes are done, leave the process group, and end its threads.
+
+        No network of ``data_parallel`` may be referred to any more: it keeps the threads. One that still releases a
+        tensor while the interpreter ends has the process killed by SIGABRT.
+        """
         if self.world_size == 1:
             return
         self._store.set(f"left/{self.rank}", "")
@@ -160,3 +169,4 @@ class Distributed:
         while not self._store.check(everyone) and time.monotonic() < deadline:
             time.sleep(0.05)
         dist.destroy_process_group()
+        gc.collect()

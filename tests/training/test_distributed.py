@@ -1,5 +1,6 @@
 """Training in several processes: the same numbers, one writer, and the end of all processes when one fails."""
 
+import atexit
 import json
 import os
 import re
@@ -213,6 +214,19 @@ def _exchange(cfg, run_dir, distributed, stop):
     return 0
 
 
+def _average_and_note_threads(cfg, run_dir, distributed, stop):
+    net = distributed.data_parallel(torch.nn.Linear(1, 1))
+    net.of_a_cycle = net
+    net(torch.ones(1, 1)).sum().backward()
+
+    def note():
+        names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+        (run_dir / f"threads_{distributed.rank}.json").write_text(json.dumps(names))
+
+    atexit.register(note)
+    return 0
+
+
 def run_two(work, folder, step_timeout=600):
     """Run ``work`` in two processes started here."""
     run_distributed(work, OmegaConf.create({"debug": False, "device": "cpu", "ngpus": 2}), folder, 60, step_timeout)
@@ -221,6 +235,13 @@ def run_two(work, folder, step_timeout=600):
 def test_collective_operations(tmp_path):
     run_two(_exchange, tmp_path)
     assert json.loads((tmp_path / "shares.json").read_text()) == [[0, 1, 4], [1, 1, 5]]
+
+
+def test_no_thread_of_gloo_is_left_when_the_interpreter_ends(tmp_path):
+    """One that then still released a tensor had the process of a completed run killed by SIGABRT, on loaded cores."""
+    run_two(_average_and_note_threads, tmp_path)
+    for rank in range(2):
+        assert not [name for name in json.loads((tmp_path / f"threads_{rank}.json").read_text()) if "gloo" in name]
 
 
 @pytest.mark.parametrize(
