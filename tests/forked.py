@@ -1,4 +1,4 @@
-"""Run the entry scripts many times, each in a process that is forked from one with everything imported.
+"""Run scripts and modules many times, each in a process that is forked from one with everything imported.
 
 As a user's call but for the seconds that the imports take: ``python tests/forked.py`` reads requests from standard
 input, a JSON object a line, and answers with the exit status of each.
@@ -14,18 +14,25 @@ import sys
 import traceback
 from pathlib import Path
 
+# Imported once, for all. The scripts import those of other projects only where they use them.
+IMPORTED = [
+    "matplotlib.figure",
+    "sklearn.datasets",
+    "sklearn.linear_model",
+    "torch.utils.tensorboard",
+    "torch_fidelity",
+    "torchvision.datasets",
+    "torchvision.utils",
+    "cli.launch",
+    "evaluation.evaluate",
+    "training.loop",
+]
+
 
 def main() -> None:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    import matplotlib.figure
-    import torch.utils.tensorboard
-
-    import cli.launch
-    import evaluation.evaluate
-    import training.loop  # imported once, for all
-
-    assert evaluation.evaluate and matplotlib.figure and torch.utils.tensorboard and cli.launch and training.loop
-
+    for name in IMPORTED:
+        importlib.import_module(name)
     for line in sys.stdin:
         request = json.loads(line)
         pid = os.fork()
@@ -47,7 +54,8 @@ def _run(
 ) -> None:
     """Run ``python SCRIPT ARGS`` in ``cwd`` with its output in two files; kill it after ``limit`` seconds.
 
-    Register the entries of the module ``extension`` first, and use ``configs`` in place of configs/.
+    A ``script`` that is no file name is a module: ``python -m SCRIPT ARGS``. Register the entries of the module
+    ``extension`` first, and use ``configs`` in place of configs/.
     """
     signal.alarm(limit)
     os.environ.clear()
@@ -65,7 +73,10 @@ def _run(
     sys.argv = [script, *args]
     code: int = 1
     try:
-        runpy.run_path(script, run_name="__main__")
+        if script.endswith(".py"):
+            runpy.run_path(script, run_name="__main__")
+        else:
+            runpy.run_module(script, run_name="__main__", alter_sys=True)
         code = 0
     except SystemExit as error:
         if isinstance(error.code, str):
