@@ -155,8 +155,12 @@ def _dispatch_by_sigma(images: Form, series: Form, x: Tensor, x0: Tensor, sigma:
         work = [(partial(_evaluate_both_forms, images, series), torch.arange(len(x), device=x.device))]
         numbers = GPU_CHUNK
     out = x.new_empty(x.shape)
+    size = max(1, numbers // max(1, x[:1].numel()))
     for form, rows in work:
-        for part in rows.split(max(1, numbers // max(1, x[:1].numel()))):
+        for start in range(0, len(rows), size):
+            part: slice | Tensor = slice(start, start + size)  # of all rows, as in a sampler, a view and no copy
+            if len(rows) < len(x):
+                part = rows[part]
             out[part] = form(x[part], x0[part], sigma[part])
     return out
 
