@@ -115,7 +115,7 @@ def assert_same(first: Any, second: Any) -> None:
 
 
 class Scripts:
-    """Scripts and modules, each run in a process forked from one that has imported everything (tests/forked.py)."""
+    """Entry scripts, each run in a process forked from one that has imported everything (tests/forked.py)."""
 
     def __init__(self, folder: Path) -> None:
         self.said = [folder / "stdout", folder / "stderr"]
@@ -127,12 +127,8 @@ class Scripts:
     def __call__(
         self, cwd: Path, name: str, *args: str, timeout: int = 300, **changes: str
     ) -> subprocess.CompletedProcess[str]:
-        """Run ``python NAME ARGS`` in ``cwd``, with ``changes`` to the code; the time limit is for hangs only.
-
-        ``name`` is that of an entry script, or a module: ``python -m NAME ARGS``.
-        """
-        path = str(ROOT / name) if name.endswith(".py") else name
-        request = {"script": path, "args": args, "cwd": str(cwd), "env": environment(), "limit": timeout}
+        """Run ``python NAME ARGS`` in ``cwd``, with ``changes`` to the code; the time limit is for hangs only."""
+        request = {"script": str(ROOT / name), "args": args, "cwd": str(cwd), "env": environment(), "limit": timeout}
         self.server.stdin.write(json.dumps({**request, **changes, "said": list(map(str, self.said))}) + "\n")
         self.server.stdin.flush()
         code = json.loads(self.server.stdout.readline())
@@ -152,7 +148,7 @@ def scripts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scripts]:
 
 @pytest.fixture
 def script(tmp_path: Path, scripts: Scripts) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run an entry script or a module in ``tmp_path``: script("run_train.py", *overrides)."""
+    """Run an entry script in ``tmp_path``: script("run_train.py", *overrides)."""
     return partial(scripts, tmp_path)
 
 

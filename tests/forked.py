@@ -1,4 +1,4 @@
-"""Run scripts and modules many times, each in a process that is forked from one with everything imported.
+"""Run the entry scripts many times, each in a process that is forked from one with everything imported.
 
 As a user's call but for the seconds that the imports take: ``python tests/forked.py`` reads requests from standard
 input, a JSON object a line, and answers with the exit status of each.
@@ -54,8 +54,7 @@ def _run(
 ) -> None:
     """Run ``python SCRIPT ARGS`` in ``cwd`` with its output in two files; kill it after ``limit`` seconds.
 
-    A ``script`` that is no file name is a module: ``python -m SCRIPT ARGS``. Register the entries of the module
-    ``extension`` first, and use ``configs`` in place of configs/.
+    Register the entries of the module ``extension`` first, and use ``configs`` in place of configs/.
     """
     signal.alarm(limit)
     os.environ.clear()
@@ -73,10 +72,7 @@ def _run(
     sys.argv = [script, *args]
     code: int = 1
     try:
-        if script.endswith(".py"):
-            runpy.run_path(script, run_name="__main__")
-        else:
-            runpy.run_module(script, run_name="__main__", alter_sys=True)
+        runpy.run_path(script, run_name="__main__")
         code = 0
     except SystemExit as error:
         if isinstance(error.code, str):

@@ -169,4 +169,4 @@ class Distributed:
         while not self._store.check(everyone) and time.monotonic() < deadline:
             time.sleep(0.05)
         dist.destroy_process_group()
-        gc.collect()
+        gc.collect()  # the network may be in a cycle of references

@@ -1,6 +1,7 @@
 """Training in several processes: the same numbers, one writer, and the end of all processes when one fails."""
 
 import atexit
+import contextlib
 import json
 import os
 import re
@@ -218,13 +219,25 @@ def _average_and_note_threads(cfg, run_dir, distributed, stop):
     net = distributed.data_parallel(torch.nn.Linear(1, 1))
     net.of_a_cycle = net
     net(torch.ones(1, 1)).sum().backward()
-
-    def note():
-        names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
-        (run_dir / f"threads_{distributed.rank}.json").write_text(json.dumps(names))
-
-    atexit.register(note)
+    assert gloo_threads(), "they have another name"
+    atexit.register(lambda: _note_threads(run_dir / f"threads_{distributed.rank}.json"))
     return 0
+
+
+def _note_threads(path, seconds=5):
+    """Write which threads of gloo are here after ``seconds``: one that has ended is still listed for a while."""
+    deadline = time.monotonic() + seconds
+    while (names := gloo_threads()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    path.write_text(json.dumps(names))
+
+
+def gloo_threads():
+    names = []
+    for path in Path("/proc/self/task").glob("*/comm"):
+        with contextlib.suppress(OSError):  # it has ended
+            names.append(path.read_text().strip())
+    return [name for name in names if "gloo" in name]
 
 
 def run_two(work, folder, step_timeout=600):
@@ -240,8 +253,7 @@ def test_collective_operations(tmp_path):
 def test_no_thread_of_gloo_is_left_when_the_interpreter_ends(tmp_path):
     """One that then still released a tensor had the process of a completed run killed by SIGABRT, on loaded cores."""
     run_two(_average_and_note_threads, tmp_path)
-    for rank in range(2):
-        assert not [name for name in json.loads((tmp_path / f"threads_{rank}.json").read_text()) if "gloo" in name]
+    assert [json.loads((tmp_path / f"threads_{rank}.json").read_text()) for rank in range(2)] == [[], []]
 
 
 @pytest.mark.parametrize(
